@@ -1,0 +1,131 @@
+"""The one error tree. A message says what was wrong, where, and what to do next.
+
+`InvalidInput` and its children are what a caller did wrong: they are never retried and become 4xx. The others are
+what a machine or a network did. Expected outcomes (a refused ballot, a full queue inside core) are values, not errors.
+"""
+
+from __future__ import annotations
+
+
+class TiermeshError(Exception):
+    """Root of all errors that Tiermesh raises on purpose."""
+
+    type = "internal"
+    http_status = 500
+
+
+class InvalidInput(TiermeshError, ValueError):
+    """The request, file or option is wrong in itself. `param` names the field, e.g. `messages[0].role`."""
+
+    type = "invalid_request"
+    http_status = 400
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidConfig(InvalidInput):
+    """A configuration file or option; `param` is the path of the field in it."""
+
+    type = "invalid_config"
+
+
+class ContextTooLong(InvalidInput):
+    """The prompt does not fit in the model's context."""
+
+    type = "context_length_exceeded"
+
+
+class UnknownModel(InvalidInput):
+    """No node of the mesh has the model that was asked for."""
+
+    type = "model_not_found"
+    http_status = 404
+
+
+class NotFound(InvalidInput):
+    """No such route, node or object."""
+
+    type = "not_found"
+    http_status = 404
+
+
+class BodyTooLarge(InvalidInput):
+    """The request is larger than the daemon reads."""
+
+    type = "body_too_large"
+    http_status = 413
+
+
+class WrongContentType(InvalidInput):
+    """A body that is not declared as JSON."""
+
+    type = "wrong_content_type"
+    http_status = 415
+
+
+class Unauthenticated(TiermeshError):
+    """A token is demanded and the request had none, or a wrong one."""
+
+    type = "unauthenticated"
+    http_status = 401
+
+
+class Forbidden(TiermeshError):
+    """The caller may not do this from where it is (open mesh: address, Host or Origin)."""
+
+    type = "forbidden"
+    http_status = 403
+
+
+class WrongCluster(Forbidden):
+    """A peer of another cluster."""
+
+    type = "wrong_cluster"
+
+
+class DuplicateNode(TiermeshError):
+    """Another running daemon has this node's id: the state folder was copied, or is in use."""
+
+    type = "duplicate_node"
+    http_status = 409
+
+
+class IncompatibleVersion(TiermeshError):
+    """A peer speaks a protocol version outside the range that this one understands."""
+
+    type = "incompatible_version"
+    http_status = 426
+
+
+class Unavailable(TiermeshError):
+    """Nobody can do it now; worth trying again after `retry_after_s`."""
+
+    type = "unavailable"
+    http_status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineFailed(TiermeshError):
+    """An engine died, answered 5xx or broke off; the next candidate may do better."""
+
+    type = "engine_failed"
+    http_status = 502
+
+
+class DeadlineExceeded(TiermeshError):
+    """The request's own time limit passed."""
+
+    type = "deadline_exceeded"
+    http_status = 504
+
+
+class ModelSourceFailed(TiermeshError):
+    """A model could not be fetched, verified or converted."""
+
+    type = "model_source_failed"
+    http_status = 502
