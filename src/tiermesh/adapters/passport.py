@@ -1,0 +1,83 @@
+"""How two daemons prove to one another that they belong together before anything else is said.
+
+Both sides send the same headers, in the request and in its answer, so that a wrong cluster, a wrong version, a twin
+or a stranger is known before the first message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tiermesh.core.messages import PROTOCOL, PROTOCOL_MINIMUM
+from tiermesh.errors import DuplicateNode, Forbidden, IncompatibleVersion, WrongCluster
+from tiermesh.types import NodeId, SessionId
+
+HEADER_PROTOCOL = "X-Mesh-Protocol"
+HEADER_MINIMUM = "X-Mesh-Protocol-Minimum"
+HEADER_CLUSTER = "X-Mesh-Cluster"
+HEADER_NODE = "X-Mesh-Node"
+HEADER_SESSION = "X-Mesh-Session"
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a peer says of itself in the headers."""
+
+    protocol: int
+    minimum: int
+    cluster: str
+    node_id: NodeId
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class Passport:
+    """This node's own stamp, and the judgement over others'."""
+
+    cluster: str
+    node_id: NodeId
+    session: SessionId
+    token: str | None = None
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """For every answer to a peer."""
+        return {
+            HEADER_PROTOCOL: str(PROTOCOL),
+            HEADER_MINIMUM: str(PROTOCOL_MINIMUM),
+            HEADER_CLUSTER: self.cluster,
+            HEADER_NODE: self.node_id,
+            HEADER_SESSION: self.session,
+        }
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """For every request to a peer: the stamp, and the token when there is one."""
+        return self.stamp | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+
+    def judge(self, stamp: Stamp) -> None:
+        """Raises `WrongCluster`, `IncompatibleVersion` or `DuplicateNode`; the token is the middleware's business."""
+        if stamp.cluster != self.cluster:
+            raise WrongCluster(f"this node belongs to cluster {self.cluster!r}, not {stamp.cluster!r}")
+        if stamp.protocol < PROTOCOL_MINIMUM or stamp.minimum > PROTOCOL:
+            raise IncompatibleVersion(
+                f"this node speaks mesh protocol {PROTOCOL_MINIMUM} to {PROTOCOL}, the other one {stamp.minimum} to "
+                f"{stamp.protocol}: update the older one"
+            )
+        if stamp.node_id == self.node_id:
+            raise DuplicateNode(f"node id {self.node_id} is this node's own")
+
+
+def read_stamp(headers: Mapping[str, str]) -> Stamp:
+    """The peer's stamp. Raises `Forbidden` when it is missing or unreadable: no daemon speaks there."""
+    try:
+        return Stamp(
+            protocol=int(headers[HEADER_PROTOCOL]),
+            minimum=int(headers[HEADER_MINIMUM]),
+            cluster=headers[HEADER_CLUSTER],
+            node_id=NodeId(headers[HEADER_NODE]),
+            session=SessionId(headers[HEADER_SESSION]),
+        )
+    except (KeyError, ValueError) as error:
+        raise Forbidden(f"not a Tiermesh peer: header {error} is missing or wrong") from None

@@ -1,0 +1,331 @@
+"""Every connection that this node makes to another, and the links that others make to it.
+
+A link is one WebSocket between two daemons; either end sends over it, whichever opened it. Links open when there is
+something to say and close after `IDLE_S` of silence; the uplink to a coordinator is a link that never falls silent.
+All addresses of a peer are tried at once and the first that answers with the right identity wins.
+
+Prompts travel beside the links, as ordinary HTTP requests (`generate`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+import aiohttp
+from aiohttp import web
+
+from tiermesh.adapters.engines import Reply
+from tiermesh.adapters.link import Link
+from tiermesh.adapters.passport import Passport, Stamp, read_stamp
+from tiermesh.errors import EngineFailed, TiermeshError
+from tiermesh.types import Address, NodeId, SessionId
+
+log = logging.getLogger(__name__)
+
+DIAL_S = 1.0
+"""A machine on one's own network answers a connect in milliseconds; past this it is off, cut off, or elsewhere."""
+
+IDLE_S = 30.0
+"""A link without a message for this long is closed; the next message opens another."""
+
+WAITING_LIMIT = 16
+"""Messages kept for one peer while its link opens; the oldest go first, and the protocol repeats what matters."""
+
+UNACKNOWLEDGED_MS = 1500
+"""A connection whose data stays unacknowledged this long is dead: after a cut has healed, a new connection works at
+once, while an old one waits for its doubled retransmission timer."""
+
+
+class Events(Protocol):
+    """What the owner of `Peers` is told. All calls come on the loop."""
+
+    def on_message(self, sender: NodeId, session: SessionId, payload: Mapping[str, object]) -> None: ...
+    def on_lost(self, peer: NodeId, session: SessionId) -> None:
+        """The last link with this run of this peer broke."""
+
+    def on_refused(self, target: NodeId | Address, *, known: bool) -> None: ...
+    def on_identified(self, address: Address, node: NodeId) -> None: ...
+    def on_twin(self, session: SessionId) -> None:
+        """Another daemon answers with this node's own id."""
+
+
+class Peers:
+    """The transport of one node."""
+
+    def __init__(self, passport: Passport, events: Events) -> None:
+        self._passport = passport
+        self._events = events
+        self._links: defaultdict[NodeId, list[Link]] = defaultdict(list)
+        self._waiting: dict[NodeId | Address, list[str]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
+        self._closing = False
+        self._http: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Call once, on the loop, before anything else."""
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=_impatient_socket)
+        self._http = aiohttp.ClientSession(
+            connector=connector, timeout=aiohttp.ClientTimeout(None, sock_connect=DIAL_S)
+        )
+        self._keep(self._run_sweeps())
+
+    async def close(self) -> None:
+        """Say goodbye on every link and end every task."""
+        self._closing = True
+        await asyncio.gather(*(link.close(1001) for links in self._links.values() for link in tuple(links)))
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+
+    def send(
+        self,
+        to: NodeId,
+        addresses: tuple[Address, ...],
+        payload: Mapping[str, object],
+        session: SessionId | None = None,
+    ) -> None:
+        """Say `payload` to a known peer, over a link if there is one, else over a new one.
+
+        `session` prefers the links of one run of the peer: two daemons may claim one id for a while.
+        """
+        text = json.dumps(payload, separators=(",", ":"))
+        if links := self._links.get(to):
+            next((x for x in links if x.stamp.session == session), links[-1]).send(text)
+        elif addresses:
+            self._dial(to, addresses, text)
+
+    def reach(self, address: Address, payload: Mapping[str, object]) -> None:
+        """Say `payload` to whoever answers at `address`."""
+        self._dial(address, (address,), json.dumps(payload, separators=(",", ":")))
+
+    async def accept(self, request: web.Request) -> web.StreamResponse:
+        """Serve a link that a peer opens. Raises a `TiermeshError` when its stamp is not in order."""
+        stamp = read_stamp(request.headers)
+        self._passport.judge(stamp)
+        ws = web.WebSocketResponse(max_msg_size=0, compress=False)
+        ws.headers.update(self._passport.stamp)
+        await ws.prepare(request)
+        await self._serve(Link(ws, stamp))
+        return ws
+
+    @contextlib.asynccontextmanager
+    async def generate(
+        self,
+        node: NodeId,
+        addresses: tuple[Address, ...],
+        body: Mapping[str, object],
+        *,
+        request_id: str,
+        deadline_s: float,
+    ) -> AsyncIterator[Reply]:
+        """Have `node` answer a chat request with its own engines. Raises `EngineFailed` when no head comes."""
+        headers = self._passport.headers | {"X-Request-Id": request_id, "X-Mesh-Deadline": f"{deadline_s:.3f}"}
+        assert self._http is not None, "open() comes first"
+        failures = []
+        async with contextlib.AsyncExitStack() as stack:
+            for address in self._preferred(node, addresses):
+                try:
+                    response = await stack.enter_async_context(
+                        self._http.post(f"http://{address}/mesh/v1/generate", json=body, headers=headers)
+                    )
+                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    failures.append(f"{address}: {_reason(error)}")
+                    if not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+                        break  # it may have begun to work: another address of the same node is no remedy
+                    continue
+                if response.headers.get("X-Mesh-Node") != node:
+                    failures.append(f"{address}: another node answers there")
+                    continue
+                yield Reply(response.status, response.content_type, _chunks(response), response.headers)
+                return
+        raise EngineFailed(f"node {node[:8]} can't be reached ({'; '.join(failures) or 'no known address'})")
+
+    def sessions(self, node: NodeId) -> frozenset[SessionId]:
+        """The runs of this peer with which there are open links."""
+        return frozenset(link.stamp.session for link in self._links.get(node, ()))
+
+    def _preferred(self, node: NodeId, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+        """The address that a link with this node uses comes first: it is known to work."""
+        working = [link.address for link in self._links.get(node, ()) if link.address in addresses]
+        return tuple(dict.fromkeys([*(a for a in working if a), *addresses]))
+
+    def _dial(self, target: NodeId | Address, addresses: tuple[Address, ...], text: str) -> None:
+        if self._closing:
+            return
+        waiting = self._waiting.get(target)
+        if waiting is not None:
+            waiting.append(text)
+            del waiting[:-WAITING_LIMIT]
+            return
+        self._waiting[target] = [text]
+        self._keep(self._connect(target, addresses))
+
+    async def _connect(self, target: NodeId | Address, addresses: tuple[Address, ...]) -> None:
+        """Try all addresses at once; hand what waited to the first right answer, or report a refusal by all."""
+        known = target not in addresses
+        refusals = 0
+        attempts = [asyncio.ensure_future(self._try(address)) for address in addresses]
+        link: Link | None = None
+        try:
+            for attempt in asyncio.as_completed(attempts):
+                opened = await attempt
+                if isinstance(opened, Link):
+                    if link is None and (not known or opened.stamp.node_id == target):
+                        link = opened
+                    else:
+                        await opened.close(1000)
+                    if link is not None:
+                        break
+                elif opened:
+                    refusals += 1
+        finally:
+            for task in attempts:
+                task.cancel()
+            leftover = await asyncio.gather(*attempts, return_exceptions=True)
+            texts = self._waiting.pop(target, [])
+        for other in leftover:
+            if isinstance(other, Link) and other is not link:
+                await other.close(1000)
+        if link is not None:
+            for text in texts:
+                link.send(text)
+            await self._serve(link)
+        elif refusals == len(addresses):
+            self._events.on_refused(target, known=known)
+
+    async def _try(self, address: Address) -> Link | bool:
+        """A link with whoever is at `address`, or whether the connection was refused."""
+        assert self._http is not None, "open() comes first"
+        try:
+            async with asyncio.timeout(DIAL_S):
+                ws = await self._http.ws_connect(
+                    f"http://{address}/mesh/v1/link", headers=self._passport.headers, max_msg_size=0
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            self._turned_away(address, error)
+        except aiohttp.ClientConnectorError as error:
+            return isinstance(error.os_error, ConnectionRefusedError)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            pass
+        else:
+            return await self._check(address, ws)
+        return False
+
+    async def _check(self, address: Address, ws: aiohttp.ClientWebSocketResponse) -> Link | bool:
+        try:
+            stamp = read_stamp(ws._response.headers)  # noqa: SLF001 - aiohttp keeps the handshake's headers here
+            self._passport.judge(stamp)
+        except TiermeshError as error:
+            self._tell_once(f"not linking with {address}: {error}")
+            await ws.close()
+            return False
+        self._events.on_identified(address, stamp.node_id)
+        return Link(ws, stamp, address)
+
+    def _turned_away(self, address: Address, error: aiohttp.WSServerHandshakeError) -> None:
+        stamp = _stamp_of(error)
+        if stamp is None or stamp.cluster != self._passport.cluster:
+            log.debug("%s is not of this cluster (HTTP %s)", address, error.status)
+        elif stamp.node_id == self._passport.node_id:
+            self._events.on_identified(address, stamp.node_id)
+            if stamp.session != self._passport.session:
+                self._events.on_twin(stamp.session)
+        elif error.status == 401:
+            self._tell_once(f"{address} demands another token: set the same MESH_TOKEN on every node of the cluster")
+        else:
+            self._tell_once(f"{address} turned this node away (HTTP {error.status})")
+
+    async def _serve(self, link: Link) -> None:
+        """Read a link until it closes; report the loss of a peer whose last link broke."""
+        peer, session = link.stamp.node_id, link.stamp.session
+        self._links[peer].append(link)
+        try:
+            async for text in link.run():
+                self._deliver(link, text)
+        finally:
+            links = self._links[peer]
+            links.remove(link)
+            gone = all(other.stamp.session != session for other in links)
+            if not links:
+                del self._links[peer]
+            if gone and not link.idle_close and not self._closing:
+                self._events.on_lost(peer, session)
+
+    def _deliver(self, link: Link, text: str) -> None:
+        try:
+            payload = json.loads(text)
+            if not isinstance(payload, dict):
+                raise TypeError("not an object")
+            self._events.on_message(link.stamp.node_id, link.stamp.session, payload)
+        except (ValueError, TypeError, KeyError) as error:
+            self._tell_once(f"ignored a message that can't be read from node {link.stamp.node_id[:8]}: {error}")
+
+    async def _run_sweeps(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_S / 4)
+            for links in tuple(self._links.values()):
+                for link in tuple(links):
+                    if link.idle_s() > IDLE_S:
+                        link.idle_close = True
+                        await link.close(1000)
+
+    def _tell_once(self, text: str) -> None:
+        """What goes wrong on every try is said on the first."""
+        if text not in self._told and len(self._told) < 1000:
+            self._told.add(text)
+            log.warning("%s", text)
+
+    def _keep(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise EngineFailed(f"the answer broke off: {_reason(error)}") from error
+
+
+def _impatient_socket(addr_info: tuple[object, ...]) -> socket.socket:
+    family, kind, proto = addr_info[0], addr_info[1], addr_info[2]
+    sock = socket.socket(family, kind, proto)  # type: ignore[arg-type]
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    give_up_on_silence(sock)
+    return sock
+
+
+def give_up_on_silence(sock: socket.socket) -> None:
+    """Have the kernel end a connection whose data stays unacknowledged for `UNACKNOWLEDGED_MS`."""
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+    elif sys.platform == "darwin":
+        tcp_rxt_conndroptime = 0x80  # <netinet/tcp.h>; whole seconds
+        sock.setsockopt(socket.IPPROTO_TCP, tcp_rxt_conndroptime, -(-UNACKNOWLEDGED_MS // 1000))
+
+
+def _stamp_of(error: aiohttp.WSServerHandshakeError) -> Stamp | None:
+    if error.headers is None:
+        return None
+    try:
+        return read_stamp(error.headers)
+    except TiermeshError:
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
