@@ -1,0 +1,22 @@
+"""What a person configures: the file `cluster.yaml`, the policy in it, and the resolved options of one daemon."""
+
+from __future__ import annotations
+
+from tiermesh.config.address import DEFAULT_PORT, parse_address
+from tiermesh.config.file import ClusterFile, EngineEntry, NodeEntry, find, load
+from tiermesh.config.options import DaemonOptions, Flags, resolve_options
+from tiermesh.config.policy import PolicyDocument
+
+__all__ = [
+    "DEFAULT_PORT",
+    "ClusterFile",
+    "DaemonOptions",
+    "EngineEntry",
+    "Flags",
+    "NodeEntry",
+    "PolicyDocument",
+    "find",
+    "load",
+    "parse_address",
+    "resolve_options",
+]

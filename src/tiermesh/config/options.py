@@ -1,0 +1,163 @@
+"""What one daemon runs with: the command line, over the environment, over the file, over the defaults."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from platformdirs import user_state_path
+
+from tiermesh.config.address import DEFAULT_PORT, check_url, parse_address
+from tiermesh.config.file import KERNEL, ClusterFile, EngineEntry, check_label, load
+from tiermesh.config.policy import PolicyDocument
+from tiermesh.errors import InvalidConfig
+from tiermesh.types import Address, Tier
+
+T = TypeVar("T")
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flags:
+    """What was said on the command line; None (or an empty tuple) was not said."""
+
+    config: Path | None = None
+    state_dir: Path | None = None
+    name: str | None = None
+    port: int | None = None
+    cluster: str | None = None
+    tier: Tier | None = None
+    model: str | None = None
+    engines: tuple[str, ...] = ()
+    no_engine: bool = False
+    no_detect: bool = False
+    interface: str | None = None
+    join: tuple[str, ...] = ()
+    token: str | None = None
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonOptions:
+    """Everything `daemon.app.run` needs, checked and complete."""
+
+    state_dir: Path
+    cluster: str
+    name: str
+    port: int
+    """0: any free one."""
+    port_may_move: bool
+    """Nobody chose the port: when it is taken, the next free one will do."""
+    tier: Tier | None
+    """None: derived from the hardware."""
+    model: str | None
+    """What the kernel serves; None: its default, when no other engine is there."""
+    kernel: bool
+    """May this node run models itself?"""
+    detect: bool
+    """Look for servers on this machine's usual ports?"""
+    engines: tuple[EngineEntry, ...]
+    interface: str | None
+    join: tuple[Address, ...]
+    mdns_service: str | None
+    """None: no mDNS at all."""
+    token: str | None = field(repr=False)
+    """None: an open mesh."""
+    grace_s: float
+    policy: PolicyDocument
+    """What the file says; a mesh that has a policy already keeps its own."""
+    log_format: LogFormat
+    log_level: LogLevel
+
+
+def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> DaemonOptions:
+    """Read the file and merge. Raises `InvalidConfig` naming the option or the field."""
+    file = load(flags.config, env)
+    name = _label(flags.name or file.name or host_name(), "--name")
+    own_port, own_tier, own_model = _own_facts(file, name)
+    port = _first(flags.port, file.port, own_port)
+    return DaemonOptions(
+        state_dir=_state_dir(flags, env),
+        cluster=_label(flags.cluster or file.cluster, "--cluster"),
+        name=name,
+        port=DEFAULT_PORT if port is None else port,
+        port_may_move=port is None,
+        tier=_first(flags.tier, file.tier, own_tier),
+        model=_first(flags.model, file.model, own_model),
+        kernel=file.kernel and not flags.no_engine,
+        detect=file.detect and not flags.no_detect and not flags.no_engine,
+        engines=_engines(flags, file),
+        interface=_first(flags.interface, file.interface),
+        join=_join(flags, file),
+        mdns_service=file.discovery.mdns_service if file.discovery.method == "mdns" else None,
+        token=flags.token or env.get("MESH_TOKEN") or file.mesh_token(),
+        grace_s=file.grace_s,
+        policy=file.policy(),
+        log_format=flags.log_format,
+        log_level=flags.log_level,
+    )
+
+
+def default_state_dir() -> Path:
+    """Where a daemon keeps its state unless told otherwise."""
+    return user_state_path("tiermesh")
+
+
+def host_name() -> str:
+    """This machine's name as a node name: without its domain, and with other signs than a label has made dashes."""
+    short = re.sub(r"[^\w-]+", "-", socket.gethostname().split(".", 1)[0]).strip("-_")[:63].strip("-_")
+    return short or "node"
+
+
+def _state_dir(flags: Flags, env: Mapping[str, str]) -> Path:
+    if flags.state_dir is not None:
+        return flags.state_dir.expanduser().absolute()
+    return Path(env["MESH_STATE_DIR"]).absolute() if env.get("MESH_STATE_DIR") else default_state_dir()
+
+
+def _own_facts(file: ClusterFile, name: str) -> tuple[int | None, Tier | None, str | None]:
+    """One file may serve all machines: the kernel entry with this node's name holds its port, tier and model."""
+    own = next((n for n in file.nodes if n.enabled and n.backend == KERNEL and n.name == name), None)
+    return (own.port, own.tier, own.model) if own else (None, None, None)
+
+
+def _engines(flags: Flags, file: ClusterFile) -> tuple[EngineEntry, ...]:
+    if flags.no_engine and flags.engines:
+        raise InvalidConfig("--no-engine and --engine contradict each other; leave one out", param="--engine")
+    if flags.no_engine:
+        return ()
+    known = file.engine_entries()
+    urls = dict.fromkeys(_url(text) for text in flags.engines)
+    return tuple(EngineEntry(url=url) for url in urls if url not in {e.url for e in known}) + known
+
+
+def _join(flags: Flags, file: ClusterFile) -> tuple[Address, ...]:
+    said = tuple(parse_address(text, param="--join") for text in flags.join)
+    return tuple(dict.fromkeys(said + file.join_hints()))
+
+
+def _url(text: str) -> str:
+    try:
+        return check_url(text if "://" in text else f"http://{text}")
+    except ValueError as error:
+        raise InvalidConfig(f"--engine is {text!r}, but must be {error}", param="--engine") from error
+
+
+def _label(text: str, param: str) -> str:
+    try:
+        return check_label(text)
+    except ValueError as error:
+        raise InvalidConfig(f"{param} is {text!r}, but must be {error}", param=param) from error
+
+
+def _first(*values: T | None) -> T | None:
+    """The first that was said."""
+    return next((v for v in values if v is not None), None)

@@ -1,0 +1,80 @@
+"""The part of the configuration that must be the same on every node: one document, kept and published by the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tiermesh.config.explain import explain
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, no unknown keys, no silent conversions (`"8000"` is not a port, `yes` no tier)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Routing(Section):
+    """How a prompt finds its machine."""
+
+    prefer_local: bool = True
+    """Between equals, the node that was asked answers itself: one hop less."""
+    fallback_strategy: Literal["graceful", "strict"] = "graceful"
+    """When the tier wanted has nobody: try the others (2>1>0, 1>2>0, 0>1>2), or refuse and say so."""
+    load_balance: bool = True
+    """Spread over the nodes of a tier by load; off, the best one gets everything until it is full."""
+    aliases: Mapping[Name, Name] = Field(default_factory=dict)
+    """Other names for models, so that a program asking for `gpt-4o` gets one of yours."""
+
+
+class Admission(Section):
+    """What the coordinator demands before it admits new jobs."""
+
+    min_members: int = Field(1, ge=1, le=1000)
+    """Nodes that must be up. 1, because a home has two machines as often as twenty; raise it where a lone half of a
+    split network must not start jobs."""
+
+
+class Limits(Section):
+    """Bounds that protect every node from its callers."""
+
+    max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest request body read. 2 MiB of text is some 500,000 tokens: more than most contexts hold."""
+    queue_timeout_s: float = Field(30.0, gt=0, le=3600)
+    """How long a request waits for a free slot before it is told to come again later."""
+
+
+class PolicyDocument(Section):
+    """The meaning of `types.Policy.body`."""
+
+    routing: Routing = Routing()
+    coordinator: Admission = Admission()
+    limits: Limits = Limits()
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, object]) -> PolicyDocument:
+        """Read a body that another node wrote: keys of a newer version are ignored, missing ones are defaults.
+
+        Raises `InvalidConfig` when a known key has a value that this version doesn't understand.
+        """
+        return _validated(body, strict_keys=False)
+
+    @classmethod
+    def parse(cls, body: Mapping[str, object]) -> PolicyDocument:
+        """Read a body that a person wrote: an unknown key is a mistake too. Raises `InvalidConfig`."""
+        return _validated(body, strict_keys=True)
+
+    def to_body(self) -> dict[str, object]:
+        """The whole document as plain JSON data, defaults included."""
+        return self.model_dump(mode="json")
+
+
+def _validated(body: Mapping[str, object], *, strict_keys: bool) -> PolicyDocument:
+    try:
+        return PolicyDocument.model_validate(dict(body), extra="forbid" if strict_keys else "ignore")
+    except ValidationError as error:
+        raise explain(error, PolicyDocument, "policy") from error
