@@ -36,7 +36,7 @@ class _HungUp(asyncio.CancelledError):
 
 
 class FakeOpenAI:
-    """One server. `requests` are the chat bodies it got; `started`, `finished`, `abandoned` count what became of them."""
+    """One server. `requests`: the chat bodies it got. `started`, `finished`, `abandoned`: what became of them."""
 
     def __init__(
         self, name: str = "fake", *models: str, delay_s: float = 0.0, token: str | None = None, behaviour: str = ""

@@ -1,0 +1,123 @@
+"""`GET /api/cluster`, `GET /health` and the policy at `/api/config`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from tiermesh.protocol.validation import Wire
+from tiermesh.types import EngineState, MemberState, ModelState, Tier
+
+Role = str
+"""`coordinator` or `member`."""
+
+
+class BallotReport(Wire):
+    """The ballot that this node obeys."""
+
+    term: int
+    node_id: str
+
+
+class NodeName(Wire):
+    """A node by id and name."""
+
+    id: str
+    name: str
+
+
+class ModelReport(Wire):
+    """One model on one node."""
+
+    name: str
+    digest: str
+    tier: Tier
+    engine: str
+    state: ModelState
+
+
+class EngineReport(Wire):
+    """One engine of a node."""
+
+    name: str
+    kind: str
+    state: EngineState
+
+
+class GpuReport(Wire):
+    """One accelerator; None is unknown."""
+
+    name: str
+    memory_bytes: int | None = None
+
+
+class HardwareReport(Wire):
+    """The machine's static facts; None is unknown."""
+
+    cpu_model: str | None = None
+    cores: int | None = None
+    ram_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    system: str | None = None
+    machine: str | None = None
+    gpus: list[GpuReport] = Field(default_factory=list)
+
+
+class LoadReport(Wire):
+    """Requests worked on now, at most at once, and waiting."""
+
+    active: int
+    slots: int
+    queued: int
+
+
+class NodeReport(Wire):
+    """One member. `latency_ms` is its round trip to the coordinator, `last_seen` an ISO 8601 time in UTC."""
+
+    id: str
+    name: str
+    urls: list[str]
+    state: MemberState
+    role: Role
+    tier: Tier | None
+    models: list[ModelReport]
+    engines: list[EngineReport]
+    hardware: HardwareReport
+    load: LoadReport
+    latency_ms: float | None
+    last_seen: str
+    version: str
+
+
+class ClusterReport(Wire):
+    """The cluster as the asked node sees it. `version` counts the views of this ballot."""
+
+    protocol: int
+    cluster: str
+    open: bool
+    self: str
+    ballot: BallotReport
+    coordinator: NodeName | None
+    version: int
+    nodes: list[NodeReport]
+
+
+class HealthReport(Wire):
+    """`GET /health`: this node alone, without a token. `time` is its clock in Unix seconds."""
+
+    status: str
+    model: str | None
+    version: str
+    node: str
+    node_id: str
+    cluster: str
+    time: float
+
+
+class PolicyReport(Wire):
+    """`GET /api/config`, and the answer to `POST`: the policy that holds everywhere, and its place in time."""
+
+    ballot: BallotReport
+    version: int
+    policy: dict[str, Any] = Field(default_factory=dict)
