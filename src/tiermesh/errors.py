@@ -110,6 +110,12 @@ class Unavailable(TiermeshError):
         self.retry_after_s = retry_after_s
 
 
+class StateUnwritable(TiermeshError):
+    """The state folder can't be written, so this node can't keep a promise it would make."""
+
+    type = "state_unwritable"
+
+
 class EngineFailed(TiermeshError):
     """An engine died, answered 5xx or broke off; the next candidate may do better."""
 

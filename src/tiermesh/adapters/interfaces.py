@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import ifaddr
 
 from tiermesh.errors import InvalidConfig
-from tiermesh.types import Address
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -50,21 +49,6 @@ def choose(wanted: str | None, found: Iterable[Interface] | None = None) -> tupl
         return chosen
     outer = tuple(i for i in usable if not i.ip.is_loopback)
     return outer or usable
-
-
-def address(ip: Ip | str, port: int) -> Address:
-    """`host:port`, with brackets around an IPv6 host."""
-    text = str(ip)
-    return Address(f"[{text}]:{port}" if ":" in text else f"{text}:{port}")
-
-
-def split(value: Address | str) -> tuple[str, int]:
-    """Host and port of an address. Raises `InvalidConfig` when it has no port or is no address at all."""
-    host, colon, port = str(value).rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise InvalidConfig(f"{value!r} is not HOST:PORT", param="join")
-    return host, int(port)
 
 
 def _text(ip: str | tuple[str, int, int]) -> str:

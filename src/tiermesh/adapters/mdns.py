@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
-from tiermesh.adapters.interfaces import Interface, address
+from tiermesh.adapters.interfaces import Interface
+from tiermesh.config.address import join_address
 from tiermesh.types import Contact, NodeId, SessionId, Tier
 
 log = logging.getLogger(__name__)
@@ -154,8 +155,8 @@ class Mdns:
         session = SessionId(txt.get("session") or "")
         if txt.get("cluster") != self._record.cluster or session == self._record.session or not info.port:
             return
-        found = info.parsed_addresses()
-        contact = Contact(tuple(address(ip, info.port) for ip in found), NodeId(txt.get("id") or ""))
+        found, port = info.parsed_addresses(), info.port
+        contact = Contact(tuple(join_address(ip, port) for ip in found), NodeId(txt.get("id") or ""))
         if contact.addresses and contact.node_id:
             self._on_sighting(Sighting(contact, session))
 

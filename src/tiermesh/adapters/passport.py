@@ -11,13 +11,8 @@ from dataclasses import dataclass
 
 from tiermesh.core.messages import PROTOCOL, PROTOCOL_MINIMUM
 from tiermesh.errors import DuplicateNode, Forbidden, IncompatibleVersion, WrongCluster
+from tiermesh.protocol import headers
 from tiermesh.types import NodeId, SessionId
-
-HEADER_PROTOCOL = "X-Mesh-Protocol"
-HEADER_MINIMUM = "X-Mesh-Protocol-Minimum"
-HEADER_CLUSTER = "X-Mesh-Cluster"
-HEADER_NODE = "X-Mesh-Node"
-HEADER_SESSION = "X-Mesh-Session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +39,11 @@ class Passport:
     def stamp(self) -> dict[str, str]:
         """For every answer to a peer."""
         return {
-            HEADER_PROTOCOL: str(PROTOCOL),
-            HEADER_MINIMUM: str(PROTOCOL_MINIMUM),
-            HEADER_CLUSTER: self.cluster,
-            HEADER_NODE: self.node_id,
-            HEADER_SESSION: self.session,
+            headers.PROTOCOL: str(PROTOCOL),
+            headers.PROTOCOL_MINIMUM: str(PROTOCOL_MINIMUM),
+            headers.CLUSTER: self.cluster,
+            headers.PEER: self.node_id,
+            headers.SESSION: self.session,
         }
 
     @property
@@ -69,15 +64,15 @@ class Passport:
             raise DuplicateNode(f"node id {self.node_id} is this node's own")
 
 
-def read_stamp(headers: Mapping[str, str]) -> Stamp:
+def read_stamp(given: Mapping[str, str]) -> Stamp:
     """The peer's stamp. Raises `Forbidden` when it is missing or unreadable: no daemon speaks there."""
     try:
         return Stamp(
-            protocol=int(headers[HEADER_PROTOCOL]),
-            minimum=int(headers[HEADER_MINIMUM]),
-            cluster=headers[HEADER_CLUSTER],
-            node_id=NodeId(headers[HEADER_NODE]),
-            session=SessionId(headers[HEADER_SESSION]),
+            protocol=int(given[headers.PROTOCOL]),
+            minimum=int(given[headers.PROTOCOL_MINIMUM]),
+            cluster=given[headers.CLUSTER],
+            node_id=NodeId(given[headers.PEER]),
+            session=SessionId(given[headers.SESSION]),
         )
     except (KeyError, ValueError) as error:
         raise Forbidden(f"not a Tiermesh peer: header {error} is missing or wrong") from None

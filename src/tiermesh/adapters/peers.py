@@ -26,6 +26,7 @@ from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.link import Link
 from tiermesh.adapters.passport import Passport, Stamp, read_stamp
 from tiermesh.errors import EngineFailed, TiermeshError
+from tiermesh.protocol import headers
 from tiermesh.types import Address, NodeId, SessionId
 
 log = logging.getLogger(__name__)
@@ -130,21 +131,21 @@ class Peers:
         deadline_s: float,
     ) -> AsyncIterator[Reply]:
         """Have `node` answer a chat request with its own engines. Raises `EngineFailed` when no head comes."""
-        headers = self._passport.headers | {"X-Request-Id": request_id, "X-Mesh-Deadline": f"{deadline_s:.3f}"}
+        stamped = self._passport.headers | {headers.REQUEST_ID: request_id, headers.DEADLINE: f"{deadline_s:.3f}"}
         assert self._http is not None, "open() comes first"
         failures = []
         async with contextlib.AsyncExitStack() as stack:
             for address in self._preferred(node, addresses):
                 try:
                     response = await stack.enter_async_context(
-                        self._http.post(f"http://{address}/mesh/v1/generate", json=body, headers=headers)
+                        self._http.post(f"http://{address}/mesh/v1/generate", json=body, headers=stamped)
                     )
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     failures.append(f"{address}: {_reason(error)}")
                     if not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                         break  # it may have begun to work: another address of the same node is no remedy
                     continue
-                if response.headers.get("X-Mesh-Node") != node:
+                if response.headers.get(headers.PEER) != node:
                     failures.append(f"{address}: another node answers there")
                     continue
                 yield Reply(response.status, response.content_type, _chunks(response), response.headers)

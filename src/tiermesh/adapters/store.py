@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tiermesh.errors import DuplicateNode, InvalidConfig
+from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
 T = TypeVar("T")
@@ -81,7 +81,12 @@ class Store:
         self._thread.shutdown()
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (OSError, sqlite3.Error) as error:
+            raise StateUnwritable(
+                f"the state folder {self._folder} can't be written: {error}. Free or repair the disk, then start again"
+            ) from error
 
     def _open(self) -> Saved:
         try:

@@ -1,0 +1,69 @@
+"""What this node says of itself: one `Status`, drawn again whenever something changes, and not too often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from tiermesh.adapters.engines import Engine
+from tiermesh.types import Load, Status
+
+GAP_S = 0.05
+"""At most one new status in this time: load changes with every request, and each change travels to the coordinator."""
+
+
+class Portrait:
+    """Watches the engines and tells `on_change` each new status. Owner of `status`."""
+
+    def __init__(self, first: Status, on_change: Callable[[Status], None]) -> None:
+        self._status = first
+        self._on_change = on_change
+        self._engines: tuple[Engine, ...] = ()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    def watch(self, engines: Iterable[Engine]) -> None:
+        """These are the engines from now on."""
+        self._engines = tuple(engines)
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Something may have changed: look at it within `GAP_S`."""
+        if self._timer is None and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(GAP_S, self._draw)
+
+    def change(self, **facts: object) -> None:
+        """Set fields of the status itself (`state`, `addresses`, `latency_ms`), at once."""
+        self._tell(replace(self._status, **facts))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _draw(self) -> None:
+        self._timer = None
+        self._tell(
+            replace(
+                self._status,
+                models=tuple(model for engine in self._engines for model in engine.models),
+                engines=tuple(engine.info for engine in self._engines),
+                load=total_load(engine.load for engine in self._engines),
+            )
+        )
+
+    def _tell(self, status: Status) -> None:
+        if status != self._status:
+            self._status = status
+            self._on_change(status)
+
+
+def total_load(loads: Iterable[Load]) -> Load:
+    """The sum over engines."""
+    loads = tuple(loads)
+    return Load(sum(x.active for x in loads), sum(x.slots for x in loads), sum(x.queued for x in loads))

@@ -1,0 +1,136 @@
+"""What a node must not forget: promise, policy, address book, its own id."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tiermesh.adapters.store import CONTACT_LIMIT, MIGRATIONS, Saved, Store
+from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable
+from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
+
+A, B = NodeId("a" * 32), NodeId("b" * 32)
+
+
+@asynccontextmanager
+async def opened(folder: Path, cluster: str = "home") -> AsyncIterator[tuple[Store, Saved]]:
+    store = Store(folder, cluster)
+    try:
+        yield store, await store.open()
+    finally:
+        await store.close()
+
+
+async def test_a_new_folder_is_a_new_node(tmp_path: Path) -> None:
+    async with opened(tmp_path / "deep" / "state") as (_, saved):
+        assert len(saved.node_id) == 32
+        assert (saved.promised, saved.policy, saved.contacts) == (NO_BALLOT, Policy(), ())
+
+
+async def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    policy = Policy(Ballot(3, A), 2, {"routing": {"aliases": {"gpt-4o": "smollm2:135m"}}})
+    contacts = (Contact((Address("10.0.0.1:8000"), Address("[fd00::1]:8000")), A), Contact((Address("10.0.0.2:1"),), B))
+    async with opened(tmp_path) as (store, first):
+        await store.save_promise(Ballot(7, B), policy)
+        await store.save_contacts((*contacts, Contact((Address("stranger:1"),))))
+    async with opened(tmp_path) as (_, again):
+        assert again == Saved(first.node_id, Ballot(7, B), policy, contacts)
+
+
+async def test_a_promise_never_falls(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, _):
+        await store.save_promise(Ballot(7, A), Policy())
+        await store.save_promise(Ballot(6, B), Policy())
+        await store.save_promise(Ballot(7, NodeId("9" * 32)), Policy())
+    async with opened(tmp_path) as (_, saved):
+        assert saved.promised == Ballot(7, A)
+
+
+async def test_the_address_book_is_of_one_cluster_and_bounded(tmp_path: Path) -> None:
+    many = [Contact((Address(f"h{i}:1"),), NodeId(f"{i:032x}")) for i in range(CONTACT_LIMIT + 5)]
+    async with opened(tmp_path, "home") as (store, _):
+        await store.save_contacts(many)
+    async with opened(tmp_path, "work") as (store, saved):
+        assert saved.contacts == ()
+        await store.save_contacts(many[:1])
+    async with opened(tmp_path, "home") as (_, saved):
+        assert saved.contacts == tuple(many[-CONTACT_LIMIT:])
+
+
+async def test_two_daemons_do_not_share_a_folder(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        with pytest.raises(DuplicateNode, match="--state-dir"):
+            async with opened(tmp_path):
+                pass
+    async with opened(tmp_path):
+        """The lock went with the first."""
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda folder: (folder / "state.db").write_bytes(b"not a database, but long enough to be read as one" * 9),
+            "not a database",
+        ),
+        (lambda folder: newer(folder / "state.db"), "newer version"),
+        (lambda folder: (folder / "state.db").mkdir(), "unable to open"),
+    ],
+)
+async def test_a_folder_that_can_not_be_used_says_so(
+    tmp_path: Path, spoil: Callable[[Path], object], words: str
+) -> None:
+    spoil(tmp_path)
+    with pytest.raises(InvalidConfig, match=words) as caught:
+        async with opened(tmp_path):
+            pass
+    assert str(tmp_path) in str(caught.value)
+    assert "--state-dir" in str(caught.value)
+
+
+def newer(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    db.close()
+
+
+async def test_a_write_that_fails_is_typed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, _):
+        other = sqlite3.connect(tmp_path / "state.db")
+        other.executescript("DROP TABLE promise")
+        other.close()
+        with pytest.raises(StateUnwritable, match="promise"):
+            await store.save_promise(Ballot(1, A), Policy())
+
+
+def test_a_saved_promise_survives_sigkill(tmp_path: Path) -> None:
+    """What `save_promise` returned from is there after the process was killed at once."""
+    script = (
+        "import asyncio, os, sys, pathlib\n"
+        "from tiermesh.adapters.store import Store\n"
+        "from tiermesh.types import Ballot, NodeId, Policy\n"
+        "async def main():\n"
+        "    store = Store(pathlib.Path(sys.argv[1]), 'home')\n"
+        "    await store.open()\n"
+        "    for term in range(1, 6):\n"
+        "        await store.save_promise(Ballot(term, NodeId('a')), Policy())\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+    async def read() -> Ballot:
+        async with opened(tmp_path) as (_, saved):
+            return saved.promised
+
+    assert asyncio.run(read()) == Ballot(5, NodeId("a"))
