@@ -11,8 +11,13 @@ from dataclasses import dataclass
 
 from tiermesh.core.messages import PROTOCOL, PROTOCOL_MINIMUM
 from tiermesh.errors import DuplicateNode, Forbidden, IncompatibleVersion, WrongCluster
-from tiermesh.protocol import headers
 from tiermesh.types import NodeId, SessionId
+
+HEADER_PROTOCOL = "X-Mesh-Protocol"
+HEADER_PROTOCOL_MINIMUM = "X-Mesh-Protocol-Minimum"
+HEADER_CLUSTER = "X-Mesh-Cluster"
+HEADER_PEER = "X-Mesh-Peer"
+HEADER_SESSION = "X-Mesh-Session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +44,11 @@ class Passport:
     def stamp(self) -> dict[str, str]:
         """For every answer to a peer."""
         return {
-            headers.PROTOCOL: str(PROTOCOL),
-            headers.PROTOCOL_MINIMUM: str(PROTOCOL_MINIMUM),
-            headers.CLUSTER: self.cluster,
-            headers.PEER: self.node_id,
-            headers.SESSION: self.session,
+            HEADER_PROTOCOL: str(PROTOCOL),
+            HEADER_PROTOCOL_MINIMUM: str(PROTOCOL_MINIMUM),
+            HEADER_CLUSTER: self.cluster,
+            HEADER_PEER: self.node_id,
+            HEADER_SESSION: self.session,
         }
 
     @property
@@ -68,11 +73,11 @@ def read_stamp(given: Mapping[str, str]) -> Stamp:
     """The peer's stamp. Raises `Forbidden` when it is missing or unreadable: no daemon speaks there."""
     try:
         return Stamp(
-            protocol=int(given[headers.PROTOCOL]),
-            minimum=int(given[headers.PROTOCOL_MINIMUM]),
-            cluster=given[headers.CLUSTER],
-            node_id=NodeId(given[headers.PEER]),
-            session=SessionId(given[headers.SESSION]),
+            protocol=int(given[HEADER_PROTOCOL]),
+            minimum=int(given[HEADER_PROTOCOL_MINIMUM]),
+            cluster=given[HEADER_CLUSTER],
+            node_id=NodeId(given[HEADER_PEER]),
+            session=SessionId(given[HEADER_SESSION]),
         )
     except (KeyError, ValueError) as error:
         raise Forbidden(f"not a Tiermesh peer: header {error} is missing or wrong") from None

@@ -24,7 +24,7 @@ from aiohttp import web
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.link import Link
-from tiermesh.adapters.passport import Passport, Stamp, read_stamp
+from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
 from tiermesh.errors import EngineFailed, TiermeshError
 from tiermesh.protocol import headers
 from tiermesh.types import Address, NodeId, SessionId
@@ -145,7 +145,7 @@ class Peers:
                     if not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
                         break  # it may have begun to work: another address of the same node is no remedy
                     continue
-                if response.headers.get(headers.PEER) != node:
+                if response.headers.get(HEADER_PEER) != node:
                     failures.append(f"{address}: another node answers there")
                     continue
                 yield Reply(response.status, response.content_type, _chunks(response), response.headers)

@@ -1,0 +1,259 @@
+"""Links between daemons, over real sockets on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from tiermesh.adapters.passport import Passport, Stamp, read_stamp
+from tiermesh.adapters.peers import Peers
+from tiermesh.core.messages import PROTOCOL
+from tiermesh.errors import DuplicateNode, EngineFailed, Forbidden, IncompatibleVersion, TiermeshError, WrongCluster
+from tiermesh.types import Address, NodeId, SessionId
+
+
+class Told:
+    """Everything the transport said to its owner, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[object, ...]] = []
+        self._changed = asyncio.Event()
+
+    def on_message(self, sender: NodeId, session: SessionId, payload: Mapping[str, object]) -> None:
+        if payload.get("poison"):
+            raise ValueError("poisoned")
+        self._add("message", sender, session, dict(payload))
+
+    def on_lost(self, peer: NodeId, session: SessionId) -> None:
+        self._add("lost", peer, session)
+
+    def on_refused(self, target: NodeId | Address, *, known: bool) -> None:
+        self._add("refused", target, known)
+
+    def on_identified(self, address: Address, node: NodeId) -> None:
+        self._add("identified", address, node)
+
+    def on_twin(self, session: SessionId) -> None:
+        self._add("twin", session)
+
+    def _add(self, *event: object) -> None:
+        self.events.append(event)
+        self._changed.set()
+
+    async def until(self, wanted: Callable[[tuple[object, ...]], bool]) -> tuple[object, ...]:
+        async with asyncio.timeout(10):
+            while True:
+                for event in self.events:
+                    if wanted(event):
+                        return event
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_kind(self, kind: str) -> tuple[object, ...]:
+        return await self.until(lambda event: event[0] == kind)
+
+
+class End:
+    """One daemon's transport, and where it listens."""
+
+    def __init__(self, passport: Passport) -> None:
+        self.passport = passport
+        self.told = Told()
+        self.peers = Peers(passport, self.told)
+        self.address = Address("")
+
+    @property
+    def id(self) -> NodeId:
+        return self.passport.node_id
+
+    def payloads(self) -> list[object]:
+        return [event[3] for event in self.told.events if event[0] == "message"]
+
+
+@asynccontextmanager
+async def end(cluster: str = "home", node_id: str | None = None, session: str | None = None) -> AsyncIterator[End]:
+    passport = Passport(cluster, NodeId(node_id or secrets.token_hex(16)), SessionId(session or secrets.token_hex(8)))
+    one = End(passport)
+
+    @web.middleware
+    async def errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
+        try:
+            return await handler(request)  # type: ignore[misc,no-any-return]
+        except TiermeshError as error:
+            return web.json_response({"error": str(error)}, status=error.http_status, headers=passport.stamp)
+
+    async def generate(request: web.Request) -> web.StreamResponse:
+        read_stamp(request.headers)
+        response = web.StreamResponse(headers=passport.stamp)
+        await response.prepare(request)
+        await response.write(b"one ")
+        if (await request.json()).get("break"):
+            assert request.transport is not None
+            request.transport.abort()
+        await response.write(b"two")
+        return response
+
+    app = web.Application(middlewares=[errors])
+    app.router.add_get("/mesh/v1/link", one.peers.accept)
+    app.router.add_post("/mesh/v1/generate", generate)
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    one.address = Address(f"127.0.0.1:{runner.addresses[0][1]}")
+    await one.peers.open()
+    try:
+        yield one
+    finally:
+        await one.peers.close()
+        await runner.cleanup()
+
+
+def nowhere() -> Address:
+    """An address on which nobody listens."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Address(f"127.0.0.1:{probe.getsockname()[1]}")
+
+
+async def test_a_message_arrives_with_its_sender_and_is_answered_over_the_same_link() -> None:
+    async with end() as a, end() as b:
+        a.peers.send(b.id, (b.address,), {"n": 1})
+        a.peers.send(b.id, (b.address,), {"n": 2})
+        await b.told.until(lambda e: e[0] == "message" and e[3] == {"n": 2})
+        assert b.told.events[0] == ("message", a.id, a.passport.session, {"n": 1})
+        b.peers.send(a.id, (), {"answer": True})
+        assert (await a.told.until_kind("message"))[1] == b.id
+
+
+async def test_wrong_addresses_cost_nothing() -> None:
+    async with end() as a, end() as b, end() as other:
+        a.peers.send(b.id, (nowhere(), other.address, Address("192.0.2.255:1"), b.address), {"n": 1})
+        await b.told.until_kind("message")
+        assert ("identified", b.address, b.id) in a.told.events
+        assert other.payloads() == []
+
+
+async def test_a_stranger_is_identified_and_then_told() -> None:
+    async with end() as a, end() as b:
+        a.peers.reach(b.address, {"n": 1})
+        await b.told.until_kind("message")
+        assert a.told.events == [("identified", b.address, b.id)]
+
+
+async def test_a_refused_connection_is_an_answer_but_silence_is_none() -> None:
+    async with end() as a:
+        unknown, known = nowhere(), NodeId("b" * 32)
+        a.peers.reach(unknown, {})
+        assert await a.told.until_kind("refused") == ("refused", unknown, False)
+        a.peers.send(known, (nowhere(), nowhere()), {})
+        assert await a.told.until(lambda e: e[1] == known) == ("refused", known, True)
+
+
+async def test_the_end_of_a_peer_is_noticed_at_once_and_its_quiet_end_too() -> None:
+    async with end() as a:
+        async with end() as b:
+            a.peers.send(b.id, (b.address,), {"n": 1})
+            await b.told.until_kind("message")
+        assert await a.told.until_kind("lost") == ("lost", b.id, b.passport.session)
+        assert b.told.events[-1][0] == "message", "who closes does not lose"
+
+
+async def test_clusters_and_versions_do_not_mix() -> None:
+    async with end("home") as a, end("work") as b, end("home") as c:
+        a.peers.reach(b.address, {"n": 1})
+        a.peers.reach(c.address, {"n": 1})
+        await c.told.until_kind("message")
+        assert b.told.events == []
+        assert a.told.events == [("identified", c.address, c.id)]
+
+
+async def test_a_twin_is_told_apart_from_oneself() -> None:
+    async with end(node_id="a" * 32) as a, end(node_id="a" * 32) as twin:
+        a.peers.reach(twin.address, {})
+        assert await a.told.until_kind("twin") == ("twin", twin.passport.session)
+        a.peers.reach(a.address, {})
+        await a.told.until(lambda e: e == ("identified", a.address, a.id))
+        assert sum(e[0] == "twin" for e in a.told.events) == 1
+
+
+async def test_two_runs_under_one_id_are_answered_apart() -> None:
+    async with end() as a, end(node_id="b" * 32) as old, end(node_id="b" * 32) as young:
+        for run in (old, young):
+            run.peers.send(a.id, (a.address,), {"from": run.passport.session})
+            await a.told.until(lambda e, run=run: e[0] == "message" and e[2] == run.passport.session)  # type: ignore[misc]
+        a.peers.send(old.id, (), {"n": 1}, old.passport.session)
+        a.peers.send(old.id, (), {"n": 2}, young.passport.session)
+        await old.told.until_kind("message")
+        await young.told.until_kind("message")
+        assert (old.payloads(), young.payloads()) == ([{"n": 1}], [{"n": 2}])
+        assert a.peers.sessions(old.id) == {old.passport.session, young.passport.session}
+
+
+async def test_a_message_that_can_not_be_read_does_not_end_the_link() -> None:
+    async with end() as a, end() as b:
+        a.peers.send(b.id, (b.address,), {"poison": True})
+        a.peers.send(b.id, (b.address,), {"n": 2})
+        await b.told.until_kind("message")
+        assert b.payloads() == [{"n": 2}]
+
+
+async def test_a_prompt_travels_beside_the_links() -> None:
+    async with end() as a, end() as b:
+        async with a.peers.generate(b.id, (nowhere(), b.address), {}, request_id="r", deadline_s=5) as reply:
+            assert b"".join([chunk async for chunk in reply.chunks]) == b"one two"
+        with pytest.raises(EngineFailed, match="can't be reached"):
+            async with a.peers.generate(b.id, (nowhere(),), {}, request_id="r", deadline_s=5):
+                pass
+        with pytest.raises(EngineFailed, match="another node answers"):
+            async with a.peers.generate(NodeId("c" * 32), (b.address,), {}, request_id="r", deadline_s=5):
+                pass
+
+
+async def test_a_broken_answer_is_an_error_and_no_short_answer() -> None:
+    async with (
+        end() as a,
+        end() as b,
+        a.peers.generate(b.id, (b.address,), {"break": True}, request_id="r", deadline_s=5) as reply,
+    ):
+        with pytest.raises(EngineFailed, match="broke off"):
+            _ = [chunk async for chunk in reply.chunks]
+
+
+MINE = Passport("home", NodeId("a" * 32), SessionId("s"))
+
+
+@pytest.mark.parametrize(
+    ("stamp", "error"),
+    [
+        (Stamp(PROTOCOL, PROTOCOL, "work", NodeId("b"), SessionId("t")), WrongCluster),
+        (Stamp(PROTOCOL + 1, PROTOCOL + 1, "home", NodeId("b"), SessionId("t")), IncompatibleVersion),
+        (Stamp(0, 0, "home", NodeId("b"), SessionId("t")), IncompatibleVersion),
+        (Stamp(PROTOCOL, PROTOCOL, "home", NodeId("a" * 32), SessionId("t")), DuplicateNode),
+    ],
+)
+def test_who_is_turned_away(stamp: Stamp, error: type[TiermeshError]) -> None:
+    with pytest.raises(error):
+        MINE.judge(stamp)
+
+
+def test_a_newer_peer_that_still_understands_us_is_welcome() -> None:
+    MINE.judge(Stamp(PROTOCOL + 1, PROTOCOL, "home", NodeId("b"), SessionId("t")))
+
+
+def test_a_token_travels_with_requests_alone() -> None:
+    passport = Passport("home", NodeId("a"), SessionId("s"), token="secret")
+    assert passport.headers["Authorization"] == "Bearer secret"
+    assert "Authorization" not in passport.stamp
+
+
+def test_a_stranger_has_no_stamp() -> None:
+    with pytest.raises(Forbidden, match="X-Mesh-Protocol"):
+        read_stamp({})
