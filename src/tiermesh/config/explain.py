@@ -97,5 +97,7 @@ def _is_model(value: object) -> bool:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict | list):
+        return "a list" if isinstance(value, list) else "a group of settings"
     text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
     return text if len(text) <= VALUE_LIMIT else f"{text[: VALUE_LIMIT - 1]}…"

@@ -1,0 +1,9 @@
+"""Ask a mesh from Python: `RemoteClient` for asyncio, `SyncClient` for scripts and notebooks."""
+
+from __future__ import annotations
+
+from tiermesh.client.remote import RemoteClient
+from tiermesh.client.stream import Stream
+from tiermesh.client.sync import SyncClient, SyncStream
+
+__all__ = ["RemoteClient", "Stream", "SyncClient", "SyncStream"]

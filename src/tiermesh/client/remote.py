@@ -1,0 +1,164 @@
+"""The mesh over HTTP, one method a route; every failure is one of `tiermesh.errors`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+import aiohttp
+
+from tiermesh.client.answers import checked, decoded, unreachable
+from tiermesh.client.stream import Stream
+from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput
+from tiermesh.protocol.cluster import ClusterReport, HealthReport, PolicyReport
+from tiermesh.protocol.complete import CompleteResponse, Message
+from tiermesh.protocol.diagnose import DiagnoseReport
+from tiermesh.protocol.openai import ModelCard, ModelList
+from tiermesh.types import Tier
+
+CONNECT_TIMEOUT_S = 5.0
+"""A daemon on one's own network accepts in milliseconds, over a VPN in tenths of seconds."""
+
+DEFAULT_URL = "http://localhost:8000"
+
+Messages = str | Sequence[Message | Mapping[str, Any]]
+"""A text is one message of the user."""
+
+
+class Options(TypedDict, total=False):
+    """What may be said beside the messages; the fields of `POST /api/complete`."""
+
+    model: str | None
+    tier: Tier | None
+    temperature: float | None
+    max_tokens: int | None
+    top_p: float | None
+    stop: str | list[str] | None
+    seed: int | None
+    tools: Sequence[Mapping[str, Any]] | None
+
+
+class RemoteClient:
+    """Any node of a mesh. Use as `async with RemoteClient(url) as mesh`; connections are kept and used again.
+
+    `token` defaults to `$MESH_TOKEN`. `timeout_s` bounds a whole answer, and in a stream the silence between two
+    pieces; the default leaves time for a large model to load.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = 300.0) -> None:
+        self.url = (url if "://" in url else f"http://{url}").rstrip("/")
+        self._token = token or os.environ.get("MESH_TOKEN")
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def discover(
+        cls,
+        *,
+        cluster: str | None = None,
+        interface: str | None = None,
+        token: str | None = None,
+        timeout_s: float = 300.0,
+        search_s: float = 3.0,
+    ) -> Self:
+        """A client for the first node that mDNS finds and that answers; `cluster` None takes any cluster.
+
+        `interface` is an address of this machine to search from (`127.0.0.1`: only this machine); None searches on
+        all. Raises `Unavailable` when nobody was found within `search_s`.
+        """
+        from tiermesh.client.discovery import find_url
+
+        return cls(await find_url(cluster, interface, search_s), token=token, timeout_s=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        self._session = aiohttp.ClientSession(headers=headers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections, running streams too. May be called twice."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def complete(self, messages: Messages, **options: Unpack[Options]) -> CompleteResponse:
+        """Ask and wait for the whole answer. What is not said is left to the node that answers."""
+        return decoded(CompleteResponse, await self._json("POST", "/api/complete", _body(messages, options)))
+
+    def stream(self, messages: Messages, **options: Unpack[Options]) -> Stream:
+        """Ask and iterate over the answer's text as it comes; `.result` is then what `complete` gives."""
+        body = _body(messages, options)
+        return Stream(self._chunks("/api/complete", body | {"stream": True}), self.url)
+
+    async def models(self) -> list[ModelCard]:
+        """Every model that the mesh can answer with now."""
+        return decoded(ModelList, await self._json("GET", "/v1/models")).data
+
+    async def cluster(self) -> ClusterReport:
+        """The mesh as this node sees it."""
+        return decoded(ClusterReport, await self._json("GET", "/api/cluster"))
+
+    async def health(self) -> HealthReport:
+        """This node alone; needs no token."""
+        return decoded(HealthReport, await self._json("GET", "/health"))
+
+    async def policy(self) -> PolicyReport:
+        """What holds on every node."""
+        return decoded(PolicyReport, await self._json("GET", "/api/config"))
+
+    async def set_policy(self, policy: Mapping[str, object]) -> PolicyReport:
+        """Make this the policy of the whole mesh."""
+        return decoded(PolicyReport, await self._json("POST", "/api/config", policy))
+
+    async def diagnose(self) -> DiagnoseReport:
+        """Have this node try its own engines, and every other member by each of its addresses."""
+        return decoded(DiagnoseReport, await self._json("POST", "/api/cluster/test", {}))
+
+    async def _json(self, method: str, path: str, body: Mapping[str, object] | None = None) -> object:
+        limits = aiohttp.ClientTimeout(self._timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        async with self._request(method, path, body, limits) as response:
+            return await checked(response)
+
+    async def _chunks(self, path: str, body: Mapping[str, object]) -> AsyncIterator[bytes]:
+        limits = aiohttp.ClientTimeout(None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._timeout_s)
+        async with self._request("POST", path, body, limits) as response:
+            if response.status != 200:
+                await checked(response)
+            async for chunk in response.content.iter_any():
+                yield chunk
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, method: str, path: str, body: Mapping[str, object] | None, limits: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise RuntimeError("the client is not open: use `async with RemoteClient(...) as mesh:`")
+        try:
+            async with self._session.request(method, self.url + path, json=body, timeout=limits) as response:
+                yield response
+        except aiohttp.InvalidURL as error:
+            raise InvalidInput(f"{self.url!r} is no URL of a node, for example http://192.168.1.20:8000") from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise unreachable(self.url, error) from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"{self.url} said nothing for {self._timeout_s:g} s") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise EngineFailed(f"the answer of {self.url} broke off: {error}") from error
+
+
+def _body(messages: Messages, options: Options) -> dict[str, object]:
+    """What was said, as it was said: 0.0 stays 0.0, and None is as good as not said."""
+    said = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*map(_plain, messages)]
+    return {"messages": said} | {name: value for name, value in options.items() if value is not None}
+
+
+def _plain(message: Message | Mapping[str, Any]) -> dict[str, Any]:
+    return message.model_dump(exclude_none=True) if isinstance(message, Message) else dict(message)
