@@ -1,0 +1,25 @@
+"""The HTTP API of one node: `api = make_app(context)`, and the rest is its business."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from tiermesh.daemon.api.context import CONTEXT, Context
+from tiermesh.daemon.api.errors import map_errors
+from tiermesh.daemon.api.peer import register_peer
+from tiermesh.daemon.api.public import register_public
+from tiermesh.daemon.api.trust import check_trust
+
+__all__ = ["CONTEXT", "Context", "make_app"]
+
+
+def make_app(context: Context, *, max_body_bytes: int) -> web.Application:
+    """Both planes behind one middleware for errors and one for trust.
+
+    Run it with `handler_cancellation=True`: a client that leaves must stop the work that was done for it.
+    """
+    app = web.Application(middlewares=[map_errors, check_trust], client_max_size=max_body_bytes)
+    app[CONTEXT] = context
+    register_public(app)
+    register_peer(app)
+    return app

@@ -1,0 +1,70 @@
+"""Servers that run on this machine already, found on their usual ports without being told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+import aiohttp
+
+from tiermesh.adapters.engines.openai_server import CONNECT_TIMEOUT_S
+from tiermesh.adapters.engines.server_kinds import Server, recognise
+
+USUAL_PORTS: Mapping[str, int] = {"ollama": 11434, "lmstudio": 1234, "llamacpp": 8080}
+
+DETECT_S = 30.0
+"""Between two looks: whoever starts Ollama after the daemon waits no longer."""
+
+
+class Detector:
+    """Looks for servers at `places` (kind to URL) now and then; each is told to `on_found` once, when it first answers.
+
+    One that goes away later is the business of its engine.
+    """
+
+    def __init__(
+        self,
+        on_found: Callable[[str, str], None],
+        *,
+        known: Iterable[str] = (),
+        places: Mapping[str, str] | None = None,
+        interval_s: float = DETECT_S,
+    ) -> None:
+        """`known` are URLs that are engines already; `on_found` gets kind and URL."""
+        usual = {kind: f"http://127.0.0.1:{port}" for kind, port in USUAL_PORTS.items()}
+        taken = {_normal(url) for url in known}
+        places = usual if places is None else places
+        self._places = {kind: url for kind, url in places.items() if _normal(url) not in taken}
+        self._on_found = on_found
+        self._interval_s = interval_s
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to look; returns at once."""
+        self._task = asyncio.create_task(self._run(), name="detect engines")
+
+    async def close(self) -> None:
+        """Stop looking. May be called twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            while self._places:
+                for kind, url in await found_at(http, self._places):
+                    del self._places[kind]
+                    self._on_found(kind, url)
+                await asyncio.sleep(self._interval_s)
+
+
+async def found_at(http: aiohttp.ClientSession, places: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Of `places`, those where a server of the expected kind answers."""
+    kinds = await asyncio.gather(*(recognise(Server(http, url)) for url in places.values()))
+    return [(kind, url) for (kind, url), answered in zip(places.items(), kinds, strict=True) if answered == kind]
+
+
+def _normal(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1").replace("//localhost:", "//127.0.0.1:")

@@ -1,0 +1,201 @@
+"""An OpenAI-compatible server as an engine: Ollama, vLLM, SGLang, llama.cpp, LM Studio, or anything alike.
+
+The server belongs to somebody else: it may come, go and change its models at any time. It is asked for its models
+again and again, rarely while it is down, and at once after a request found it gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import aiohttp
+
+from tiermesh.adapters.engines import Reply
+from tiermesh.adapters.engines.server_kinds import Listing, Server, list_models, recognise
+from tiermesh.errors import EngineFailed, Unavailable
+from tiermesh.types import EngineInfo, EngineState, Load, Model, Tier
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 1.0
+"""It is on this machine or near it; another candidate is better than waiting longer."""
+
+WATCH_S = 5.0
+"""Between two looks at a server that answers: how late a new model may be noticed."""
+
+BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+"""Between looks at a server that does not answer; the last one for ever."""
+
+DEFAULT_SLOTS = 4
+"""Requests at once where neither the person nor the server says: what Ollama and llama.cpp commonly take."""
+
+MAX_REASON_BYTES = 2048
+"""As much of an error page as goes into our own message."""
+
+
+class OpenAIServer:
+    """One server at `url`, with or without `/v1`. `kind` None: found out by asking it. `model` None: all its models.
+
+    `on_change` is called whenever info, models or load are not what they were.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        url: str,
+        tier: Tier,
+        on_change: Callable[[], None],
+        kind: str | None = None,
+        model: str | None = None,
+        token: str | None = None,
+        slots: int | None = None,
+        watch_s: float = WATCH_S,
+        backoff_s: tuple[float, ...] = BACKOFF_S,
+    ) -> None:
+        self.name = name
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._tier = tier
+        self._kind = kind
+        self._only = model
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._slots = slots
+        self._on_change = on_change
+        self._watch_s, self._backoff_s = watch_s, backoff_s
+        self._state: EngineState = "starting"
+        self._listing = Listing(kind or "openai")
+        self._models: tuple[Model, ...] = ()
+        self._active = 0
+        self._http: aiohttp.ClientSession | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._look_now = asyncio.Event()
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(self.name, self._listing.kind, self._state)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        return self._models
+
+    @property
+    def load(self) -> Load:
+        slots = self._slots or self._listing.slots or DEFAULT_SLOTS
+        return Load(active=self._active, slots=slots if self._state == "ready" else 0)
+
+    async def start(self) -> None:
+        # limit=0: how many requests run at once is routing's business, and a pool would queue them unseen
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+        )
+        self._watch = asyncio.create_task(self._run_watch(), name=f"watch {self.name}")
+
+    async def close(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+
+    @contextlib.asynccontextmanager
+    async def chat(self, body: Mapping[str, object]) -> AsyncIterator[Reply]:
+        if self._http is None or self._state == "down":
+            raise EngineFailed(f"{self.name} is down")
+        self._count(+1)
+        try:
+            async with await self._post(body) as response:
+                try:
+                    if response.status >= 500:
+                        raise await _failure(self.name, response)
+                    yield Reply(response.status, response.content_type, _chunks(self.name, response), response.headers)
+                finally:
+                    response.close()  # what is still being generated is wanted by nobody
+        finally:
+            self._count(-1)
+
+    async def _post(self, body: Mapping[str, object]) -> aiohttp.ClientResponse:
+        assert self._http is not None, "chat() checks it"
+        headers = {**self._headers, "Accept-Encoding": "identity"}
+        try:
+            return await self._http.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            self._set("down", self._listing)
+            self._look_now.set()
+            raise EngineFailed(f"{self.name} can't be reached: {_reason(error)}") from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._look_now.set()
+            raise EngineFailed(f"{self.name} closed the connection: {_reason(error)}") from error
+
+    async def _run_watch(self) -> None:
+        failures = 0
+        while True:
+            failures = 0 if await self._look() else failures + 1
+            wait_s = self._backoff_s[min(failures, len(self._backoff_s)) - 1] if failures else self._watch_s
+            self._look_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._look_now.wait()
+
+    async def _look(self) -> bool:
+        assert self._http is not None, "start() comes first"
+        server = Server(self._http, self.url, self._headers)
+        try:
+            if self._kind is None and self._state != "ready":
+                self._listing = Listing(await recognise(server) or "openai")
+            listing = await list_models(server, self._listing.kind)
+        except EngineFailed as error:
+            if self._state != "down":
+                log.warning("engine %s: %s", self.name, error)
+            self._set("down", self._listing)
+            return False
+        if self._state != "ready":
+            log.info("engine %s (%s) at %s is ready", self.name, listing.kind, self.url)
+        self._set("ready", listing)
+        return True
+
+    def _set(self, state: EngineState, listing: Listing) -> None:
+        models: tuple[Model, ...] = ()
+        if state == "ready":
+            models = tuple(
+                Model(listed.name, listed.digest, self._tier, self.name, listed.state)
+                for listed in listing.models
+                if self._only is None or listed.name.removesuffix(":latest") == self._only.removesuffix(":latest")
+            )
+        before = (self._state, self._listing, self._models)
+        self._state, self._listing, self._models = state, listing, models
+        if before != (state, listing, models):
+            self._on_change()
+
+    def _count(self, more: int) -> None:
+        self._active += more
+        self._on_change()
+
+
+async def _failure(name: str, response: aiohttp.ClientResponse) -> EngineFailed | Unavailable:
+    """5xx as an error; 503 asks for patience."""
+    try:
+        said = (await response.content.read(MAX_REASON_BYTES)).decode("utf-8", "replace").strip()
+    except (aiohttp.ClientError, OSError):
+        said = ""
+    message = f"{name} answered HTTP {response.status}: {said}"
+    if response.status == 503:
+        after = response.headers.get("Retry-After", "")
+        return Unavailable(message, retry_after_s=float(after) if after.isdecimal() else 1.0)
+    return EngineFailed(message)
+
+
+async def _chunks(name: str, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise EngineFailed(f"{name} broke off: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,85 @@
+"""The peer plane: work that another node has routed here. It never routes on."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+from tiermesh.adapters.engines import Engine
+from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.context import CONTEXT, Context
+from tiermesh.daemon.api.relay import hang_up
+from tiermesh.daemon.gateway import REQUEST_TIMEOUT_S
+from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unavailable, UnknownModel
+from tiermesh.protocol import headers
+
+
+def register_peer(app: web.Application) -> None:
+    """Add the peer routes, and the stamp to every answer on them, errors included."""
+    app.router.add_post("/mesh/v1/generate", generate)
+    app.on_response_prepare.append(_stamp)
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """`POST /mesh/v1/generate`: a chat completion by this node's own engine, byte by byte as the engine gives it.
+
+    An answer that breaks off is cut off, so that the asking node sees it break.
+    """
+    context = request.app[CONTEXT]
+    if context.draining():
+        raise Unavailable(f"node {context.name} is leaving the mesh")
+    body = await read_object(request)
+    engine = _engine_for(context, body)
+    async with _deadline(request), engine.chat(body) as reply:
+        response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})
+        if retry_after := reply.headers.get("Retry-After"):
+            response.headers["Retry-After"] = retry_after
+        await response.prepare(request)
+        complete = False
+        try:
+            async for chunk in reply.chunks:
+                await response.write(chunk)
+            await response.write_eof()
+            complete = True
+        except TiermeshError:
+            pass  # cut off below; the asking node tells the story
+        finally:
+            if not complete:
+                hang_up(request)
+        return response
+
+
+def _engine_for(context: Context, body: dict[str, Any]) -> Engine:
+    """The engine that serves the model; the one that the asking node chose, when that one does."""
+    name, chosen = body.get("model"), body.pop("engine", None)
+    if not isinstance(name, str):
+        raise InvalidInput("model: must be a string", param="model")
+    serving = [engine for engine in context.engines().values() if any(model.name == name for model in engine.models)]
+    if not serving:
+        raise UnknownModel(f"model: node {context.name} does not serve {name!r} itself", param="model")
+    return next((engine for engine in serving if engine.info.name == chosen), serving[0])
+
+
+@asynccontextmanager
+async def _deadline(request: web.Request) -> AsyncIterator[None]:
+    try:
+        left_s = float(request.headers.get(headers.DEADLINE, REQUEST_TIMEOUT_S))
+    except ValueError:
+        left_s = math.nan
+    if not 0 < left_s < math.inf:
+        raise InvalidInput(f"{headers.DEADLINE}: must be seconds that are left", param=headers.DEADLINE)
+    try:
+        async with asyncio.timeout(min(left_s, REQUEST_TIMEOUT_S)):
+            yield
+    except TimeoutError:
+        raise DeadlineExceeded("the asking node's time limit passed") from None
+
+
+async def _stamp(request: web.Request, response: web.StreamResponse) -> None:
+    if request.path.startswith("/mesh/"):
+        response.headers.update(request.app[CONTEXT].passport.stamp)

@@ -1,0 +1,106 @@
+"""The public plane: routes for people and programs, always routed over the mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from tiermesh.core.routing import RouteRequest, models_of
+from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.complete import answer_complete
+from tiermesh.daemon.api.context import CONTEXT
+from tiermesh.daemon.api.errors import error_data
+from tiermesh.daemon.api.relay import request_id, served_by, stream_response
+from tiermesh.daemon.api.report import cluster_report, health_report, policy_report
+from tiermesh.daemon.gateway import Ask
+from tiermesh.daemon.sse import DONE, event
+from tiermesh.errors import TiermeshError, UnknownModel
+from tiermesh.protocol.openai import ChatCompletionRequest, ModelCard, ModelList
+from tiermesh.protocol.validation import validated
+
+
+def register_public(app: web.Application) -> None:
+    """Add the public routes."""
+    app.router.add_get("/health", health)
+    app.router.add_get("/api/cluster", cluster)
+    app.router.add_get("/api/config", show_policy)
+    app.router.add_post("/api/config", apply_policy)
+    app.router.add_post("/api/complete", answer_complete)
+    app.router.add_post("/v1/chat/completions", chat_completions)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/v1/models/{id:.+}", model)
+
+
+async def health(request: web.Request) -> web.Response:
+    """`GET /health`."""
+    return _json(health_report(request.app[CONTEXT]))
+
+
+async def cluster(request: web.Request) -> web.Response:
+    """`GET /api/cluster`."""
+    return _json(cluster_report(request.app[CONTEXT]))
+
+
+async def show_policy(request: web.Request) -> web.Response:
+    """`GET /api/config`."""
+    return _json(policy_report(request.app[CONTEXT].policy()))
+
+
+async def apply_policy(request: web.Request) -> web.Response:
+    """`POST /api/config`: the body is the whole new policy document."""
+    body = await read_object(request)
+    return _json(policy_report(await request.app[CONTEXT].apply_policy(body)))
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/chat/completions`: the body goes to the engine as it came, but for the model's name."""
+    body = await read_object(request)
+    asked = validated(ChatCompletionRequest, body)
+    ask = Ask(
+        body=body,
+        route=RouteRequest(asked.model),
+        stream=bool(asked.stream),
+        request_id=request_id(request),
+    )
+    async with request.app[CONTEXT].gateway.chat(ask) as answer:
+        if answer.events is None:
+            content_type = answer.content_type.partition(";")[0] or "application/json"
+            return web.Response(
+                status=answer.status, body=answer.body, content_type=content_type, headers=served_by(answer)
+            )
+        async with stream_response(request, served_by(answer)) as response:
+            try:
+                async for piece in answer.events:
+                    await response.write(piece)
+            except TiermeshError as error:
+                await response.write(event(error_data(request, error)) + DONE)
+        return response
+
+
+async def models(request: web.Request) -> web.Response:
+    """`GET /v1/models`: every model that is served now by a node that is up."""
+    return _json(ModelList(data=_cards(request)))
+
+
+async def model(request: web.Request) -> web.Response:
+    """`GET /v1/models/{id}`."""
+    wanted = request.match_info["id"]
+    cards = _cards(request)
+    for card in cards:
+        if card.id in (wanted, wanted.removesuffix(":latest")):
+            return _json(card)
+    there = ", ".join(card.id for card in cards)
+    raise UnknownModel(f"model: no node has {wanted!r}; there are: {there or 'none'}", param="model")
+
+
+def _cards(request: web.Request) -> list[ModelCard]:
+    context = request.app[CONTEXT]
+    served = models_of(context.view(), context.me)
+    return [ModelCard(id=name, owned_by=", ".join(nodes)) for name, nodes in served.items()]
+
+
+def _json(body: BaseModel) -> web.Response:
+    data: dict[str, Any] = body.model_dump(mode="json")
+    return web.json_response(data)

@@ -1,0 +1,62 @@
+"""From a gateway's answer to the client's socket."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from tiermesh.daemon.gateway import Answer
+from tiermesh.protocol import headers
+
+_SANE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""`X-Accel-Buffering`: nginx in front would hold the stream back otherwise."""
+
+
+def request_id(request: web.Request) -> str:
+    """The caller's own id for this request when it is a harmless one, else a new one."""
+    given = request.headers.get(headers.REQUEST_ID, "")
+    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def served_by(answer: Answer) -> dict[str, str]:
+    """Headers that name who did the work."""
+    return {
+        headers.NODE: _one_line(answer.candidate.node_name),
+        headers.TIER: str(answer.candidate.model.tier),
+        headers.MODEL: _one_line(answer.candidate.model.name),
+        headers.ATTEMPTS: str(answer.attempts),
+    }
+
+
+@asynccontextmanager
+async def stream_response(request: web.Request, extra: Mapping[str, str]) -> AsyncIterator[web.StreamResponse]:
+    """An event stream that is ended properly when the block is left normally, and cut off otherwise.
+
+    What is cut off can't be mistaken for what is complete.
+    """
+    response = web.StreamResponse(headers={**STREAM_HEADERS, **extra})
+    await response.prepare(request)
+    complete = False
+    try:
+        yield response
+        await response.write_eof()
+        complete = True
+    finally:
+        if not complete:
+            hang_up(request)
+
+
+def hang_up(request: web.Request) -> None:
+    """Close the connection without finishing the answer."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,98 @@
+"""The view, as `GET /api/cluster` tells it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from tiermesh.core.messages import PROTOCOL
+from tiermesh.daemon.api.context import Context
+from tiermesh.protocol.cluster import (
+    BallotReport,
+    ClusterReport,
+    EngineReport,
+    HardwareReport,
+    HealthReport,
+    LoadReport,
+    ModelReport,
+    NodeName,
+    NodeReport,
+    PolicyReport,
+)
+from tiermesh.types import Ballot, Member, NodeId, Policy, Status, View
+
+
+def cluster_report(context: Context) -> ClusterReport:
+    """This node's view of the cluster, coordinator first, then by name."""
+    view, now = context.view(), context.wall()
+    members = sorted(view.members.values(), key=lambda m: (m.id != view.coordinator, m.status.name, m.id))
+    return ClusterReport(
+        protocol=PROTOCOL,
+        cluster=context.passport.cluster,
+        open=context.passport.token is None,
+        self=context.me,
+        ballot=ballot_report(view.ballot),
+        coordinator=_coordinator(view),
+        version=view.version,
+        nodes=[_node_report(member, view.coordinator, now) for member in members],
+    )
+
+
+def health_report(context: Context) -> HealthReport:
+    """This node alone."""
+    member = context.view().members.get(context.me)
+    return HealthReport(
+        status="draining" if context.draining() else "ok",
+        model=_default_model(member.status) if member is not None else None,
+        version=context.version,
+        node=context.name,
+        node_id=context.me,
+        cluster=context.passport.cluster,
+        time=context.wall(),
+    )
+
+
+def policy_report(policy: Policy) -> PolicyReport:
+    """The policy and its place in time."""
+    return PolicyReport(ballot=ballot_report(policy.ballot), version=policy.version, policy=dict(policy.body))
+
+
+def ballot_report(ballot: Ballot) -> BallotReport:
+    """A ballot."""
+    return BallotReport(term=ballot.term, node_id=ballot.node_id)
+
+
+def _coordinator(view: View) -> NodeName | None:
+    if view.coordinator is None:
+        return None
+    member = view.members.get(view.coordinator)
+    return NodeName(id=view.coordinator, name=member.status.name if member is not None else "")
+
+
+def _node_report(member: Member, coordinator: NodeId | None, now: float) -> NodeReport:
+    status = member.status
+    return NodeReport(
+        id=member.id,
+        name=status.name,
+        urls=[f"http://{address}" for address in status.addresses],
+        state=member.state if member.state != "up" else status.state,
+        role="coordinator" if member.id == coordinator else "member",
+        tier=status.tier,
+        models=[ModelReport(**asdict(model)) for model in status.models],
+        engines=[EngineReport(**asdict(engine)) for engine in status.engines],
+        hardware=HardwareReport.model_validate(asdict(status.hardware), strict=False),
+        load=LoadReport(**asdict(status.load)),
+        latency_ms=status.latency_ms,
+        last_seen=_iso(now if member.down_since is None else member.down_since),
+        version=status.version,
+    )
+
+
+def _default_model(status: Status) -> str | None:
+    """The first model in the node's own tier, else the first."""
+    names = [model.name for model in status.models if model.tier == status.tier] or [m.name for m in status.models]
+    return names[0] if names else None
+
+
+def _iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,369 @@
+"""The gateway carries a request to whoever can answer it: it executes a Route.
+
+Candidates are tried in the route's order, each at most once, within the request's deadline, until one has answered:
+
+- an answer that is not streamed counts when its body is whole and is JSON; a stream counts from its first event;
+- 400, 413, 422 and other verdicts on the request itself are the caller's and are never tried elsewhere;
+- everything else (no connection, 404, 429, 5xx, a broken or unreadable answer, a node that the view marks down in
+  the meantime) is a reason to ask the next candidate, and the caller never hears of it.
+
+Once a stream has begun it is not moved. If it breaks, stalls, or its node goes down, reading it raises, and whoever
+writes to the client ends it with an error event. Leaving the context stops the work, wherever it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tiermesh.adapters.engines import Engine, Reply
+from tiermesh.config import PolicyDocument
+from tiermesh.core.routing import Candidate, Refusal, Route, RouteRequest, RoutingPolicy, is_up, plan_route
+from tiermesh.daemon.sse import data_of, error_in, whole_events
+from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidConfig, TiermeshError, Unavailable, UnknownModel
+from tiermesh.types import Address, NodeId, Policy, View
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 600.0
+"""From question to last byte; what OpenAI's own clients wait. Long answers on slow machines take minutes."""
+
+STALL_S = 120.0
+"""Longest silence inside a stream. Engines that hold back a tool call until it is whole are silent that long."""
+
+DOWN_GRACE_S = 2.0
+"""A running stream whose node is marked down may go on if it says something within this time: views can be wrong."""
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""An answer that is not streamed is held in memory until it is whole."""
+
+MAX_ERROR_BYTES = 64 * 1024
+"""As much of an error's body as is read."""
+
+
+class Peers(Protocol):
+    """How another node is asked; `adapters.peers.Peers`, and a stand-in where tests script the network."""
+
+    def generate(
+        self,
+        node: NodeId,
+        addresses: tuple[Address, ...],
+        body: Mapping[str, object],
+        *,
+        request_id: str,
+        deadline_s: float,
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Have `node` answer with its own engines. Raises `EngineFailed` when no head comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request. `body` is an OpenAI chat-completion request whose `model` the gateway replaces."""
+
+    body: Mapping[str, object]
+    route: RouteRequest
+    stream: bool
+    request_id: str
+    timeout_s: float = REQUEST_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a candidate said. Either `events` (a stream, whole events a piece, read once) or a whole `body`.
+
+    `status` is 200, or the engine's 4xx verdict on the request.
+    """
+
+    candidate: Candidate
+    status: int
+    content_type: str
+    body: bytes
+    events: AsyncIterator[bytes] | None
+    attempts: int
+
+
+class Gateway:
+    """Owner of in-flight counts. All methods are called on the daemon's loop."""
+
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        engines: Callable[[], Mapping[str, Engine]],
+        view: Callable[[], View],
+        peers: Peers,
+        stall_s: float = STALL_S,
+        down_grace_s: float = DOWN_GRACE_S,
+    ) -> None:
+        self._me = me
+        self._engines = engines
+        self._view = view
+        self._peers = peers
+        self._stall_s = stall_s
+        self._down_grace_s = down_grace_s
+        self._attempts: set[_Attempt] = set()
+        self._loads = _Loads()
+        self._policy = (Policy(), RoutingPolicy())
+
+    def view_changed(self, view: View) -> None:
+        """Give up on pending candidates whose node went down; correct what is known of everybody's load."""
+        self._loads.view_changed(view)
+        for attempt in self._attempts:
+            member = view.members.get(attempt.node)
+            if attempt.node != self._me and member is not None and member.state == "down":
+                attempt.node_went_down()
+
+    def plan(self, request: RouteRequest) -> Route:
+        """The route that a request would take now. Raises `UnknownModel` or `Unavailable`."""
+        view = self._view()
+        active = self._loads.estimate(view) | {self._me: sum(e.load.active for e in self._engines().values())}
+        plan = plan_route(view, request, self._routing_policy(view.policy), me=self._me, active=active)
+        if isinstance(plan, Refusal):
+            raise UnknownModel(plan.message, param="model") if plan.kind == "unknown" else Unavailable(plan.message)
+        return plan
+
+    @asynccontextmanager
+    async def chat(self, ask: Ask) -> AsyncIterator[Answer]:
+        """Have `ask` answered by the first candidate that can.
+
+        Raises `UnknownModel`, `Unavailable`, `EngineFailed` (all candidates failed) or `DeadlineExceeded`; reading
+        `Answer.events` may raise the latter two.
+        """
+        deadline = asyncio.get_running_loop().time() + ask.timeout_s
+        candidates = self.plan(ask.route).candidates
+        failures: list[tuple[Candidate, TiermeshError]] = []
+        async with AsyncExitStack() as stack:
+            for candidate in candidates:
+                if failures and not self._still_up(candidate):
+                    continue
+                async with AsyncExitStack() as trial:
+                    try:
+                        answer = await self._try(candidate, ask, deadline, len(failures) + 1, trial)
+                    except (EngineFailed, Unavailable) as error:
+                        log.info("%s: %s on %s: %s", ask.request_id, candidate.model.name, candidate.node_name, error)
+                        failures.append((candidate, error))
+                        continue
+                    stack.push_async_exit(trial.pop_all())
+                yield answer
+                return
+        raise _verdict(failures)
+
+    async def _try(
+        self, candidate: Candidate, ask: Ask, deadline: float, attempts: int, stack: AsyncExitStack
+    ) -> Answer:
+        """One candidate, until it counts as having answered. What must outlive this call is left on `stack`."""
+        attempt = stack.enter_context(self._attempt(candidate))
+        async with attempt.until(deadline):
+            reply = await stack.enter_async_context(self._send(candidate, ask, deadline))
+            if reply.status != 200:
+                body = await _read_error(reply)
+                return Answer(candidate, reply.status, reply.content_type, body, None, attempts)
+            if not ask.stream:
+                body = await _read_whole(reply)
+                return Answer(candidate, 200, "application/json", body, None, attempts)
+            if not reply.content_type.startswith("text/event-stream"):
+                raise EngineFailed(f"answered with {reply.content_type} where a stream was asked for")
+            source = whole_events(reply.chunks)
+            first = await _first_event(source)
+        events = self._guarded(attempt, first, source, deadline)
+        stack.push_async_callback(source.aclose)
+        stack.push_async_callback(events.aclose)
+        return Answer(candidate, 200, "text/event-stream", b"", events, attempts)
+
+    def _send(self, candidate: Candidate, ask: Ask, deadline: float) -> AbstractAsyncContextManager[Reply]:
+        body = {**ask.body, "model": candidate.model.name}
+        if candidate.local:
+            engine = self._engines().get(candidate.model.engine)
+            if engine is None:
+                raise EngineFailed(f"engine {candidate.model.engine} is gone")
+            return engine.chat(body)
+        return self._peers.generate(
+            candidate.node,
+            self._view().members[candidate.node].status.addresses,
+            {**body, "engine": candidate.model.engine},
+            request_id=ask.request_id,
+            deadline_s=deadline - asyncio.get_running_loop().time(),
+        )
+
+    async def _guarded(
+        self, attempt: _Attempt, first: bytes, source: AsyncGenerator[bytes, None], deadline: float
+    ) -> AsyncGenerator[bytes, None]:
+        """The rest of a stream that has begun: never silent for longer than `stall_s`, nor past the deadline."""
+        attempt.begun = True
+        yield first
+        while True:
+            try:
+                async with attempt.until(deadline, silence_s=self._stall_s):
+                    piece = await anext(source)
+            except StopAsyncIteration:
+                return
+            yield piece
+
+    @contextmanager
+    def _attempt(self, candidate: Candidate) -> Iterator[_Attempt]:
+        attempt = _Attempt(candidate.node, self._down_grace_s)
+        self._attempts.add(attempt)
+        self._loads.in_flight[candidate.node] += 1
+        try:
+            yield attempt
+        finally:
+            self._attempts.discard(attempt)
+            self._loads.in_flight[candidate.node] -= 1
+
+    def _still_up(self, candidate: Candidate) -> bool:
+        member = self._view().members.get(candidate.node)
+        return member is not None and is_up(member, self._me)
+
+    def _routing_policy(self, policy: Policy) -> RoutingPolicy:
+        if policy is not self._policy[0]:
+            self._policy = (policy, _routing_policy(policy))
+        return self._policy[1]
+
+
+@dataclass(slots=True, eq=False)
+class _Attempt:
+    """One try at one candidate. A node that goes down ends the wait for it at once, or after a grace once it spoke."""
+
+    node: NodeId
+    grace_s: float
+    begun: bool = False
+    down: bool = False
+    _limit: asyncio.Timeout | None = None
+
+    def node_went_down(self) -> None:
+        """The view says that the candidate's node is down."""
+        if self.down:
+            return
+        self.down = True
+        if self._limit is not None and (when := self._limit.when()) is not None:
+            self._limit.reschedule(min(when, self._patience_ends()))
+
+    @asynccontextmanager
+    async def until(self, deadline: float, *, silence_s: float | None = None) -> AsyncIterator[None]:
+        """Bound what is awaited inside; raises `DeadlineExceeded` or `EngineFailed` when the time is up."""
+        ends = deadline
+        if silence_s is not None:
+            ends = min(ends, asyncio.get_running_loop().time() + silence_s)
+        if self.down:
+            ends = min(ends, self._patience_ends())
+        try:
+            async with asyncio.timeout_at(ends) as self._limit:
+                yield
+        except TimeoutError:
+            if self.down:
+                raise EngineFailed("the node went down") from None
+            if asyncio.get_running_loop().time() >= deadline:
+                raise DeadlineExceeded("no complete answer within the time limit of the request") from None
+            raise EngineFailed(f"silent for {silence_s:g} s") from None
+        finally:
+            self._limit = None
+        self.down = False
+
+    def _patience_ends(self) -> float:
+        return asyncio.get_running_loop().time() + (self.grace_s if self.begun else 0.0)
+
+
+@dataclass(slots=True)
+class _Loads:
+    """Running requests by node: what the view says, and what this node has sent since the view was last corrected."""
+
+    in_flight: Counter[NodeId] = field(default_factory=Counter)
+    _counted: dict[NodeId, int] = field(default_factory=dict)
+    """Of our requests in flight, how many a node had when it last told its load."""
+    _told: dict[NodeId, int] = field(default_factory=dict)
+
+    def view_changed(self, view: View) -> None:
+        for node, member in view.members.items():
+            if self._told.get(node) != member.status.load.active:
+                self._told[node] = member.status.load.active
+                self._counted[node] = self.in_flight[node]
+        for node in self._told.keys() - view.members.keys():
+            del self._told[node], self._counted[node]
+        self.in_flight += Counter()  # drops zeros
+
+    def estimate(self, view: View) -> dict[NodeId, int]:
+        return {
+            node: max(count, view.members[node].status.load.active + count - self._counted.get(node, 0))
+            for node, count in self.in_flight.items()
+            if node in view.members
+        }
+
+
+def _routing_policy(policy: Policy) -> RoutingPolicy:
+    try:
+        routing = PolicyDocument.from_body(policy.body).routing
+    except InvalidConfig as error:
+        log.warning("policy %s.%s can't be read, routing by defaults: %s", policy.ballot.term, policy.version, error)
+        return RoutingPolicy()
+    return RoutingPolicy(
+        prefer_local=routing.prefer_local,
+        fallback_strategy=routing.fallback_strategy,
+        load_balance=routing.load_balance,
+        aliases=routing.aliases,
+    )
+
+
+async def _first_event(source: AsyncIterator[bytes]) -> bytes:
+    """The first piece of a stream; an engine that starts with an error has not answered."""
+    async for piece in source:
+        for data in data_of(piece):
+            if (problem := error_in(data)) is not None:
+                raise EngineFailed(problem)
+        return piece
+    raise EngineFailed("an empty stream")
+
+
+async def _read_whole(reply: Reply) -> bytes:
+    body = await _read(reply, MAX_ANSWER_BYTES)
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        raise EngineFailed("answered 200 with something that is not JSON") from None
+    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+        problem = error_in(body.decode("utf-8", "replace"))
+        raise EngineFailed(problem or "answered 200 with something that is no chat completion")
+    return body
+
+
+async def _read_error(reply: Reply) -> bytes:
+    """The body of a verdict on the request itself. Raises when it is a failure of the candidate."""
+    body = await _read(reply, MAX_ERROR_BYTES)
+    if reply.status in (429, 503):
+        raise Unavailable(_told(reply, body), retry_after_s=_retry_after_s(reply))
+    if reply.status in (401, 403, 404, 408, 409, 426) or not 400 <= reply.status < 500:
+        raise EngineFailed(_told(reply, body))
+    return body
+
+
+async def _read(reply: Reply, limit: int) -> bytes:
+    parts, size = [], 0
+    async for chunk in reply.chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise EngineFailed(f"an answer of more than {limit} bytes")
+    return b"".join(parts)
+
+
+def _told(reply: Reply, body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
+    return f"HTTP {reply.status}: {(error_in(text) or text)[:300]}"
+
+
+def _retry_after_s(reply: Reply) -> float:
+    value = reply.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 1.0
+
+
+def _verdict(failures: list[tuple[Candidate, TiermeshError]]) -> TiermeshError:
+    """All candidates failed: a busy one makes it worth trying again."""
+    told = "; ".join(f"{candidate.node_name}: {error}" for candidate, error in failures)
+    message = f"no candidate could answer ({told})"
+    waits = [error.retry_after_s for _, error in failures if isinstance(error, Unavailable)]
+    return Unavailable(message, retry_after_s=min(waits)) if waits else EngineFailed(message)
