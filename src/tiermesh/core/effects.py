@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiermesh.core.messages import Message
-from tiermesh.types import Address, Ballot, Contact, NodeId, Policy, View
+from tiermesh.types import Address, Ballot, Contact, NodeId, Policy, SessionId, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,24 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """Save these contacts in the address book. Best effort: nothing waits for it."""
+    """Save these contacts in the address book. Best effort: nothing waits for it.
+
+    A contact replaces what was saved of the same node; one without addresses means to forget the node.
+    """
 
     contacts: tuple[Contact, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Say `message` to a known peer. May be lost; a refused connection is reported with `Node.refused`."""
+    """Say `message` to a known peer. May be lost; a refused connection is reported with `Node.refused`.
+
+    With a `session` it is only for that run of the peer: it goes over a connection with it, or nowhere.
+    """
 
     to: NodeId
     message: Message
+    session: SessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""Seek: ask around who leads, and wait for the own turn to campaign."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from tiermesh.core.context import Context
+from tiermesh.core.messages import Hello, Pre
+from tiermesh.core.role import Next, ToPreVote, ToSeek, Wait
+from tiermesh.core.unled import Unled
+from tiermesh.types import Address, Contact, NodeId
+
+
+class Seek(Unled):
+    """Nobody leads this node and it does not campaign yet; it never does when it is not eligible."""
+
+    name = "seek"
+
+    def __init__(self, context: Context, now: float, wanted: ToSeek) -> None:
+        super().__init__(context)
+        self.wait = wanted.wait
+        self.campaign_at = now + self._delay(now)
+        self._ranked = self.wait is not Wait.BOOT
+        self._hello_at = now + self._quiet_s()
+        self._slow_from = now + self.timing.hello_quick
+        self._hellos_left = self.timing.hello_burst
+        self._to_greet: deque[NodeId | Address] = deque()
+        if wanted.first is not None:
+            self._greet(now, wanted.first)
+
+    @property
+    def deadline(self) -> float:
+        """The next burst of hellos or the campaign."""
+        return min(self.campaign_at, self._hello_at)
+
+    def tick(self, now: float) -> Next | None:
+        """Greet some, campaign when it is time."""
+        if now >= self._hello_at:
+            self._greet_some(now)
+        if now < self.campaign_at:
+            return None
+        if not self.context.status.eligible:
+            self.campaign_at = math.inf
+            return None
+        if not self._ranked:
+            self._ranked = True
+            self.campaign_at += self.context.rank(now) * self.timing.step
+            return self.tick(now) if now >= self.campaign_at else None
+        return ToPreVote()
+
+    def hint(self, now: float, contact: Contact) -> Next | None:
+        """Greet a new peer at once, within the bound of a burst."""
+        targets: tuple[NodeId | Address, ...] = contact.addresses
+        if contact.node_id is not None and contact.node_id != self.context.me:
+            targets = (contact.node_id,)
+        for target in targets:
+            if self._hellos_left > 0:
+                self._greet(now, target)
+            else:
+                self._to_greet.appendleft(target)
+        return None
+
+    def described(self, now: float) -> Next | None:
+        """It may have become eligible."""
+        if self.context.status.eligible and self.campaign_at == math.inf:
+            self.campaign_at = now + self._delay(now)
+        return super().described(now)
+
+    def deferred(self, now: float, question: Pre) -> None:
+        """One with better right campaigns: give it a phase."""
+        if question.key < self.context.key:
+            self.campaign_at = max(self.campaign_at, now + self.timing.phase(self.context.n))
+
+    def _delay(self, now: float) -> float:
+        step, rank = self.timing.step, self.context.rank(now)
+        match self.wait:
+            case Wait.BOOT:
+                return self.timing.window
+            case Wait.LOSS:
+                return rank * step
+            case Wait.RETRY:
+                return step * (1 + rank) + self.context.rng.random() * step
+            case Wait.GRANTED:
+                return self.timing.phase(self.context.n) + rank * step
+
+    def _quiet_s(self) -> float:
+        """After a loss the successor makes itself known; thousands who ask for it at once would be in its way."""
+        if self.wait in (Wait.LOSS, Wait.GRANTED):
+            return max(self.timing.probe, self.timing.phase(self.context.n))
+        return 0.0
+
+    def _greet_some(self, now: float) -> None:
+        self._hello_at = now + (self.timing.hello if now < self._slow_from else self.timing.probe)
+        self._hellos_left = self.timing.hello_burst
+        if not self._to_greet:
+            self._to_greet.extend(self._everyone())
+        for _ in range(min(self._hellos_left, len(self._to_greet))):
+            self._greet(now, self._to_greet.popleft())
+
+    def _everyone(self) -> list[NodeId | Address]:
+        """All known peers, the likeliest successors first."""
+        book, context = self.context.book, self.context
+        known = sorted(book.peers, key=context.peer_key)
+        return [*known, *book.loose]
+
+    def _greet(self, now: float, target: NodeId | Address) -> None:
+        context = self.context
+        hello = Hello(context.status.addresses, context.key)
+        self._hellos_left -= 1
+        if target in context.book.loose:
+            context.reach(Address(target), hello)
+        elif target in context.book.peers:
+            context.send(NodeId(target), hello)
