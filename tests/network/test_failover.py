@@ -1,0 +1,74 @@
+"""Whoever dies, is cut off, freezes or leaves: the others go on, and no prompt notices.
+
+The short form, with wide bounds, of what `scripts/figures` measures in full.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.network import trials
+from tests.network.lan import Lan
+from tests.network.mesh import Mesh
+
+pytestmark = pytest.mark.network
+
+
+async def test_a_killed_coordinator_is_replaced_and_no_prompt_fails(lan: Lan, tmp_path: Path) -> None:
+    async with Mesh(tmp_path, 5, lan=lan) as mesh:
+        await mesh.form()
+        victim = mesh.coordinator()
+        async with trials.prompting(mesh, lambda: {victim}) as prompts:
+            for _ in range(2):
+                victim = mesh.coordinator()
+                await prompts.until_served_by(f"n{victim}", within_s=10)
+                replaced = await trials.kill_coordinator(mesh)
+                assert replaced.known_s < 2.0
+                assert mesh.coordinator() != victim
+        assert prompts.answers
+        assert prompts.failed == []
+
+
+async def test_a_coordinator_whose_cable_is_cut_is_replaced_and_no_prompt_fails(lan: Lan, tmp_path: Path) -> None:
+    async with Mesh(tmp_path, 5, lan=lan) as mesh:
+        await mesh.form()
+        victim = mesh.coordinator()
+        async with trials.prompting(mesh, lambda: {victim}) as prompts:
+            await prompts.until_served_by(f"n{victim}", within_s=10)
+            replaced = await trials.cut_coordinator(mesh, lan)
+            assert replaced.known_s < 5.0
+        assert prompts.failed == []
+
+
+async def test_a_lost_member_is_marked_down_and_comes_back_by_itself(lan: Lan, tmp_path: Path) -> None:
+    async with Mesh(tmp_path, 5, lan=lan, engines=False) as mesh:
+        await mesh.form()
+        killed = await trials.kill_member(mesh)
+        assert killed.down_s < 1.0
+        cut = await trials.cut_member(mesh, lan)
+        assert cut.down_s < 4.0
+
+
+async def test_a_frozen_coordinator_wakes_as_a_member(lan: Lan, tmp_path: Path) -> None:
+    async with Mesh(tmp_path, 5, lan=lan) as mesh:
+        await mesh.form()
+        victim = mesh.coordinator()
+        async with trials.prompting(mesh, lambda: {victim}) as prompts:
+            await prompts.until_served_by(f"n{victim}", within_s=10)
+            thaw = await trials.freeze_coordinator(mesh, for_s=10)
+        assert thaw.replaced_s < 5.0
+        assert thaw.member_s < 5.0
+        assert prompts.failed == []
+
+
+async def test_a_coordinator_that_is_told_to_stop_hands_over(lan: Lan, tmp_path: Path) -> None:
+    async with Mesh(tmp_path, 3, lan=lan) as mesh:
+        await mesh.form()
+        leaver = mesh.coordinator()
+        async with trials.prompting(mesh, lambda: {leaver}) as prompts:
+            await prompts.until_served_by(f"n{leaver}", within_s=10)
+            handed_over_s = await trials.stop_coordinator(mesh)
+        assert handed_over_s < 2.0
+        assert mesh.daemons[leaver].wait() == 0
+        assert prompts.failed == []
