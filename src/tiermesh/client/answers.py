@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
@@ -60,7 +61,9 @@ def error_of(body: object, status: int = 500, retry_after: str | None = None) ->
 
 def unreachable(url: str, error: Exception) -> Unavailable:
     """Nobody answers at all."""
-    return Unavailable(f"no daemon answers at {url}: {error}. Is `mesh up` running there?")
+    system = getattr(error, "os_error", None)
+    reason = (getattr(system, "errno", None) and os.strerror(system.errno)) or getattr(system, "strerror", None) or error
+    return Unavailable(f"no daemon answers at {url}: {str(reason).lower()}. Is `mesh up` running there?")
 
 
 def _by_type() -> dict[str, type[TiermeshError]]:

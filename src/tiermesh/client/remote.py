@@ -50,7 +50,7 @@ class RemoteClient:
 
     def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = 300.0) -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
-        self._token = token or os.environ.get("MESH_TOKEN")
+        self.token = token or os.environ.get("MESH_TOKEN")
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
 
@@ -74,7 +74,7 @@ class RemoteClient:
         return cls(await find_url(cluster, interface, search_s), token=token, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         self._session = aiohttp.ClientSession(headers=headers)
         return self
 

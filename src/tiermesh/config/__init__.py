@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tiermesh.config.address import DEFAULT_PORT, parse_address
 from tiermesh.config.file import ClusterFile, EngineEntry, NodeEntry, find, load
-from tiermesh.config.options import DaemonOptions, Flags, resolve_options
+from tiermesh.config.options import DaemonOptions, Flags, LogFormat, LogLevel, default_state_dir, resolve_options
 from tiermesh.config.policy import PolicyDocument
 
 __all__ = [
@@ -13,8 +13,11 @@ __all__ = [
     "DaemonOptions",
     "EngineEntry",
     "Flags",
+    "LogFormat",
+    "LogLevel",
     "NodeEntry",
     "PolicyDocument",
+    "default_state_dir",
     "find",
     "load",
     "parse_address",

@@ -40,7 +40,6 @@ class Flags:
     no_detect: bool = False
     interface: str | None = None
     join: tuple[str, ...] = ()
-    token: str | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
 
@@ -85,7 +84,7 @@ def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> Daemon
     own_port, own_tier, own_model = _own_facts(file, name)
     port = _first(flags.port, file.port, own_port)
     return DaemonOptions(
-        state_dir=_state_dir(flags, env),
+        state_dir=flags.state_dir.expanduser().absolute() if flags.state_dir else default_state_dir(env),
         cluster=_label(flags.cluster or file.cluster, "--cluster"),
         name=name,
         port=DEFAULT_PORT if port is None else port,
@@ -98,7 +97,7 @@ def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> Daemon
         interface=_first(flags.interface, file.interface),
         join=_join(flags, file),
         mdns_service=file.discovery.mdns_service if file.discovery.method == "mdns" else None,
-        token=flags.token or env.get("MESH_TOKEN") or file.mesh_token(),
+        token=env.get("MESH_TOKEN") or file.mesh_token(),
         grace_s=file.grace_s,
         policy=file.policy(),
         log_format=flags.log_format,
@@ -106,21 +105,15 @@ def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> Daemon
     )
 
 
-def default_state_dir() -> Path:
-    """Where a daemon keeps its state unless told otherwise."""
-    return user_state_path("tiermesh")
+def default_state_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Where a daemon keeps its state unless its command line says otherwise: `$MESH_STATE_DIR`, else the user's."""
+    return Path(env["MESH_STATE_DIR"]).absolute() if env.get("MESH_STATE_DIR") else user_state_path("tiermesh")
 
 
 def host_name() -> str:
     """This machine's name as a node name: without its domain, and with other signs than a label has made dashes."""
     short = re.sub(r"[^\w-]+", "-", socket.gethostname().split(".", 1)[0]).strip("-_")[:63].strip("-_")
     return short or "node"
-
-
-def _state_dir(flags: Flags, env: Mapping[str, str]) -> Path:
-    if flags.state_dir is not None:
-        return flags.state_dir.expanduser().absolute()
-    return Path(env["MESH_STATE_DIR"]).absolute() if env.get("MESH_STATE_DIR") else default_state_dir()
 
 
 def _own_facts(file: ClusterFile, name: str) -> tuple[int | None, Tier | None, str | None]:

@@ -7,8 +7,9 @@ from typing import Literal
 from tiermesh.protocol.cluster import NodeName
 from tiermesh.protocol.validation import Wire
 
-Problem = Literal["refused", "timeout", "unreachable", "unresolved", "broken", "stranger", "wrong_node"]
-"""`stranger`: something answers, but no daemon. `wrong_node`: a daemon answers, but another one."""
+Problem = Literal["refused", "timeout", "unreachable", "unresolved", "broken", "stranger", "wrong_node", "twin"]
+"""`stranger`: something answers, but no daemon. `wrong_node`: a daemon answers, but another one. `twin`: one with the
+right id and another name: a copied state folder."""
 
 
 class Probe(Wire):

@@ -1,0 +1,71 @@
+"""`mesh model`: the models that this machine has, or could fetch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tiermesh.cli import connect
+from tiermesh.cli.render import size, table
+
+if TYPE_CHECKING:
+    from tiermesh.adapters.model_source import KnownModel, LocalModel, Progress
+
+app = typer.Typer(help="The models of this machine.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_(as_json: connect.JsonOption = False) -> None:
+    """List what can be had, and what of it is here. Needs no daemon."""
+    from tiermesh.adapters.model_source import list_models
+
+    known = list_models()
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in known], indent=2, default=str))
+        return
+    table(("name", "about", "here", "size", "digest"), [_row(one) for one in known])
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name from `mesh model list`, or ORG/NAME on the Hugging Face hub.")],
+    as_json: connect.JsonOption = False,
+) -> None:
+    """Fetch a model to this machine, unless it is here already. May be interrupted and run again."""
+    model = _pull(name)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(model), indent=2, default=str))
+    else:
+        print(f"{model.name} is at {model.path} ({size(model.size_bytes)})")
+
+
+def _pull(name: str) -> LocalModel:
+    """Pull with a bar for a person, and in silence for a pipe."""
+    from tiermesh.adapters.model_source import pull
+
+    if not sys.stderr.isatty():
+        return pull(name)
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(f"looking for {name}", total=None)
+
+        def show(progress: Progress) -> None:
+            bars.update(bar, description=f"{progress.stage} {progress.message}", completed=progress.done)
+            bars.update(bar, total=progress.total or None)
+
+        return pull(name, show)
+
+
+def _row(one: KnownModel) -> tuple[str, ...]:
+    if one.local is None:
+        download = "?" if one.download_bytes is None else size(one.download_bytes)
+        return (one.name, one.about, "no", f"{download} to fetch", "")
+    return (one.name, one.about, "yes", size(one.local.size_bytes), one.local.digest.removeprefix("sha256:")[:12])

@@ -1,0 +1,126 @@
+"""What a person sees: tables and short words for numbers. Rich is loaded when something is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from tiermesh.cli.checkup import Finding
+    from tiermesh.protocol.cluster import ClusterReport, HardwareReport, NodeReport
+
+PIPE_WIDTH = 200
+"""Columns of a table when nobody's terminal sets a limit: wide enough that nothing is wrapped."""
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+STATE_STYLES = {"up": "green", "draining": "yellow", "down": "red"}
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a plain table."""
+    show(_table(columns, rows))
+
+
+def show(what: RenderableType) -> None:
+    """Print for a person, or for a pipe without colours and without wrapping."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
+    console.print(what)
+
+
+def status(report: ClusterReport) -> RenderableType:
+    """`mesh cluster status`: one line about the mesh, one row a node."""
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = [_node_row(node, report) for node in sorted(report.nodes, key=_rank)]
+    return Group(Text(headline(report)), Text(), _table(NODE_COLUMNS, rows))
+
+
+def findings(found: Sequence[Finding]) -> RenderableType:
+    """`mesh cluster test`: what was checked of each node, and for what failed the likely cause and the remedy."""
+    from rich.text import Text
+
+    text = Text()
+    for name in dict.fromkeys(finding.node for finding in found):
+        text.append(f"{name}\n", "bold")
+        for finding in (f for f in found if f.node == name):
+            text.append("  ✓ " if finding.ok else "  ✗ ", "green" if finding.ok else "red")
+            text.append(f"{finding.check}: {finding.detail}\n")
+            if finding.advice is not None:
+                text.append(f"      likely: {finding.advice.cause}\n      do: {finding.advice.remedy}\n", "yellow")
+    failed = sum(not finding.ok for finding in found)
+    text.append(f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed", "bold")
+    return text
+
+
+def headline(report: ClusterReport) -> str:
+    """`home · 3 up, 1 down · coordinator server · open: anyone on this network may ask`."""
+    counts = [(state, sum(node.state == state for node in report.nodes)) for state in STATE_STYLES]
+    leader = f"coordinator {report.coordinator.name}" if report.coordinator else "no coordinator at the moment"
+    access = "open: anyone on this network may ask" if report.open else "token required"
+    return " · ".join((report.cluster, ", ".join(f"{n} {state}" for state, n in counts if n), leader, access))
+
+
+def size(count_bytes: float) -> str:
+    """`2.4 GB`, in powers of 1000 as disks and downloads are sold."""
+    unit = next((u for u in UNITS if abs(count_bytes) < 1000 * UNITS[u]), "TB")
+    figure = count_bytes / UNITS[unit]
+    return f"{figure:.0f} {unit}" if figure >= 100 or unit == "B" else f"{figure:.1f} {unit}"
+
+
+NODE_COLUMNS = ("name", "tier", "state", "role", "models", "load", "latency", "hardware")
+
+
+def _node_row(node: NodeReport, report: ClusterReport) -> tuple[str, ...]:
+    alive = node.state != "down"
+    return (
+        node.name + (" (asked)" if node.id == report.self else ""),
+        "-" if node.tier is None else str(node.tier),
+        node.state,
+        node.role,
+        _models(node),
+        _load(node) if alive else "-",
+        f"{node.latency_ms:.1f} ms" if alive and node.latency_ms is not None else "-",
+        _hardware(node.hardware),
+    )
+
+
+def _models(node: NodeReport) -> str:
+    names = [model.name + ("" if model.state == "warm" else f" ({model.state})") for model in node.models]
+    return ", ".join(dict.fromkeys(names)) or "-"
+
+
+def _load(node: NodeReport) -> str:
+    waiting = f" +{node.load.queued}" if node.load.queued else ""
+    return f"{node.load.active}/{node.load.slots}{waiting}" if node.load.slots else "-"
+
+
+def _hardware(hardware: HardwareReport) -> str:
+    """Only what is known."""
+    gpus = [gpu.name + (f" {gpu.memory_bytes / 2**30:.0f} GiB" if gpu.memory_bytes else "") for gpu in hardware.gpus]
+    cores = [f"{hardware.cores} cores"] if hardware.cores else []
+    memory = [f"{hardware.ram_bytes / 2**30:.0f} GiB"] if hardware.ram_bytes else []
+    return ", ".join(gpus + cores + memory) or "unknown"
+
+
+def _rank(node: NodeReport) -> tuple[bool, bool, str]:
+    return (node.state == "down", node.role != "coordinator", node.name)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
+    return made

@@ -1,0 +1,73 @@
+"""`mesh up`: run the daemon in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def up(
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where this node keeps what it must remember.", file_okay=False)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="This node's name. [default: the host name]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="[default: 8000, or the next free one; 0 is any free one]")
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(help="Nodes with the same one form a mesh. [default: home]")] = None,
+    tier: Annotated[
+        int | None, typer.Option(min=0, max=2, help="0 fast, 1 medium, 2 powerful. [default: by the hardware]")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model that this node runs itself: a name, or a folder.")] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="An OpenAI-compatible server to put into the mesh; repeatable."),
+    ] = None,
+    no_engine: Annotated[
+        bool, typer.Option("--no-engine", help="Run no model and serve no server: only route.")
+    ] = False,
+    no_detect: Annotated[
+        bool, typer.Option("--no-detect", help="Don't look for Ollama, LM Studio and llama.cpp on this machine.")
+    ] = False,
+    interface: Annotated[
+        str | None, typer.Option(help="Network interface or address to use. [default: all but loopback]")
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST:PORT", help="A node of the mesh, where mDNS can't find one; repeatable."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="[default: $MESH_CONFIG, ./cluster.yaml, the user's]")
+    ] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option()] = "text",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
+) -> None:
+    """Run this machine's daemon: join or found the mesh, and answer prompts.
+
+    The token of the mesh, if it has one, is taken from $MESH_TOKEN or from the file.
+    """
+    from tiermesh.config import Flags, resolve_options
+    from tiermesh.types import TIERS
+
+    flags = Flags(
+        config=config,
+        state_dir=state_dir,
+        name=name,
+        port=port,
+        cluster=cluster,
+        tier=None if tier is None else TIERS[tier],
+        model=model,
+        engines=tuple(engine or ()),
+        no_engine=no_engine,
+        no_detect=no_detect,
+        interface=interface,
+        join=tuple(join or ()),
+        log_format=log_format,
+        log_level=log_level,
+    )
+    options = resolve_options(flags)
+    from tiermesh.daemon.app import run
+
+    raise typer.Exit(run(options))
