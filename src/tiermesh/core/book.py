@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tiermesh.core.constants import Timing
 from tiermesh.core.messages import Key
-from tiermesh.types import Address, Contact, NodeId
+from tiermesh.types import Address, Contact, NodeId, SessionId
 
 
 @dataclass(slots=True)
@@ -27,6 +27,8 @@ class Peer:
     asked_at: float = -math.inf
     """When a hello or a probe last went there."""
     key: Key | None = None
+    session: SessionId | None = None
+    """Its newest run that was heard."""
 
     def addresses(self, most: int) -> tuple[Address, ...]:
         """All known addresses, the likeliest first."""
@@ -90,9 +92,17 @@ class AddressBook:
             peer.told = addresses[: self.timing.addresses]
             self.changed.add(node)
 
-    def heard(self, node: NodeId, now: float) -> None:
+    def heard(self, node: NodeId, session: SessionId, now: float) -> None:
         """A message of `node` came in."""
-        self._peer(node).heard_at = now
+        peer = self._peer(node)
+        peer.heard_at = now
+        if peer.session is None or session > peer.session:
+            peer.session = session
+
+    def is_past(self, node: NodeId, session: SessionId | None) -> bool:
+        """Has a newer run of `node` than `session` been heard?"""
+        peer = self.peers.get(node)
+        return session is not None and peer is not None and peer.session is not None and peer.session > session
 
     def identified(self, address: Address, node: NodeId, now: float) -> None:
         """`node` answers at `address`."""

@@ -21,7 +21,7 @@ LARGEST_INTEGER = 2**53
 Decoder = Callable[[object], Any]
 
 
-def encode_value(value: Any) -> object:
+def encode_value(value: object) -> object:
     """`value` as JSON data; dataclasses become objects without the fields that hold their default."""
     match value:
         case None | bool() | int() | float() | str():
@@ -31,9 +31,10 @@ def encode_value(value: Any) -> object:
         case Mapping():
             return {key: encode_value(each) for key, each in value.items()}
         case _:
+            kind: Any = type(value)
             return {
                 name: encode_value(each)
-                for name, default in _plan(type(value))
+                for name, default in _plan(kind)
                 if (each := getattr(value, name)) is not default and each != default
             }
 

@@ -136,7 +136,7 @@ class Node:
         if sender == self._context.me:
             self._met_twin(session)
             return self._end(now, None, "twin")
-        self._note(now, sender, message)
+        self._note(now, sender, session, message)
         return self._end(now, self._role.receive(now, sender, session, message), type(message).__name__.lower())
 
     def hint(self, now: float, contact: Contact) -> list[Effect]:
@@ -153,10 +153,11 @@ class Node:
         self._context.book.identified(address, node, now)
         return self._end(now, None, "identified")
 
-    def lost(self, now: float, peer: NodeId) -> list[Effect]:
-        """The connection with `peer` ended: it died, or a cable did."""
+    def lost(self, now: float, peer: NodeId, session: SessionId | None = None) -> list[Effect]:
+        """The connection with `peer`, or with this run of it, ended: it died, or a cable did."""
         self._begin(now)
-        return self._end(now, self._role.lost(now, peer), "lost")
+        past = self._context.book.is_past(peer, session)
+        return self._end(now, None if past else self._role.lost(now, peer), "lost")
 
     def refused(self, now: float, target: NodeId | Address) -> list[Effect]:
         """Nobody listens at `target`: its host lives, its daemon does not."""
@@ -250,9 +251,9 @@ class Node:
         for node, each in held.items():
             self._role.receive(now, node, each.session, each.question)
 
-    def _note(self, now: float, sender: NodeId, message: Message) -> None:
+    def _note(self, now: float, sender: NodeId, session: SessionId, message: Message) -> None:
         book = self._context.book
-        book.heard(sender, now)
+        book.heard(sender, session, now)
         match message:
             case Hello(addresses, key):
                 book.told(sender, addresses)
