@@ -13,7 +13,16 @@ from aiohttp import web
 from tiermesh.adapters.passport import Passport, Stamp, read_stamp
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.messages import PROTOCOL
-from tiermesh.errors import DuplicateNode, EngineFailed, Forbidden, IncompatibleVersion, TiermeshError, WrongCluster
+from tiermesh.errors import (
+    DuplicateNode,
+    EngineFailed,
+    Forbidden,
+    IncompatibleVersion,
+    InvalidInput,
+    TiermeshError,
+    Unavailable,
+    WrongCluster,
+)
 from tiermesh.types import Address, NodeId, SessionId
 
 
@@ -83,13 +92,21 @@ async def end(cluster: str = "home", node_id: str | None = None, session: str | 
     @web.middleware
     async def errors(request: web.Request, handler: Callable[[web.Request], object]) -> web.StreamResponse:
         try:
+            passport.judge(read_stamp(request.headers))
             return await handler(request)  # type: ignore[misc,no-any-return]
         except TiermeshError as error:
-            return web.json_response({"error": str(error)}, status=error.http_status, headers=passport.stamp)
+            return web.json_response({"error": str(error)}, status=error.http_status)
+
+    async def stamp(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(passport.stamp)
+
+    async def question(request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        wrong = {"error": {"message": "n: must be 1", "param": "n"}}
+        return web.json_response(asked if asked == {"n": 1} else wrong, status=200 if asked == {"n": 1} else 400)
 
     async def generate(request: web.Request) -> web.StreamResponse:
-        read_stamp(request.headers)
-        response = web.StreamResponse(headers=passport.stamp)
+        response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"one ")
         if (await request.json()).get("break"):
@@ -99,7 +116,9 @@ async def end(cluster: str = "home", node_id: str | None = None, session: str | 
         return response
 
     app = web.Application(middlewares=[errors])
+    app.on_response_prepare.append(stamp)
     app.router.add_get("/mesh/v1/link", one.peers.accept)
+    app.router.add_post("/mesh/v1/question", question)
     app.router.add_post("/mesh/v1/generate", generate)
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
@@ -225,6 +244,17 @@ async def test_a_broken_answer_is_an_error_and_no_short_answer() -> None:
     ):
         with pytest.raises(EngineFailed, match="broke off"):
             _ = [chunk async for chunk in reply.chunks]
+
+
+async def test_a_small_question_is_answered_refused_or_unanswerable() -> None:
+    async with end() as a, end() as b:
+        at = (nowhere(), b.address)
+        assert await a.peers.ask(b.id, at, "/mesh/v1/question", {"n": 1}) == {"n": 1}
+        with pytest.raises(InvalidInput, match="n: must be 1") as caught:
+            await a.peers.ask(b.id, at, "/mesh/v1/question", {"n": 2})
+        assert caught.value.param == "n"
+        with pytest.raises(Unavailable, match="can't be reached"):
+            await a.peers.ask(b.id, (nowhere(),), "/mesh/v1/question", {"n": 1})
 
 
 MINE = Passport("home", NodeId("a" * 32), SessionId("s"))

@@ -25,14 +25,19 @@ from aiohttp import web
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.link import Link
 from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
-from tiermesh.errors import EngineFailed, TiermeshError
+from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable
 from tiermesh.protocol import headers
 from tiermesh.types import Address, NodeId, SessionId
 
 log = logging.getLogger(__name__)
 
+LINK_PATH = "/mesh/v1/link"
+
 DIAL_S = 1.0
 """A machine on one's own network answers a connect in milliseconds; past this it is off, cut off, or elsewhere."""
+
+ASK_S = 5.0
+"""A small question takes one write to disk at most."""
 
 IDLE_S = 30.0
 """A link without a message for this long is closed; the next message opens another."""
@@ -111,13 +116,12 @@ class Peers:
         self._dial(address, (address,), json.dumps(payload, separators=(",", ":")))
 
     async def accept(self, request: web.Request) -> web.StreamResponse:
-        """Serve a link that a peer opens. Raises a `TiermeshError` when its stamp is not in order."""
-        stamp = read_stamp(request.headers)
-        self._passport.judge(stamp)
+        """Serve a link that a peer opens; its stamp has been judged, and the answer gets this node's."""
         ws = web.WebSocketResponse(max_msg_size=0, compress=False)
-        ws.headers.update(self._passport.stamp)
         await ws.prepare(request)
-        await self._serve(Link(ws, stamp))
+        if request.transport is not None:
+            give_up_on_silence(request.transport.get_extra_info("socket"))
+        await self._serve(Link(ws, read_stamp(request.headers)))
         return ws
 
     @contextlib.asynccontextmanager
@@ -151,6 +155,27 @@ class Peers:
                 yield Reply(response.status, response.content_type, _chunks(response), response.headers)
                 return
         raise EngineFailed(f"node {node[:8]} can't be reached ({'; '.join(failures) or 'no known address'})")
+
+    async def ask(
+        self, node: NodeId, addresses: tuple[Address, ...], path: str, body: Mapping[str, object]
+    ) -> dict[str, object]:
+        """POST a small JSON question to `node`. Raises `InvalidInput` for its 4xx, `Unavailable` for all else."""
+        assert self._http is not None, "open() comes first"
+        reasons = []
+        for address in self._preferred(node, addresses):
+            try:
+                async with asyncio.timeout(ASK_S):
+                    async with self._http.post(
+                        f"http://{address}{path}", json=body, headers=self._passport.headers
+                    ) as response:
+                        answer = await response.json()
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                reasons.append(f"{address}: {_reason(error)}")
+                continue
+            if response.status == 200 and isinstance(answer, dict):
+                return answer
+            raise _refusal(response.status, answer)
+        raise Unavailable(f"node {node[:8]} can't be reached ({'; '.join(reasons) or 'no known address'})")
 
     def sessions(self, node: NodeId) -> frozenset[SessionId]:
         """The runs of this peer with which there are open links."""
@@ -211,7 +236,7 @@ class Peers:
         try:
             async with asyncio.timeout(DIAL_S):
                 ws = await self._http.ws_connect(
-                    f"http://{address}/mesh/v1/link", headers=self._passport.headers, max_msg_size=0
+                    f"http://{address}{LINK_PATH}", headers=self._passport.headers, max_msg_size=0
                 )
         except aiohttp.WSServerHandshakeError as error:
             self._turned_away(address, error)
@@ -299,6 +324,15 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             yield chunk
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise EngineFailed(f"the answer broke off: {_reason(error)}") from error
+
+
+def _refusal(status: int, answer: object) -> TiermeshError:
+    detail = answer.get("error") if isinstance(answer, dict) else None
+    told = detail if isinstance(detail, dict) else {}
+    message = str(told.get("message") or f"HTTP {status}")
+    if 400 <= status < 500:
+        return InvalidInput(message, param=told.get("param"))
+    return Unavailable(message)
 
 
 def _impatient_socket(addr_info: tuple[object, ...]) -> socket.socket:

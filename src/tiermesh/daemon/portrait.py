@@ -19,7 +19,7 @@ class Portrait:
     def __init__(self, first: Status, on_change: Callable[[Status], None]) -> None:
         self._status = first
         self._on_change = on_change
-        self._engines: tuple[Engine, ...] = ()
+        self._engines: Callable[[], Iterable[Engine]] = tuple
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -27,10 +27,10 @@ class Portrait:
     def status(self) -> Status:
         return self._status
 
-    def watch(self, engines: Iterable[Engine]) -> None:
-        """These are the engines from now on."""
-        self._engines = tuple(engines)
-        self.redraw()
+    def watch(self, engines: Callable[[], Iterable[Engine]]) -> None:
+        """`engines` gives those of this node; look at them once now."""
+        self._engines = engines
+        self._draw()
 
     def redraw(self) -> None:
         """Something may have changed: look at it within `GAP_S`."""
@@ -38,7 +38,7 @@ class Portrait:
             self._timer = asyncio.get_running_loop().call_later(GAP_S, self._draw)
 
     def change(self, **facts: object) -> None:
-        """Set fields of the status itself (`state`, `addresses`, `latency_ms`), at once."""
+        """Set fields of the status itself (`state`, `addresses`), at once."""
         self._tell(replace(self._status, **facts))  # type: ignore[arg-type]
 
     def close(self) -> None:
@@ -48,12 +48,13 @@ class Portrait:
 
     def _draw(self) -> None:
         self._timer = None
+        engines = tuple(self._engines())
         self._tell(
             replace(
                 self._status,
-                models=tuple(model for engine in self._engines for model in engine.models),
-                engines=tuple(engine.info for engine in self._engines),
-                load=total_load(engine.load for engine in self._engines),
+                models=tuple(model for engine in engines for model in engine.models),
+                engines=tuple(engine.info for engine in engines),
+                load=total_load(engine.load for engine in engines),
             )
         )
 

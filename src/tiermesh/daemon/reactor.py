@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 
 from tiermesh.adapters import clock
 from tiermesh.core.effects import Announce, Effect, Persist, Publish, Quit, Reach, Remember, Send
-from tiermesh.core.messages import decode, encode
+from tiermesh.core.messages import Message, decode, encode
 from tiermesh.errors import StateUnwritable, Unavailable
 from tiermesh.types import Address, Ballot, Contact, NodeId, Policy, SessionId, Status, View
 
@@ -48,6 +48,7 @@ class Reactor:
 
     def __init__(
         self,
+        me: NodeId,
         node: Node,
         disk: Disk,
         *,
@@ -55,6 +56,7 @@ class Reactor:
         on_announce: Callable[[], None],
         on_quit: Callable[[str], None],
     ) -> None:
+        self._me = me
         self._node = node
         self._disk = disk
         self._transport: Transport | None = None
@@ -74,11 +76,7 @@ class Reactor:
 
     @property
     def leads(self) -> bool:
-        return self._view.coordinator == self._node.me
-
-    @property
-    def rtt_s(self) -> float | None:
-        return self._node.rtt_s
+        return self._view.coordinator == self._me
 
     def start(self, transport: Transport) -> None:
         """Begin to keep time and to send."""
@@ -165,9 +163,8 @@ class Reactor:
     ) -> None:
         assert self._transport is not None, "start() comes first"
         match effect:
-            case Send(to, message):
-                payload = encode(message)
-                self._transport.send(to, self._node.addresses_of(to), payload, self._session_of(to, reply_to))
+            case Send(to, message, session):
+                self._send(to, message, session, reply_to)
             case Reach(address, message):
                 self._transport.reach(address, encode(message))
             case Publish(view):
@@ -180,6 +177,12 @@ class Reactor:
                 self._on_quit(reason)
             case _:
                 assert_never(effect)
+
+    def _send(self, to: NodeId, message: Message, session: SessionId | None, reply_to: SessionId | None) -> None:
+        assert self._transport is not None, "start() comes first"
+        if session is None or session in self._transport.sessions(to):
+            run = session or self._session_of(to, reply_to)
+            self._transport.send(to, self._node.addresses_of(to), encode(message), run)
 
     def _session_of(self, peer: NodeId, reply_to: SessionId | None) -> SessionId | None:
         """Which run of a peer is meant: the one being answered, else the member."""

@@ -40,7 +40,9 @@ class Detector:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to look; returns at once."""
+        """Look once now, then go on in the background."""
+        async with self._session() as http:
+            await self._look(http)
         self._task = asyncio.create_task(self._run(), name="detect engines")
 
     async def close(self) -> None:
@@ -51,13 +53,18 @@ class Detector:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as http:
+        async with self._session() as http:
             while self._places:
-                for kind, url in await found_at(http, self._places):
-                    del self._places[kind]
-                    self._on_found(kind, url)
                 await asyncio.sleep(self._interval_s)
+                await self._look(http)
+
+    async def _look(self, http: aiohttp.ClientSession) -> None:
+        for kind, url in await found_at(http, self._places):
+            del self._places[kind]
+            self._on_found(kind, url)
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S))
 
 
 async def found_at(http: aiohttp.ClientSession, places: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from tiermesh.adapters.engines import Engine
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.relay import hang_up
+from tiermesh.daemon.api.report import policy_report
 from tiermesh.daemon.gateway import REQUEST_TIMEOUT_S
 from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unavailable, UnknownModel
 from tiermesh.protocol import headers
@@ -22,6 +23,7 @@ from tiermesh.protocol import headers
 def register_peer(app: web.Application) -> None:
     """Add the peer routes, and the stamp to every answer on them, errors included."""
     app.router.add_post("/mesh/v1/generate", generate)
+    app.router.add_post("/mesh/v1/policy", publish_policy)
     app.on_response_prepare.append(_stamp)
 
 
@@ -52,6 +54,12 @@ async def generate(request: web.Request) -> web.StreamResponse:
             if not complete:
                 hang_up(request)
         return response
+
+
+async def publish_policy(request: web.Request) -> web.Response:
+    """`POST /mesh/v1/policy`: another node asks its coordinator to publish the body."""
+    policy = request.app[CONTEXT].publish_policy(await read_object(request))
+    return web.json_response(policy_report(policy).model_dump(mode="json"))
 
 
 def _engine_for(context: Context, body: dict[str, Any]) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from tiermesh.daemon.api.report import cluster_report, health_report, policy_rep
 from tiermesh.daemon.gateway import Ask
 from tiermesh.daemon.sse import DONE, event
 from tiermesh.errors import TiermeshError, UnknownModel
+from tiermesh.protocol import headers
 from tiermesh.protocol.openai import ChatCompletionRequest, ModelCard, ModelList
 from tiermesh.protocol.validation import validated
 
@@ -80,8 +81,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.Response:
-    """`GET /v1/models`: every model that is served now by a node that is up."""
-    return _json(ModelList(data=_cards(request)))
+    """`GET /v1/models`: every model that is served now by a node that is up.
+
+    The header that names this node keeps a mesh from being taken for one of its own engines.
+    """
+    return _json(ModelList(data=_cards(request)), {headers.NODE: request.app[CONTEXT].name})
 
 
 async def model(request: web.Request) -> web.Response:
@@ -101,6 +105,5 @@ def _cards(request: web.Request) -> list[ModelCard]:
     return [ModelCard(id=name, owned_by=", ".join(nodes)) for name, nodes in served.items()]
 
 
-def _json(body: BaseModel) -> web.Response:
-    data: dict[str, Any] = body.model_dump(mode="json")
-    return web.json_response(data)
+def _json(body: BaseModel, extra: Mapping[str, str] | None = None) -> web.Response:
+    return web.json_response(body.model_dump(mode="json"), headers=extra)

@@ -1,0 +1,143 @@
+"""Which engines this node has: those it was told of, those it finds on this machine, and its own kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+
+from tiermesh.adapters.engines import Engine
+from tiermesh.adapters.engines.detect import Detector
+from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
+from tiermesh.adapters.engines.openai_server import OpenAIServer
+from tiermesh.adapters.model_source import resolve
+from tiermesh.config import DaemonOptions, EngineEntry
+from tiermesh.daemon.supervisor import Supervisor
+from tiermesh.errors import InvalidConfig, ModelSourceFailed, UnknownModel
+from tiermesh.types import Tier
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "smollm2:135m"
+"""What a node serves that has torch, no other engine, and was told nothing: small enough for every machine."""
+
+
+class EngineRoom:
+    """Owner of this node's engines. `on_change` is called whenever one of them, or their number, changed."""
+
+    def __init__(self, options: DaemonOptions, *, tier: Tier, on_change: Callable[[], None]) -> None:
+        self._options = options
+        self._tier = tier
+        self._on_change = on_change
+        self._engines: dict[str, Engine] = {}
+        self._detector: Detector | None = None
+        self._supervisor = Supervisor(options.state_dir)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reason = "switched off by --no-engine"
+
+    @property
+    def engines(self) -> Mapping[str, Engine]:
+        """By name."""
+        return self._engines
+
+    @property
+    def no_engine_reason(self) -> str:
+        """Why there is none, for a person; meaningless when there is one."""
+        return self._reason
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._engines.values())
+
+    async def open(self) -> None:
+        """Start the engines; those that run on this machine already have been looked for when it returns.
+
+        Raises `InvalidConfig` when a model was asked for that this node can't run.
+        """
+        for entry in self._options.engines:
+            await self._add_server(entry)
+        if self._options.detect:
+            self._detector = Detector(self._found, known=[entry.url for entry in self._options.engines])
+            await self._detector.start()
+        if self._options.kernel and (self._options.model or not self._engines):
+            await self._open_kernel(self._options.model or DEFAULT_MODEL)
+
+    async def close(self) -> None:
+        """Stop all of them."""
+        if self._detector is not None:
+            await self._detector.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(engine.close() for engine in self._engines.values()))
+        await self._supervisor.close()
+        self._engines.clear()
+
+    async def _add_server(self, entry: EngineEntry, kind: str | None = None) -> None:
+        await self._add(
+            OpenAIServer(
+                name=entry.label,
+                url=entry.url,
+                kind=kind or entry.kind,
+                tier=self._tier if entry.tier is None else entry.tier,
+                model=entry.model,
+                token=entry.token,
+                slots=entry.slots,
+                on_change=self._on_change,
+            )
+        )
+
+    def _found(self, kind: str, url: str) -> None:
+        self._keep(self._add_server(EngineEntry(url=url, name=kind), kind))
+
+    async def _open_kernel(self, model: str) -> None:
+        self._reason = why_unavailable() or ""
+        if self._reason:
+            if self._options.model:
+                raise InvalidConfig(f"can't run {model}: {self._reason}", param="model")
+            return
+        await asyncio.to_thread(self._supervisor.start)
+        await self._add(
+            KernelEngine(
+                model=model,
+                tier=self._tier,
+                hire=self._supervisor.worker,
+                log_dir=self._options.state_dir,
+                on_change=self._on_change,
+            )
+        )
+        self._keep(self._fetch(model))
+
+    async def _fetch(self, model: str) -> None:
+        """What isn't on this machine is fetched once, by a process of its own that may be stopped at any time."""
+        try:
+            await asyncio.to_thread(resolve, model)
+        except UnknownModel as error:
+            log.info("%s; fetching it now", error)
+        except ModelSourceFailed as error:
+            log.error("%s", error)
+            return
+        else:
+            return
+        command = (sys.executable, "-m", "tiermesh.cli.main", "model", "pull", model)
+        pull = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+        try:
+            code = await pull.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                pull.terminate()
+        if code == 0:
+            log.info("fetched %s", model)
+        else:
+            log.error("%s could not be fetched: `mesh model pull %s` tries again while this node runs", model, model)
+
+    async def _add(self, engine: Engine) -> None:
+        self._engines[engine.info.name] = engine
+        await engine.start()
+        self._on_change()
+
+    def _keep(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,67 @@
+"""Owns the worker processes of this daemon, and ends what an earlier daemon of this node left behind.
+
+Workers end by themselves when their daemon dies: their standard input ends, and on Linux the system kills them. The
+list of who ran is kept all the same, for the worker that was frozen, or deaf, at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from tiermesh.adapters.process import ProcessRecord, reap
+from tiermesh.adapters.worker import Worker, WorkerSpec
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "workers.json"
+
+
+class Supervisor:
+    """One for a daemon. `start` before the first worker; `close` ends all of them."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / FILE_NAME
+        self._workers: list[Worker] = []
+        self._records: dict[int, ProcessRecord] = {}
+
+    def start(self) -> None:
+        """Kill what is left of an earlier daemon's workers."""
+        for pid in reap(_read(self._path)):
+            log.warning("ended worker %d, which an earlier daemon left behind", pid)
+        self._write()
+
+    def worker(self, spec: WorkerSpec, on_change: Callable[[], None]) -> Worker:
+        """A new worker under supervision; nothing runs before it is asked for."""
+        slot = len(self._workers)
+        worker = Worker(spec, on_change=on_change, on_record=lambda record: self._note(slot, record))
+        self._workers.append(worker)
+        return worker
+
+    async def close(self) -> None:
+        """End all workers, side by side, and wait. May be called twice."""
+        await asyncio.gather(*(worker.close() for worker in self._workers))
+
+    def _note(self, slot: int, record: ProcessRecord | None) -> None:
+        if record is None:
+            self._records.pop(slot, None)
+        else:
+            self._records[slot] = record
+        self._write()
+
+    def _write(self) -> None:
+        staged = self._path.with_suffix(".new")
+        staged.write_text(json.dumps([asdict(record) for record in self._records.values()]), "utf-8")
+        staged.replace(self._path)
+
+
+def _read(path: Path) -> list[ProcessRecord]:
+    """What was kept; a damaged file is worth no more than none."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return [ProcessRecord(**row) for row in json.loads(path.read_text("utf-8"))]
+    return []
