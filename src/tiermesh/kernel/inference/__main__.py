@@ -32,6 +32,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     _limit_threads(options)
     options.socket.unlink(missing_ok=True)
+    os.umask(0o077)  # The socket has no guard but its permissions.
     try:
         asyncio.run(_serve(options))
     except Exception as error:
