@@ -79,24 +79,21 @@ class Mdns:
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._busy = asyncio.Lock()
+        """Registering and updating take several steps, and zeroconf does not like them mixed."""
 
     async def open(self, record: Record) -> None:
         """Start to announce and to watch. Raises `OSError` when multicast is impossible here."""
-        self._record = record
-        choice, version = _multicast(self._interfaces)
-        self._zeroconf = zeroconf = AsyncZeroconf(interfaces=choice, ip_version=version)
-        await zeroconf.zeroconf.async_wait_for_start()
-        self._info = self._make_info(record)
-        await self._broadcast(zeroconf.async_register_service(self._info, cooperating_responders=True, strict=False))
-        self._browser = AsyncServiceBrowser(zeroconf.zeroconf, self._service, handlers=[self._changed])
+        async with self._busy:
+            await self._open(record)
 
     async def announce(self, record: Record | None = None) -> None:
-        """Announce again, with another record if one is given."""
-        if self._zeroconf is None or self._record is None:
-            return
-        self._record = record or self._record
-        self._info = self._make_info(self._record)
-        await self._broadcast(self._zeroconf.async_update_service(self._info))
+        """Announce again, with another record if one is given. Does nothing before `open` and after `close`."""
+        async with self._busy:
+            if self._zeroconf is not None and self._record is not None:
+                self._record = record or self._record
+                self._info = self._make_info(self._record)
+                await self._broadcast(self._zeroconf.async_update_service(self._info))
 
     async def rescan(self, interfaces: tuple[Interface, ...]) -> None:
         """The machine's addresses changed: use these from now on, and announce on them."""
@@ -120,6 +117,15 @@ class Mdns:
                     await (await self._zeroconf.async_unregister_service(self._info))
             await self._zeroconf.async_close()
         self._browser = self._zeroconf = self._info = None
+
+    async def _open(self, record: Record) -> None:
+        self._record = record
+        choice, version = _multicast(self._interfaces)
+        self._zeroconf = zeroconf = AsyncZeroconf(interfaces=choice, ip_version=version)
+        await zeroconf.zeroconf.async_wait_for_start()
+        self._info = self._make_info(record)
+        await self._broadcast(zeroconf.async_register_service(self._info, cooperating_responders=True, strict=False))
+        self._browser = AsyncServiceBrowser(zeroconf.zeroconf, self._service, handlers=[self._changed])
 
     def _make_info(self, record: Record) -> AsyncServiceInfo:
         return AsyncServiceInfo(
