@@ -119,6 +119,12 @@ class Context:
         """Was somebody else granted so lately that it may still be winning?"""
         return self.granted_to not in (None, candidate) and now - self.granted_at < self.timing.phase(self.n)
 
+    def strangers(self) -> list[Contact]:
+        """Contacts that are no members of the view: a new coordinator may not know them."""
+        members = self.roster.members
+        known = [self.book.contact(node) for node in self.book.peers if node not in members]
+        return [each for each in known if each.addresses] + [Contact((address,)) for address in self.book.loose]
+
     def _base(self, now: float) -> list[NodeId]:
         known = [
             member.id

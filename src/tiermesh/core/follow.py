@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 from tiermesh.core.context import Context, Held
@@ -46,7 +47,7 @@ class Follow(Role):
         self._pulse = Pulse(now)
         self._status_seq = 0
         """The first beat that carried the status at hand; it is known to be told once that is acknowledged."""
-        self._hints: dict[NodeId | Address, Contact] = {}
+        self._hints = deque(context.strangers())
         self._in_doubt = False
         """Said yes to a candidate since the coordinator's last sign of life."""
         context.led()
@@ -112,9 +113,8 @@ class Follow(Role):
         node = contact.node_id
         member = None if node is None else self.context.roster.members.get(node)
         known = member is not None and member.state != "down"
-        if not known and node != self.context.me and len(self._hints) < self.timing.hints:
-            for key in (node,) if node is not None else contact.addresses:
-                self._hints[key] = contact
+        if not known and contact not in self._hints:
+            self._hints.append(contact)
         return None
 
     def described(self, now: float) -> Next | None:
@@ -145,7 +145,7 @@ class Follow(Role):
                 return self._abandoned(now, sender, other)
             case Moved(ballot, other) if ballot >= self.context.promised and other.node_id is not None:
                 return ToJoin(other)
-            case Bye():
+            case Bye() if session == self._leader_session():
                 return self._bereaved()
             case Removed(ballot) if ballot >= self.context.promised:
                 self.context.out.append(Quit("this node was removed from the cluster"))
@@ -172,9 +172,8 @@ class Follow(Role):
             behind=behind,
             status=context.status if self._pulse.acked < self._status_seq else None,
             policy=policy if policy_stamp(policy) > context.leader_policy else None,
-            hints=tuple(dict.fromkeys(self._hints.values())),
+            hints=tuple(self._hints.popleft() for _ in range(min(len(self._hints), self.timing.hints))),
         )
-        self._hints.clear()
         context.send(self._leader, beat)
 
     def _acknowledged(self, now: float, ack: Ack) -> None:
@@ -232,6 +231,9 @@ class Follow(Role):
     def _bereaved(self) -> Next:
         self.context.lost = self._leader
         return ToSeek(Wait.LOSS)
+
+    def _leader_session(self) -> SessionId:
+        return self.context.roster.members[self._leader].session
 
     def _word(self) -> Follows:
         return Follows(self.context.roster.ballot, self.context.contact(self._leader))

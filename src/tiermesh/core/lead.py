@@ -125,7 +125,7 @@ class Leader(Role):
                 if meeting.yielding is not None and uplink == meeting.yielding.uplink:
                     meeting.abandon(now)
             case Bye():
-                self._drop(now, sender)
+                self._left(now, sender, session)
             case _:
                 pass
         return None
@@ -271,6 +271,11 @@ class Leader(Role):
         elif beat.holds != link.sent and now - link.sent_at > self.timing.beat(self.context.n):
             link.sent = beat.holds
             self._changed(now)
+
+    def _left(self, now: float, node: NodeId, session: SessionId) -> None:
+        link = self.links.get(node)
+        if link is None or link.session == session:
+            self._drop(now, node)
 
     def _drop(self, now: float, node: NodeId) -> None:
         self.links.pop(node, None)

@@ -104,6 +104,11 @@ class Node:
         return self._context.promised
 
     @property
+    def size(self) -> int:
+        """Nodes that are linked to this coordinator, itself included; 0 when it is none."""
+        return self._role.size if isinstance(self._role, Leader) else 0
+
+    @property
     def rtt_s(self) -> float | None:
         """Smoothed round trip of the own uplink; None without one."""
         return self._context.rtt_s
