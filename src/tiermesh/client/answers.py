@@ -62,8 +62,8 @@ def error_of(body: object, status: int = 500, retry_after: str | None = None) ->
 def unreachable(url: str, error: Exception) -> Unavailable:
     """Nobody answers at all."""
     system = getattr(error, "os_error", None)
-    reason = (getattr(system, "errno", None) and os.strerror(system.errno)) or getattr(system, "strerror", None) or error
-    return Unavailable(f"no daemon answers at {url}: {str(reason).lower()}. Is `mesh up` running there?")
+    reason = os.strerror(system.errno) if system and (system.errno or 0) > 0 else getattr(system, "strerror", None)
+    return Unavailable(f"no daemon answers at {url}: {str(reason or error).lower()}. Is `mesh up` running there?")
 
 
 def _by_type() -> dict[str, type[TiermeshError]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from tiermesh.errors import InvalidConfig
@@ -12,12 +14,11 @@ DEFAULT_PORT = 8000
 
 def parse_address(text: str, *, param: str, default_port: int = DEFAULT_PORT) -> Address:
     """`HOST`, `HOST:PORT`, `IPV6` or `[IPV6]:PORT` as an `Address`. `param` is the field that an error names."""
-    host, port = text, str(default_port)
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest[1:] if rest.startswith(":") else (rest or port)
-    elif text.count(":") == 1:
-        host, port = text.split(":")
+    if bracketed := re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text):
+        host, port = bracketed[1], bracketed[2]
+    else:
+        host, port = text.split(":") if text.count(":") == 1 else (text, None)
+    port = str(default_port) if port is None else port
     if not _is_host(host) or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise InvalidConfig(f"{param} is {text!r}, but must be HOST:PORT, for example 192.168.1.20:8000", param=param)
     return join_address(host, int(port))
@@ -49,6 +50,9 @@ def check_url(url: str) -> str:
 
 
 def _is_host(host: str) -> bool:
-    if not host or host.count(":") == 1 or any(c in host for c in "/[]@?#") or any(c.isspace() for c in host):
-        return False
-    return host.isprintable()
+    if ":" in host:
+        try:
+            return bool(ipaddress.IPv6Address(host))
+        except ValueError:
+            return False
+    return re.fullmatch(r"[^\s/\[\]@?#%]+", host) is not None and host.isprintable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from tiermesh.daemon.api.context import CONTEXT, Context
+from tiermesh.daemon.api.diagnose import register_diagnosis
 from tiermesh.daemon.api.errors import map_errors
 from tiermesh.daemon.api.peer import register_peer
 from tiermesh.daemon.api.public import register_public
@@ -21,5 +22,6 @@ def make_app(context: Context, *, max_body_bytes: int) -> web.Application:
     app = web.Application(middlewares=[map_errors, check_trust], client_max_size=max_body_bytes)
     app[CONTEXT] = context
     register_public(app)
+    register_diagnosis(app)
     register_peer(app)
     return app

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import aiohttp
 from aiohttp import web
 
 from tiermesh.adapters.engines import Engine, Reply
 from tiermesh.adapters.probe import open_session, probe
+from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.errors import EngineFailed, TiermeshError
 from tiermesh.protocol.cluster import NodeName
 from tiermesh.protocol.diagnose import DiagnoseReport, EngineTrial, PeerProbes
-from tiermesh.types import Member, NodeId, View
+from tiermesh.types import Member
 
 TRIAL_LIMIT_S = 120.0
 """A cold model is loaded for its trial; a large one from a slow disk takes minutes."""
@@ -30,40 +31,28 @@ TRIAL: Mapping[str, object] = {
 }
 
 
-class Diagnosis:
-    """Tries on request, one trial at a time: who asks twice waits, and costs the mesh no more."""
+def register_diagnosis(app: web.Application) -> None:
+    """Add the route. One diagnosis runs at a time: who asks twice waits, and costs the mesh no more."""
+    turn = asyncio.Lock()
 
-    def __init__(
-        self,
-        *,
-        me: NodeId,
-        name: str,
-        version: str,
-        view: Callable[[], View],
-        engines: Callable[[], Mapping[str, Engine]],
-    ) -> None:
-        self._me = NodeName(id=me, name=name)
-        self._version = version
-        self._view = view
-        self._engines = engines
-        self._turn = asyncio.Lock()
+    async def diagnose(request: web.Request) -> web.Response:
+        async with turn:
+            report = await run_diagnosis(request.app[CONTEXT])
+        return web.json_response(report.model_dump(mode="json"))
 
-    def routes(self) -> list[web.RouteDef]:
-        """For the daemon's public plane."""
-        return [web.post("/api/cluster/test", self._handle)]
+    app.router.add_post("/api/cluster/test", diagnose)
 
-    async def run(self) -> DiagnoseReport:
-        """Try everything now."""
-        others = [m for m in self._view().members.values() if m.id != self._me.id and m.state != "down"]
-        async with self._turn, open_session() as http:
-            engines, peers = await asyncio.gather(
-                asyncio.gather(*(_try_engine(name, engine) for name, engine in self._engines().items())),
-                asyncio.gather(*(_try_peer(http, member) for member in others)),
-            )
-        return DiagnoseReport(node=self._me, version=self._version, engines=engines, peers=peers)
 
-    async def _handle(self, request: web.Request) -> web.Response:
-        return web.json_response(text=(await self.run()).model_dump_json())
+async def run_diagnosis(context: Context) -> DiagnoseReport:
+    """Try everything now: engines, and members that are not down."""
+    others = [m for m in context.view().members.values() if m.id != context.me and m.state != "down"]
+    async with open_session() as http:
+        engines, peers = await asyncio.gather(
+            asyncio.gather(*(_try_engine(name, engine) for name, engine in context.engines().items())),
+            asyncio.gather(*(_try_peer(http, member) for member in others)),
+        )
+    node = NodeName(id=context.me, name=context.name)
+    return DiagnoseReport(node=node, version=context.version, engines=engines, peers=peers)
 
 
 async def _try_peer(http: aiohttp.ClientSession, member: Member) -> PeerProbes:

@@ -1,0 +1,159 @@
+"""The command line wins over the environment, that over the file, that over the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiermesh.config import DaemonOptions, Flags, PolicyDocument, parse_address, resolve_options
+from tiermesh.config.options import host_name
+from tiermesh.errors import InvalidConfig
+
+
+def resolve(tmp_path: Path, text: str = "", env: dict[str, str] | None = None, **flags: object) -> DaemonOptions:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    return resolve_options(Flags(config=path, **flags), env or {})  # type: ignore[arg-type]
+
+
+def test_defaults(tmp_path: Path) -> None:
+    options = resolve(tmp_path)
+    assert (options.cluster, options.port, options.port_may_move) == ("home", 8000, True)
+    assert options.name == host_name()
+    assert (options.kernel, options.detect, options.engines, options.join) == (True, True, (), ())
+    assert (options.tier, options.model, options.interface, options.token) == (None, None, None, None)
+    assert options.mdns_service == "_tiermesh._tcp.local."
+    assert options.policy == PolicyDocument()
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = "cluster: den\nname: a\nport: 8100\ntier: 1\nmodel: m\ninterface: eth0\n"
+    read = resolve(tmp_path, file)
+    assert (read.cluster, read.name, read.port, read.tier, read.model, read.interface) == (
+        *("den", "a", 8100, 1, "m"),
+        "eth0",
+    )
+    assert not read.port_may_move
+    told = resolve(tmp_path, file, cluster="lab", name="b", port=0, tier=0, model="n", interface="lo")
+    assert (told.cluster, told.name, told.port, told.tier, told.model, told.interface) == ("lab", "b", 0, 0, "n", "lo")
+
+
+def test_the_token_of_the_environment_wins_and_is_not_shown(tmp_path: Path) -> None:
+    assert resolve(tmp_path, "token: file").token == "file"
+    options = resolve(tmp_path, "token: file", {"MESH_TOKEN": "hunter2"})
+    assert options.token == "hunter2"
+    assert "hunter2" not in repr(options)
+
+
+def test_the_state_folder(tmp_path: Path) -> None:
+    assert resolve(tmp_path, state_dir=Path("here")).state_dir == Path.cwd() / "here"
+    assert resolve(tmp_path, env={"MESH_STATE_DIR": str(tmp_path / "s")}).state_dir == tmp_path / "s"
+    assert resolve(tmp_path).state_dir.name == "tiermesh"
+
+
+def test_engines_are_those_of_the_command_line_and_the_file(tmp_path: Path) -> None:
+    file = "engines: [{url: 'http://localhost:8080', tier: 2}]"
+    options = resolve(tmp_path, file, engines=("localhost:1234", "http://localhost:8080/v1", "http://localhost:1234/"))
+    assert [(e.url, e.tier) for e in options.engines] == [("http://localhost:1234", None), ("http://localhost:8080", 2)]
+
+
+def test_no_engine_is_a_node_that_only_routes(tmp_path: Path) -> None:
+    options = resolve(tmp_path, "engines: [{url: 'http://h'}]", no_engine=True)
+    assert (options.kernel, options.detect, options.engines) == (False, False, ())
+    with pytest.raises(InvalidConfig, match="contradict"):
+        resolve(tmp_path, engines=("http://h",), no_engine=True)
+
+
+def test_detection_is_turned_off_by_either(tmp_path: Path) -> None:
+    assert not resolve(tmp_path, no_detect=True).detect
+    assert not resolve(tmp_path, "detect: false").detect
+    assert resolve(tmp_path, no_detect=True).kernel
+
+
+def test_explicit_discovery_is_no_mdns(tmp_path: Path) -> None:
+    assert resolve(tmp_path, "discovery: {method: explicit}").mdns_service is None
+
+
+def test_join_hints_come_from_both_and_once(tmp_path: Path) -> None:
+    file = "coordinator: {host: pc}\nnodes: [{name: n, host: pc}, {name: m, host: q}]"
+    assert resolve(tmp_path, file, join=("r:1", "pc")).join == ("r:1", "pc:8000", "q:8000")
+
+
+def test_one_file_may_serve_all_machines(tmp_path: Path) -> None:
+    file = "nodes:\n- {name: pc, host: pc, port: 8200, tier: 1, model: m}\n- {name: big, host: big, tier: 2}\n"
+    pc = resolve(tmp_path, file, name="pc")
+    assert (pc.port, pc.tier, pc.model, pc.port_may_move) == (8200, 1, "m", False)
+    assert resolve(tmp_path, file, name="pc", tier=0).tier == 0
+    assert resolve(tmp_path, file, name="else").tier is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "param"),
+    [
+        ({"name": "two words"}, "--name"),
+        ({"name": "x" * 64}, "--name"),
+        ({"cluster": "-"}, "--cluster"),
+        ({"join": ("host:port",)}, "--join"),
+        ({"join": ("",)}, "--join"),
+        ({"engines": ("ftp://h",)}, "--engine"),
+    ],
+)
+def test_a_wrong_option_is_named(tmp_path: Path, flags: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidConfig) as raised:
+        resolve(tmp_path, **flags)
+    assert raised.value.param == param
+    assert param in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("pc", "pc:8000"),
+        ("pc.local:9", "pc.local:9"),
+        ("10.0.0.1", "10.0.0.1:8000"),
+        ("fd00::1", "[fd00::1]:8000"),
+        ("[fd00::1]", "[fd00::1]:8000"),
+        ("[fd00::1]:9", "[fd00::1]:9"),
+    ],
+)
+def test_addresses(text: str, address: str) -> None:
+    assert parse_address(text, param="--join") == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":1", "h:", "h:0", "h:65536", "h:x", "h:²", "a b", "http://h", "u@h", "[::1", "[::1]x", "a:b:c", "::1:8000:"],
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(InvalidConfig, match="HOST:PORT"):
+        parse_address(text, param="--join")
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("Gaming-PC.local", "Gaming-PC"), ("my host's", "my-host-s"), ("___", "node"), ("", "node")]
+)
+def test_the_host_name_becomes_a_node_name(monkeypatch: pytest.MonkeyPatch, host: str, name: str) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert host_name() == name
+
+
+def test_the_policy_is_what_must_be_the_same_everywhere(tmp_path: Path) -> None:
+    file = "coordinator: {host: x, min_members: 3}\nrouting: {fallback_strategy: strict, aliases: {a: b}}\n"
+    body = resolve(tmp_path, file).policy.to_body()
+    assert body == {
+        "routing": {"prefer_local": True, "fallback_strategy": "strict", "load_balance": True, "aliases": {"a": "b"}},
+        "coordinator": {"min_members": 3},
+        "limits": {"max_body_bytes": 2 * 1024 * 1024, "queue_timeout_s": 30.0},
+    }
+    assert PolicyDocument.from_body(body) == resolve(tmp_path, file).policy
+
+
+def test_a_newer_nodes_policy_is_read_and_a_persons_mistake_is_not() -> None:
+    newer = {"routing": {"prefer_local": False, "by_mood": True}, "weather": {}}
+    assert not PolicyDocument.from_body(newer).routing.prefer_local
+    with pytest.raises(InvalidConfig, match="by_mood is no setting"):
+        PolicyDocument.parse(newer)
+    with pytest.raises(InvalidConfig, match="policy: routing"):
+        PolicyDocument.from_body({"routing": 3})
