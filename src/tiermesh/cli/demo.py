@@ -67,7 +67,7 @@ class DemoNode:
                 [*command, *self.arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
 
-    def find_url(self) -> str | None:
+    async def find_url(self) -> str | None:
         """Where it answers, once it does. Raises `StepFailed` when it ended instead."""
         assert self.process is not None, "start() comes first"
         if self.process.poll() is not None:
@@ -83,6 +83,9 @@ class Ledger:
 
     answered: int = 0
     failures: list[str] = field(default_factory=list)
+
+    async def begun(self) -> bool:
+        return self.answered > 1 or bool(self.failures)
 
 
 def run(*, keep_logs: bool = False) -> int:
@@ -148,9 +151,8 @@ class _Demo:
         report = await until(agreed, FORMATION_LIMIT_S, "all three to agree on a coordinator")
         assert report.coordinator is not None
         waited_s = time.monotonic() - started
-        say(
-            f"they found one another over mDNS and agreed on {report.coordinator.name} {waited_s:.2f} s after the last was up"
-        )
+        leader = report.coordinator.name
+        say(f"they found one another over mDNS and agreed on {leader} {waited_s:.2f} s after the last was up")
         return leader
 
     def _print_status(self, name: str) -> None:
@@ -162,27 +164,26 @@ class _Demo:
     async def _ask(self, name: str, client: RemoteClient, question: str) -> None:
         """Ask and print the answer as it streams, then who gave it."""
         print(f"\n  asking {name}: {question}\n  ", end="", flush=True)
-        started, first_s, text, final = time.monotonic(), 0.0, "", None
+        started, first_s, text = time.monotonic(), 0.0, ""
+        stream = client.stream(question, temperature=0.0, max_tokens=32)
         try:
-            async with asyncio.timeout(ANSWER_LIMIT_S):
-                async for chunk in client.stream(question, temperature=0.0, max_tokens=32):
-                    if chunk.content and not text:
-                        first_s = time.monotonic() - started
-                    text += chunk.content or ""
-                    print(chunk.content or "", end="", flush=True)
-                    final = chunk
+            async with asyncio.timeout(ANSWER_LIMIT_S), stream:
+                async for piece in stream:
+                    first_s = first_s or time.monotonic() - started
+                    text += piece
+                    print(piece, end="", flush=True)
         except (TiermeshError, TimeoutError) as error:
             raise StepFailed(f"{name} gave no whole answer: {error or 'time is up'}") from error
-        if not text.strip() or final is None:
+        if not text.strip():
             raise StepFailed(f"{name} gave an empty answer")
-        took_s = time.monotonic() - started
-        print(f"\n  - answered by {final.node}, tier {final.tier}; first token {first_s:.2f} s, whole {took_s:.2f} s\n")
+        took_s, by = time.monotonic() - started, stream.result
+        print(f"\n  - answered by {by.node}, tier {by.tier}; first token {first_s:.2f} s, whole {took_s:.2f} s\n")
 
     async def _hit(self, leader: str, survivors: dict[str, RemoteClient]) -> None:
         """SIGKILL the coordinator while prompts run through the others; measure from outside."""
         ledger, stop = Ledger(), asyncio.Event()
         askers = [asyncio.ensure_future(_keep_asking(c, ledger, stop)) for c in survivors.values()]
-        await until(lambda: ledger.answered >= len(survivors) or ledger.failures, ANSWER_LIMIT_S, "the first answers")
+        await until(ledger.begun, ANSWER_LIMIT_S, "the first answers")
         process = self._nodes[leader].process
         assert process is not None
         say(f"killing the coordinator, {leader}, with SIGKILL while prompts run through the others")
@@ -253,14 +254,11 @@ def agree(reports: Iterable[ClusterReport | None], size: int) -> bool:
     )
 
 
-async def until(look: Callable[[], T | Awaitable[T | None] | None], limit_s: float, what: str) -> T:
+async def until(look: Callable[[], Awaitable[T | None]], limit_s: float, what: str) -> T:
     """Poll `look` until it gives something true. Raises `StepFailed` when `limit_s` have passed."""
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        found = look()
-        if isinstance(found, Awaitable):
-            found = await found
-        if found:
+        if found := await look():
             return found
         await asyncio.sleep(POLL_S)
     raise StepFailed(f"waited {limit_s:.0f} s in vain for {what}")

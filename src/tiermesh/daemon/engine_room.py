@@ -103,7 +103,7 @@ class EngineRoom:
                 model=model,
                 tier=self._tier,
                 hire=self._supervisor.worker,
-                log_dir=self._options.state_dir,
+                state_dir=self._options.state_dir,
                 on_change=self._on_change,
             )
         )
