@@ -8,7 +8,7 @@ Every answer is `<name>: <last message>`, so a test sees who answered. What goes
 - before the head: `m+500`, `m+429`, `m+503`, `m+400`, `m+401`, `m+404`; `m+reset` closes, `m+hang` says nothing;
 - after it: `m+half` closes in the middle of a JSON body or an SSE event, `m+break` between two events; `m+stall` goes
   silent after the first event; `m+short` ends properly, but too early; `m+errorevent` sends an error as first event;
-- `m+garbage` answers 200 with no JSON; `m+slow` takes 0.05 s a word.
+- `m+garbage` answers 200 with no JSON; `m+slow` takes 0.05 s a word; `m+tool` calls the first of the request's tools.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class FakeOpenAI:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listen; gives the base URL, without `/v1`."""
-        self._runner = web.AppRunner(self.app, handler_cancellation=True, access_log=None)
+        self._runner = web.AppRunner(self.app, handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, shutdown_timeout=0.1)
+        site = web.TCPSite(self._runner, host, port)
         await site.start()
         bound = self._runner.addresses[0]
         self.url = f"http://[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"http://{bound[0]}:{bound[1]}"
@@ -130,14 +130,15 @@ class FakeOpenAI:
             return web.Response(text="<html>it works</html>", content_type="text/html")
         if behaviour == "slow":
             await asyncio.sleep(SLOW_WORD_S * len(words))
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(words)}
+        if behaviour == "tool":
+            message = {"role": "assistant", "content": None, "tool_calls": [_tool_call(body)]}
         whole = {
             "id": "chatcmpl-fake",
             "object": "chat.completion",
             "created": 1,
             "model": body["model"],
-            "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop"}
-            ],
+            "choices": [{"index": 0, "message": message, "finish_reason": _finish_reason(behaviour)}],
             "usage": _usage(body, words),
         }
         if behaviour in ("half", "break"):
@@ -155,9 +156,14 @@ class FakeOpenAI:
         if behaviour == "garbage":
             await response.write(b"<html>it works</html>")
             return response
+        if behaviour == "tool":
+            for piece in _tool_call_pieces(body):
+                delta = {"tool_calls": [piece]}
+                await response.write(_event(body, [{"index": 0, "delta": delta, "finish_reason": None}]))
+            words = []
         for position, word in enumerate(words):
-            delta = {"role": "assistant", "content": word} if position == 0 else {"content": word}
-            event = _event(body, [{"index": 0, "delta": delta, "finish_reason": None}])
+            said = {"role": "assistant", "content": word} if position == 0 else {"content": word}
+            event = _event(body, [{"index": 0, "delta": said, "finish_reason": None}])
             if position == 1 and behaviour == "half":
                 await response.write(event[: len(event) // 2])
                 _hang_up(request)
@@ -170,7 +176,7 @@ class FakeOpenAI:
             await response.write(event)
             if behaviour == "slow":
                 await asyncio.sleep(SLOW_WORD_S)
-        await response.write(_event(body, [{"index": 0, "delta": {}, "finish_reason": "stop"}]))
+        await response.write(_event(body, [{"index": 0, "delta": {}, "finish_reason": _finish_reason(behaviour)}]))
         if (body.get("stream_options") or {}).get("include_usage"):
             await response.write(_event(body, [], usage=_usage(body, words)))
         await response.write(b"data: [DONE]\n\n")
@@ -182,6 +188,22 @@ def _words(name: str, body: dict[str, Any]) -> list[str]:
     said = content if isinstance(content, str) else " ".join(str(part.get("text", "")) for part in content)
     words = [f"{name}:", *(f" {word}" for word in said.split())]
     return words[: int(body.get("max_tokens") or len(words))]
+
+
+def _finish_reason(behaviour: str) -> str:
+    return "tool_calls" if behaviour == "tool" else "stop"
+
+
+def _tool_call(body: dict[str, Any]) -> dict[str, Any]:
+    name = body["tools"][0]["function"]["name"]
+    return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": '{"city": "Paris"}'}}
+
+
+def _tool_call_pieces(body: dict[str, Any]) -> list[dict[str, Any]]:
+    whole = _tool_call(body)
+    first = {"index": 0, **whole, "function": {"name": whole["function"]["name"], "arguments": ""}}
+    arguments = whole["function"]["arguments"]
+    return [first, *({"index": 0, "function": {"arguments": part}} for part in (arguments[:5], arguments[5:]))]
 
 
 def _usage(body: dict[str, Any], words: list[str]) -> dict[str, int]:

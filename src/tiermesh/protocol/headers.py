@@ -8,7 +8,7 @@ DEADLINE = "X-Mesh-Deadline"
 """Between nodes: seconds that are left for this request, a decimal number."""
 
 NODE = "X-Mesh-Node"
-"""Public answers: the name of the node that did the work. (Between nodes: the id of the node that answers.)"""
+"""Public answers: the name of the node that did the work."""
 TIER = "X-Mesh-Tier"
 """Tier of the model that answered."""
 MODEL = "X-Mesh-Model"

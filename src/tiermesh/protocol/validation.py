@@ -12,6 +12,15 @@ from tiermesh.errors import InvalidInput
 MAX_PROBLEMS = 3
 """Problems told at once: enough to mend a request in one go, few enough to be read."""
 
+_PLAIN = {
+    "missing": "is required",
+    "extra_forbidden": "is no field of this request",
+    "model_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "list_type": "must be a JSON list",
+}
+"""In the words of JSON what pydantic says in those of Python."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -27,7 +36,7 @@ def validated(model: type[ModelT], data: object) -> ModelT:
         return model.model_validate(data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        told = [_sentence(_path(problem["loc"]), problem["msg"]) for problem in problems[:MAX_PROBLEMS]]
+        told = [_sentence(_path(p["loc"]), _PLAIN.get(p["type"], p["msg"])) for p in problems[:MAX_PROBLEMS]]
         if len(problems) > MAX_PROBLEMS:
             told.append(f"and {len(problems) - MAX_PROBLEMS} more")
         raise InvalidInput("; ".join(told), param=_path(problems[0]["loc"]) or None) from None

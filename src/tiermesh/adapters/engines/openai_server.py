@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 1.0
 """It is on this machine or near it; another candidate is better than waiting longer."""
+
+KEEPALIVE_S = 2.0
+"""Idle connections are closed before the server does it (uvicorn: after 5 s), lest a request meets a closing one."""
 
 WATCH_S = 5.0
 """Between two looks at a server that answers: how late a new model may be noticed."""
@@ -89,7 +94,7 @@ class OpenAIServer:
     async def start(self) -> None:
         # limit=0: how many requests run at once is routing's business, and a pool would queue them unseen
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
         )
         self._watch = asyncio.create_task(self._run_watch(), name=f"watch {self.name}")
@@ -120,9 +125,10 @@ class OpenAIServer:
 
     async def _post(self, body: Mapping[str, object]) -> aiohttp.ClientResponse:
         assert self._http is not None, "chat() checks it"
-        headers = {**self._headers, "Accept-Encoding": "identity"}
+        headers = {**self._headers, "Content-Type": "application/json", "Accept-Encoding": "identity"}
+        data = io.BytesIO(json.dumps(body).encode())
         try:
-            return await self._http.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+            return await self._http.post(f"{self.url}/v1/chat/completions", data=data, headers=headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._set("down", self._listing)
             self._look_now.set()

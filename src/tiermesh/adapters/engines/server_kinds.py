@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from tiermesh.errors import EngineFailed
+from tiermesh.protocol.headers import NODE
 from tiermesh.types import ModelState
 
 PROBE_TIMEOUT_S = 2.0
@@ -97,7 +98,7 @@ async def recognise(server: Server) -> str | None:
 async def list_models(server: Server, kind: str) -> Listing:
     """What a server of this kind serves now. Raises `EngineFailed`."""
     page, headers = await server.get("/v1/models")
-    if "X-Mesh-Node" in headers or "X-Mesh-Cluster" in headers:
+    if NODE in headers:
         raise EngineFailed(f"{server.base} is a Tiermesh node, not an engine: meet it with --join")
     cards = page.get("data") if isinstance(page, dict) else None
     if not isinstance(cards, list):

@@ -1,0 +1,316 @@
+"""The public API of one node, over real HTTP: shapes, and a clear 4xx for everything that is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+from tests.daemon.still_mesh import MAX_BODY_BYTES, StillMesh, still_mesh
+
+from tiermesh.protocol.cluster import ClusterReport, HealthReport
+from tiermesh.protocol.complete import CompleteDone, CompleteResponse
+from tiermesh.types import Gpu, Hardware
+
+JSON = {"Content-Type": "application/json"}
+HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture
+async def mesh() -> AsyncIterator[StillMesh]:
+    async with still_mesh({"desk": None, "one": 1}, {"one": ("m", "m+tool", "m+half", "m+400")}) as mesh:
+        yield mesh
+
+
+async def test_health_needs_no_mesh(mesh: StillMesh) -> None:
+    status, body, _ = await mesh.get("one", "/health")
+    report = HealthReport.model_validate(body)
+    assert (status, report.status, report.model, report.node) == (200, "ok", "m", "one")
+    _, body, _ = await mesh.get("desk", "/health")
+    assert body["model"] is None
+    mesh.nodes["desk"].draining = True
+    assert (await mesh.get("desk", "/health"))[1]["status"] == "draining"
+
+
+async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> None:
+    hardware = Hardware(cpu_model="Z80", cores=1, gpus=(Gpu("Voodoo", 4 << 20),))
+    mesh.mark("one", "down", hardware=hardware)
+    status, body, _ = await mesh.get("desk", "/api/cluster")
+    assert status == 200
+    assert ClusterReport.model_validate(body).model_dump() == body
+    assert list(body) == ["protocol", "cluster", "open", "self", "ballot", "coordinator", "version", "nodes"]
+    desk, one = body["nodes"]
+    assert body["self"] == desk["id"] == body["coordinator"]["id"] == body["ballot"]["node_id"]
+    assert (desk["role"], desk["state"], desk["tier"], desk["models"]) == ("coordinator", "up", None, [])
+    assert one == {
+        "id": mesh.nodes["one"].id,
+        "name": "one",
+        "urls": [mesh.nodes["one"].url],
+        "state": "down",
+        "role": "member",
+        "tier": 1,
+        "models": one["models"],
+        "engines": [{"name": "fake", "kind": "openai", "state": "ready"}],
+        "hardware": {
+            "cpu_model": "Z80",
+            "cores": 1,
+            "ram_bytes": None,
+            "disk_free_bytes": None,
+            "system": None,
+            "machine": None,
+            "gpus": [{"name": "Voodoo", "memory_bytes": 4 << 20}],
+        },
+        "load": {"active": 0, "slots": 4, "queued": 0},
+        "latency_ms": 1.0,
+        "last_seen": "2027-01-15T07:59:55.000Z",
+        "version": "0.0.test",
+    }
+    model = one["models"][0]
+    assert {**model, "digest": ""} == {"name": "m", "digest": "", "tier": 1, "engine": "fake", "state": "warm"}
+
+
+async def test_a_draining_node_shows_as_draining(mesh: StillMesh) -> None:
+    mesh.mark("one", "up", state="draining")
+    _, body, _ = await mesh.get("desk", "/api/cluster")
+    assert [node["state"] for node in body["nodes"]] == ["up", "draining"]
+
+
+async def test_models_are_those_of_nodes_that_are_up(mesh: StillMesh) -> None:
+    _, body, _ = await mesh.get("desk", "/v1/models")
+    assert [card["id"] for card in body["data"]] == ["m", "m+400", "m+half", "m+tool"]
+    assert (await mesh.get("desk", "/v1/models/m:latest"))[1]["owned_by"] == "one"
+    mesh.mark("one", "down")
+    assert (await mesh.get("desk", "/v1/models"))[1] == {"object": "list", "data": []}
+    status, body, _ = await mesh.get("desk", "/v1/models/m")
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_complete_gives_the_answer_and_who_gave_it(mesh: StillMesh) -> None:
+    status, body, headers = await mesh.post("desk", "/api/complete", {"messages": HELLO})
+    assert status == 200
+    assert CompleteResponse.model_validate(body).model_dump() == body
+    assert body["content"] == "one: hello"
+    assert (body["node"], body["tier"], body["model"], body["finish_reason"]) == ("one", 1, "m", "stop")
+    assert body["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert headers["X-Mesh-Node"] == "one"
+
+
+async def test_complete_passes_on_exactly_what_was_given(mesh: StillMesh) -> None:
+    settings = {"temperature": 0.0, "max_tokens": 1, "top_p": 0.5, "stop": ["x"], "seed": 7, "tools": [TOOL]}
+    messages = [*HELLO, {"role": "tool", "content": "22", "tool_call_id": "c", "name": "weather"}]
+    _, body, _ = await mesh.post("desk", "/api/complete", {"messages": messages, "model": "m", **settings})
+    assert body["content"] == "one:"
+    fake = mesh.nodes["one"].fake
+    assert fake is not None
+    assert fake.requests == [{"messages": messages, "model": "m", "stream": False, **settings}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_complete_gives_tool_calls(mesh: StillMesh, streamed: bool) -> None:
+    asked = {"messages": HELLO, "model": "m+tool", "tools": [TOOL], "stream": streamed}
+    body = (await events(mesh, asked))[-1] if streamed else (await mesh.post("desk", "/api/complete", asked))[1]
+    (call,) = body["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Paris"}'}
+    assert (call["id"], body["finish_reason"], body["content"]) == ("call_1", "tool_calls", None)
+
+
+async def test_complete_streams_deltas_and_ends_with_the_whole(mesh: StillMesh) -> None:
+    found = await events(mesh, {"messages": HELLO, "stream": True})
+    assert [event["type"] for event in found] == ["delta"] * (len(found) - 1) + ["done"]
+    assert "".join(event["content"] for event in found[:-1]) == found[-1]["content"] == "one: hello"
+    assert CompleteDone.model_validate(found[-1]).usage is not None
+
+
+async def test_a_broken_complete_stream_ends_with_an_error(mesh: StillMesh) -> None:
+    found = await events(mesh, {"messages": HELLO, "model": "m+half", "stream": True})
+    assert [event["type"] for event in found] == ["delta", "error"]
+    assert (found[-1]["error"]["type"], found[-1]["error"]["node"]) == ("engine_failed", "desk")
+
+
+async def test_an_engines_verdict_is_a_400_of_complete_too(mesh: StillMesh) -> None:
+    for streamed in (False, True):
+        body = {"messages": HELLO, "model": "m+400", "stream": streamed}
+        status, answer, _ = await mesh.post("desk", "/api/complete", body)
+        assert (status, answer["error"]["type"]) == (400, "invalid_request")
+        assert "too long" in answer["error"]["message"]
+
+
+async def events(mesh: StillMesh, body: dict[str, Any]) -> list[dict[str, Any]]:
+    async with mesh.http.post(mesh.nodes["desk"].url + "/api/complete", json=body) as reply:
+        assert reply.content_type == "text/event-stream"
+        return [json.loads(line[6:]) async for line in reply.content if line.strip()]
+
+
+async def test_the_policy_can_be_shown_and_changed(mesh: StillMesh) -> None:
+    status, body, _ = await mesh.post("one", "/api/config", {"routing": {"aliases": {"gpt": "m"}}})
+    assert (status, body["version"], body["policy"]["routing"]["aliases"]) == (200, 1, {"gpt": "m"})
+    assert (await mesh.get("desk", "/api/config"))[1] == body
+    status, body, _ = await mesh.post("one", "/api/config", {"routing": {"prefer_locale": True}})
+    assert (status, body["error"]["type"]) == (400, "invalid_config")
+    assert "prefer_locale" in body["error"]["message"]
+
+
+def chat(**fields: object) -> bytes:
+    return json.dumps({"model": "m", "messages": HELLO} | fields).encode()
+
+
+DEEP = b'{"model": "m", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+BIG = chat(messages=[{"role": "user", "content": "x" * (3 * 1024 * 1024)}])
+
+BAD_INPUT = {
+    "malformed JSON": (b'{"model": "m", ', 400, None, "line 1"),
+    "no body": (b"", 400, None, "not valid JSON"),
+    "not an object": (b"[1]", 400, None, "object"),
+    "invalid UTF-8": (b'{"model": "\xff"}', 400, None, "UTF-8"),
+    "NaN": (b'{"model": "m", "temperature": NaN}', 400, None, "NaN"),
+    "infinity by overflow": (b'{"model": "m", "temperature": 1e999}', 400, None, "too large"),
+    "an endless number": (b'{"model": ' + b"1" * 10_000 + b"}", 400, None, "valid JSON"),
+    "deep nesting": (DEEP, 400, None, "nested"),
+    "unknown role": (chat(messages=[{"role": "robot", "content": "x"}]), 400, "messages[0].role", "'user'"),
+    "no role": (chat(messages=[*HELLO, {"content": "x"}]), 400, "messages[1].role", "required"),
+    "empty messages": (chat(messages=[]), 400, "messages", "at least 1"),
+    "no messages": (b'{"model": "m"}', 400, "messages", "required"),
+    "messages of the wrong type": (chat(messages="hello"), 400, "messages", "list"),
+    "a message of the wrong type": (chat(messages=["hello"]), 400, "messages[0]", "object"),
+    "content of the wrong type": (
+        chat(messages=[{"role": "user", "content": 7}]),
+        400,
+        "messages[0].content",
+        "string",
+    ),
+    "model of the wrong type": (chat(model=7), 400, "model", "string"),
+    "temperature as text": (chat(temperature="0.5"), 400, "temperature", "number"),
+    "temperature too high": (chat(temperature=3), 400, "temperature", "less than or equal to 2"),
+    "max_tokens zero": (chat(max_tokens=0), 400, "max_tokens", "greater than or equal to 1"),
+    "max_tokens a boolean": (chat(max_tokens=True), 400, "max_tokens", "integer"),
+    "stream as text": (chat(stream="yes"), 400, "stream", "boolean"),
+    "stop of numbers": (chat(stop=[1]), 400, "stop", "string"),
+    "tools of the wrong type": (chat(tools=["weather"]), 400, "tools[0]", "object"),
+    "unknown model": (chat(model="gpt-5"), 404, "model", "there are: m,"),
+    "unknown tier": (chat(model="tier:9"), 404, "model", "tier:0, tier:1, tier:2"),
+    "3 MiB of text": (BIG, 413, None, str(MAX_BODY_BYTES)),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/complete"])
+@pytest.mark.parametrize("case", BAD_INPUT)
+async def test_bad_input_is_a_4xx_that_names_the_field(mesh: StillMesh, path: str, case: str) -> None:
+    body, expected, param, said = BAD_INPUT[case]
+    async with mesh.http.post(mesh.nodes["desk"].url + path, data=io.BytesIO(body), headers=JSON) as reply:
+        assert reply.content_type == "application/json"
+        error = (await reply.json())["error"]
+    assert (reply.status, error["param"]) == (expected, param), error
+    assert said in error["message"]
+    assert param is None or error["message"].startswith(param), error
+    if path.startswith("/v1/"):
+        assert list(error) == ["message", "type", "param", "code"]
+        assert error["type"] == "invalid_request_error"
+    else:
+        assert (list(error), error["node"]) == (["type", "message", "param", "node"], "desk")
+    fake = mesh.nodes["one"].fake
+    assert fake is not None
+    assert fake.requests == [], "no engine hears of it"
+    assert (await mesh.post("desk", path, {"model": "m", "messages": HELLO}))[0] == 200, "and no node is harmed"
+
+
+async def test_several_mistakes_are_told_at_once(mesh: StillMesh) -> None:
+    body = {"messages": [], "temperature": "x", "max_tokens": 0, "seed": "y"}
+    _, answer, _ = await mesh.post("desk", "/api/complete", body)
+    message = answer["error"]["message"]
+    assert all(f"{field}: " in message for field in ("messages", "temperature", "max_tokens"))
+    assert "and 1 more" in message
+
+
+async def test_complete_refuses_fields_that_it_does_not_know(mesh: StillMesh) -> None:
+    status, answer, _ = await mesh.post("desk", "/api/complete", {"messages": HELLO, "max_token": 5})
+    assert (status, answer["error"]["param"]) == (400, "max_token")
+
+
+async def test_messages_without_content_are_for_tool_calls_only(mesh: StillMesh) -> None:
+    status, answer, _ = await mesh.post("desk", "/api/complete", {"messages": [{"role": "user"}]})
+    assert (status, answer["error"]["param"]) == (400, "messages[0]")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "application/octet-stream"]
+)
+async def test_another_content_type_is_a_415(mesh: StillMesh, content_type: str) -> None:
+    url, headers = mesh.nodes["desk"].url + "/api/complete", {"Content-Type": content_type}
+    async with mesh.http.post(url, data=chat(), headers=headers) as reply:
+        error = (await reply.json())["error"]
+    assert (reply.status, error["type"]) == (415, "wrong_content_type")
+    assert "application/json" in error["message"]
+
+
+async def test_an_unknown_route_lists_what_exists(mesh: StillMesh) -> None:
+    for method in ("GET", "POST"):
+        async with mesh.http.request(method, mesh.nodes["desk"].url + "/api/compete") as reply:
+            error = (await reply.json())["error"]
+        assert (reply.status, error["type"]) == (404, "not_found")
+        assert "POST /api/complete" in error["message"]
+        assert "/mesh/" not in error["message"]
+
+
+async def test_a_wrong_method_says_which_is_right(mesh: StillMesh) -> None:
+    async with mesh.http.get(mesh.nodes["desk"].url + "/api/complete") as reply:
+        error = (await reply.json())["error"]
+    assert (reply.status, error["type"], reply.headers["Allow"]) == (405, "method_not_allowed", "POST")
+
+
+async def test_an_unexpected_error_is_a_500_that_tells_no_secrets(
+    mesh: StillMesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mesh.nodes["desk"].gateway, "plan", lambda _: 1 / 0)
+    status, body, _ = await mesh.post("desk", "/api/complete", {"messages": HELLO})
+    assert (status, body["error"]["type"]) == (500, "internal")
+    assert "division" not in body["error"]["message"]
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
+
+
+class TestOpenAIClient:
+    """The `openai` package, pointed at a node."""
+
+    @pytest.fixture
+    async def client(self, mesh: StillMesh) -> AsyncIterator[openai.AsyncOpenAI]:
+        async with openai.AsyncOpenAI(base_url=mesh.nodes["desk"].url + "/v1", api_key="any", max_retries=0) as client:
+            yield client
+
+    async def test_it_gets_an_answer(self, client: openai.AsyncOpenAI) -> None:
+        answer = await client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "hi"}])
+        assert answer.choices[0].message.content == "one: hi"
+        assert answer.usage is not None
+
+    async def test_it_streams_with_usage(self, client: openai.AsyncOpenAI) -> None:
+        stream = await client.chat.completions.create(
+            model="tier:1",
+            messages=[{"role": "user", "content": "hi you"}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "one: hi you"
+        assert chunks[-1].usage is not None
+        assert chunks[-1].usage.completion_tokens == 3
+
+    async def test_it_raises_its_own_errors(self, client: openai.AsyncOpenAI) -> None:
+        with pytest.raises(openai.NotFoundError, match="there are: m,"):
+            await client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "hi"}])
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model="m", messages=[])
+        assert caught.value.param == "messages"
+
+    async def test_a_broken_stream_raises(self, client: openai.AsyncOpenAI) -> None:
+        stream = await client.chat.completions.create(
+            model="m+half", messages=[{"role": "user", "content": "hi you"}], stream=True
+        )
+        with pytest.raises(openai.APIError, match="broke off"):
+            async for _ in stream:
+                pass
+
+    async def test_it_lists_models(self, client: openai.AsyncOpenAI) -> None:
+        assert "m" in [model.id async for model in client.models.list()]
+        assert (await client.models.retrieve("m")).owned_by == "one"
