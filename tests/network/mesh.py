@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import sys
@@ -99,6 +100,7 @@ class Mesh:
     def start(self, *nodes: int) -> None:
         """Start these daemons (all, when none is named), without waiting for anything."""
         for node in nodes or range(self.size):
+            self.watch.forget(node)
             self.started_at[node] = time.monotonic()
             self.daemons[node].start()
 
@@ -113,6 +115,10 @@ class Mesh:
         return await self.watch.until(
             lambda pictures: agreed(pictures, wanted, alone=alone), within_s, f"nodes {wanted} agree"
         )
+
+    async def exit_code(self, node: int, within_s: float = READY_S) -> int:
+        """Wait until the node's daemon has ended by itself."""
+        return await asyncio.to_thread(self.daemons[node].wait, within_s)
 
     def picture(self, node: int) -> Picture:
         """What this node says now."""
@@ -155,11 +161,11 @@ class Mesh:
     async def _start_engine(self, node: int) -> None:
         """Inside the daemon's namespace, served by this process: it survives the daemon, and counts what it did."""
         engine = FakeOpenAI(f"engine{node}", MODEL, delay_s=0.02)
-        runner = web.AppRunner(engine.app, handler_cancellation=True, access_log=None)
+        runner = web.AppRunner(engine.app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         listener = netns.listener(self.seats[node].namespace)
-        await web.SockSite(runner, listener, shutdown_timeout=0.1).start()
+        await web.SockSite(runner, listener).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.configure(node, engines=[{"url": url, "name": "fake", "tier": 0}])
         self.engines.append(engine)

@@ -129,6 +129,10 @@ class Watch:
             at = self.changes[-1].at
         return at
 
+    def forget(self, seat: int) -> None:
+        """What this node said before it was started again does not count as said by the new one."""
+        self.pictures[seat] = None
+
     def since(self, moment: float) -> list[Change]:
         return [change for change in self.changes if change.at >= moment]
 

@@ -70,5 +70,5 @@ async def test_a_coordinator_that_is_told_to_stop_hands_over(lan: Lan, tmp_path:
             await prompts.until_served_by(f"n{leaver}", within_s=10)
             handed_over_s = await trials.stop_coordinator(mesh)
         assert handed_over_s < 2.0
-        assert mesh.daemons[leaver].wait() == 0
+        assert await mesh.exit_code(leaver) == 0
         assert prompts.failed == []

@@ -79,12 +79,12 @@ async def test_a_copied_state_folder_is_refused_with_the_remedy(make_lan: Callab
         await mesh.form(0, 1)
         original, copy = mesh.daemons[0], mesh.daemons[2]
         original.terminate()
-        assert original.wait() == 0
+        assert await mesh.exit_code(0) == 0
         shutil.copytree(original.state_dir, copy.state_dir)
         await mesh.form(0)
         await mesh.until_agreed(0, 1)
         copy.start()
-        assert copy.wait(within_s=20) != 0
+        assert await mesh.exit_code(2) != 0
         assert str(copy.state_dir) in copy.log_text(), "the error must say what to delete"
         assert agreed(mesh.watch.pictures, (0, 1)), "the original must not suffer"
         assert original.running

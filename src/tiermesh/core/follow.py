@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from itertools import islice
 
 from tiermesh.core.context import Context, Held
 from tiermesh.core.effects import Quit
@@ -48,6 +49,9 @@ class Follow(Role):
         self._status_seq = 0
         """The first beat that carried the status at hand; it is known to be told once that is acknowledged."""
         self._hints = deque(context.strangers())
+        """Contacts the coordinator may not know; the first `_offered` are under way since the beat `_offered_seq`."""
+        self._offered = 0
+        self._offered_seq = 0
         self._in_doubt = False
         """Said yes to a candidate since the coordinator's last sign of life."""
         context.led()
@@ -113,7 +117,7 @@ class Follow(Role):
         node = contact.node_id
         member = None if node is None else self.context.roster.members.get(node)
         known = member is not None and member.state != "down"
-        if not known and contact not in self._hints:
+        if not known and contact not in self._hints and len(self._hints) < self.timing.contacts:
             self._hints.append(contact)
         return None
 
@@ -165,6 +169,8 @@ class Follow(Role):
         seq = self._pulse.beat(now)
         self._beat_at = now + self.timing.beat(context.n)
         policy = context.roster.policy
+        if not self._offered:
+            self._offered, self._offered_seq = min(len(self._hints), self.timing.hints), seq
         beat = Beat(
             self._uplink,
             seq,
@@ -172,7 +178,7 @@ class Follow(Role):
             behind=behind,
             status=context.status if self._pulse.acked < self._status_seq else None,
             policy=policy if policy_stamp(policy) > context.leader_policy else None,
-            hints=tuple(self._hints.popleft() for _ in range(min(len(self._hints), self.timing.hints))),
+            hints=tuple(islice(self._hints, self._offered)),
         )
         context.send(self._leader, beat)
 
@@ -184,7 +190,14 @@ class Follow(Role):
             self.context.rtt_s = smoothed(self.context.rtt_s, sample)
         if ack.seq == self._pulse.acked:
             self._in_doubt = False
+            self._forget_offered(ack.seq)
             self._answer_held(ack.seq)
+
+    def _forget_offered(self, seq: int) -> None:
+        if seq >= self._offered_seq:
+            for _ in range(self._offered):
+                self._hints.popleft()
+            self._offered = 0
 
     def _answer_held(self, seq: int | None) -> None:
         """The coordinator lives, as of the beat `seq`; None when it has just welcomed this node."""

@@ -285,7 +285,7 @@ class Leader(Role):
 
     def _sweep(self, now: float) -> None:
         silence = self.timing.silence(self.context.n)
-        due = [node for node, link in self.links.items() if now - link.heard_at >= silence]
+        due = [node for node, link in self.links.items() if now >= link.heard_at + silence]
         due += [node for node, until in self._awaited.items() if now >= until]
         for node in due:
             self._drop(now, node)

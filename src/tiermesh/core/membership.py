@@ -202,8 +202,8 @@ class Roster:
 
     def _knows(self, held: Stamp) -> bool:
         ballot, version = held
-        if version < self._floor:
-            return False
+        if ballot == NO_BALLOT or version < self._floor:
+            return False  # those that nobody ever led have nothing in common
         if ballot == self.ballot:
             return version <= self.version
         return any(ballot == old and version <= last for old, last in self._ancestors)

@@ -126,6 +126,7 @@ class Daemon:
         self._exit.push_async_callback(self._discovery.close)
         self._reactor.start(self._peers)
         await self._open_doors(sockets)
+        self._exit.push_async_callback(self._peers.close)  # links end before the server that carries them
         await self._rooms.open()
         self._portrait.watch(lambda: self._rooms)
         self._discovery_problem = await self._discovery.open()
