@@ -81,7 +81,7 @@ async def test_a_copied_state_folder_is_refused_with_the_remedy(make_lan: Callab
         original.terminate()
         assert await mesh.exit_code(0) == 0
         shutil.copytree(original.state_dir, copy.state_dir)
-        await mesh.form(0)
+        mesh.start(0)
         await mesh.until_agreed(0, 1)
         copy.start()
         assert await mesh.exit_code(2) != 0
