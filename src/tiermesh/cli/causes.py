@@ -109,6 +109,11 @@ def token(name: str) -> Advice:
     )
 
 
+def silent(name: str) -> Advice:
+    """It answers to `/health` and to nothing else."""
+    return Advice(f"the daemon of {name} failed while it tested itself", f"look at the log of `mesh up` on {name}")
+
+
 def engine(name: str, engine: str) -> Advice:
     """An engine gave no token."""
     return Advice(

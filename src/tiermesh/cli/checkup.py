@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -12,6 +12,7 @@ import aiohttp
 from tiermesh.adapters.probe import open_session, probe
 from tiermesh.cli import causes
 from tiermesh.cli.causes import Advice
+from tiermesh.cli.render import node_labels
 from tiermesh.client import RemoteClient
 from tiermesh.errors import TiermeshError, Unauthenticated
 from tiermesh.protocol.cluster import ClusterReport, NodeReport
@@ -28,12 +29,13 @@ HERE = "this machine"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check of one node; `advice` exactly when it failed."""
+    """One check of one node; `advice` exactly when it failed. `asker` is the other node that checked, if one did."""
 
     node: str
     check: str
     detail: str
     advice: Advice | None = None
+    asker: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -56,14 +58,12 @@ class _Visit:
 
 
 async def run_checkup(mesh: RemoteClient) -> list[Finding]:
-    """All findings, in the order of the nodes. Raises a `TiermeshError` when even `mesh` does not answer."""
+    """All findings, node after node. Raises a `TiermeshError` when even `mesh` does not answer."""
     report = await mesh.cluster()
     async with open_session() as http:
-        visits = await asyncio.gather(
-            *(_visit(http, node, mesh.token) for node in report.nodes if node.state != "down")
-        )
-    gone = [Finding(n.name, "is up", "marked down", causes.down(n.name)) for n in report.nodes if n.state == "down"]
-    return [finding for visit in visits for finding in _findings(visit, visits, report)] + gone
+        alive = [node for node in report.nodes if node.state != "down"]
+        visits = await asyncio.gather(*(_visit(http, node, mesh.token) for node in alive))
+    return _Judge(report, visits).findings()
 
 
 async def _visit(http: aiohttp.ClientSession, node: NodeReport, token: str | None) -> _Visit:
@@ -79,23 +79,61 @@ async def _visit(http: aiohttp.ClientSession, node: NodeReport, token: str | Non
         return _Visit(node, probes, refusal=error)
 
 
-def _findings(visit: _Visit, visits: Sequence[_Visit], report: ClusterReport) -> Iterator[Finding]:
-    yield from _reached(visit.node.name, "answers", HERE, None, visit.probes)
-    if visit.refusal is not None:
-        yield _refused(visit.node.name, visit.refusal)
-    yield _version(visit, max((v.node.version for v in visits), key=_version_key))
-    if (skew := _skew(visit, visits, report)) is not None:
-        yield skew
-    if visit.cluster is not None:
-        yield _agreement(visit, report)
-    if visit.diagnosis is not None:
-        yield from _engines(visit.node.name, visit.diagnosis)
-        for peer in visit.diagnosis.peers:
-            yield from _pair(visit.node, peer)
+class _Judge:
+    """From what was seen to findings. Pure."""
 
+    def __init__(self, report: ClusterReport, visits: Sequence[_Visit]) -> None:
+        self._report = report
+        self._visits = visits
+        self._labels = node_labels(report)
+        self._newest = max((v.node.version for v in visits), key=_version_key, default="")
 
-def _pair(node: NodeReport, peer: PeerProbes) -> Iterator[Finding]:
-    yield from _reached(peer.name, f"is reached by {node.name}", node.name, node.id, tuple(peer.probes))
+    def findings(self) -> list[Finding]:
+        found = [finding for visit in self._visits for finding in self._of(visit)]
+        for node in self._report.nodes:
+            if node.state == "down":
+                label = self._labels[node.id]
+                found.append(Finding(label, "is up", "marked down", causes.down(label)))
+        order = list(self._labels.values())
+        return sorted(found, key=lambda finding: (order.index(finding.node), finding.asker is not None))
+
+    def _of(self, visit: _Visit) -> Iterator[Finding]:
+        label = self._labels[visit.node.id]
+        yield from _reached(label, "answers", HERE, None, visit.probes)
+        if visit.refusal is not None:
+            yield _refused(label, visit.refusal)
+        advice = None if visit.node.version == self._newest else causes.version(label, visit.node.version, self._newest)
+        yield Finding(label, "runs the mesh's version", visit.node.version, advice)
+        yield from self._time(label, visit)
+        if visit.cluster is not None:
+            yield self._agreement(label, visit.cluster)
+        if visit.diagnosis is not None:
+            yield from _engines(label, visit.diagnosis)
+            for peer in visit.diagnosis.peers:
+                yield from self._pair(visit.node, peer)
+
+    def _time(self, label: str, visit: _Visit) -> Iterator[Finding]:
+        """Against the coordinator's clock, or the asked node's; this machine's own may be the wrong one."""
+        reference = self._report.coordinator.id if self._report.coordinator else self._report.self
+        other = next((v for v in self._visits if v.node.id == reference), None)
+        if other is None or other is visit or other.skew_s is None or visit.skew_s is None:
+            return
+        apart_s = visit.skew_s - other.skew_s
+        detail = f"{abs(apart_s):.2f} s {'ahead of' if apart_s > 0 else 'behind'} {self._labels[reference]}"
+        yield Finding(label, "keeps the time", detail, None if abs(apart_s) <= SKEW_LIMIT_S else causes.clock(label))
+
+    def _agreement(self, label: str, theirs: ClusterReport) -> Finding:
+        ours, their = self._report.coordinator, theirs.coordinator
+        agrees = ours is not None and their is not None and ours.id == their.id
+        advice = None if agrees else causes.disagreement(label)
+        return Finding(label, "follows the coordinator", their.name if their else "nobody", advice)
+
+    def _pair(self, node: NodeReport, peer: PeerProbes) -> Iterator[Finding]:
+        if peer.id not in self._labels:
+            return  # it joined while we looked
+        asker, target = self._labels[node.id], self._labels[peer.id]
+        for finding in _reached(target, f"is reached by {asker}", asker, node.id, peer.probes):
+            yield replace(finding, asker=asker)
 
 
 def _reached(target: str, check: str, asker: str, asker_id: str | None, probes: Sequence[Probe]) -> Iterator[Finding]:
@@ -111,49 +149,19 @@ def _reached(target: str, check: str, asker: str, asker_id: str | None, probes: 
         yield Finding(target, f"{check} at {one.address}", one.detail or one.problem, advice)
 
 
-def _refused(name: str, error: TiermeshError) -> Finding:
+def _refused(label: str, error: TiermeshError) -> Finding:
     if isinstance(error, Unauthenticated):
-        return Finding(name, "accepts the token", str(error), causes.token(name))
-    return Finding(
-        name, "tests itself", str(error), Advice("its daemon failed while testing", f"look at the log of {name}")
-    )
+        return Finding(label, "accepts the token", str(error), causes.token(label))
+    return Finding(label, "tests itself", str(error), causes.silent(label))
 
 
-def _version(visit: _Visit, newest: str) -> Finding:
-    has = visit.node.version
-    advice = None if has == newest else causes.version(visit.node.name, has, newest)
-    return Finding(visit.node.name, "runs the mesh's version", has, advice)
-
-
-def _skew(visit: _Visit, visits: Sequence[_Visit], report: ClusterReport) -> Finding | None:
-    """Against the coordinator's clock, or the asked node's; this machine's own may be the wrong one."""
-    reference = report.coordinator.id if report.coordinator else report.self
-    other = next((v for v in visits if v.node.id == reference), None)
-    if other is None or other is visit or other.skew_s is None or visit.skew_s is None:
-        return None
-    apart_s = visit.skew_s - other.skew_s
-    detail = f"{abs(apart_s):.2f} s {'ahead of' if apart_s > 0 else 'behind'} {other.node.name}"
-    advice = None if abs(apart_s) <= SKEW_LIMIT_S else causes.clock(visit.node.name)
-    return Finding(visit.node.name, "keeps the time", detail, advice)
-
-
-def _agreement(visit: _Visit, report: ClusterReport) -> Finding:
-    assert visit.cluster is not None
-    theirs = visit.cluster.coordinator
-    agrees = report.coordinator is not None and theirs is not None and theirs.id == report.coordinator.id
-    detail = theirs.name if theirs else "nobody"
-    return Finding(
-        visit.node.name, "follows the coordinator", detail, None if agrees else causes.disagreement(visit.node.name)
-    )
-
-
-def _engines(name: str, diagnosis: DiagnoseReport) -> Iterator[Finding]:
+def _engines(label: str, diagnosis: DiagnoseReport) -> Iterator[Finding]:
     for trial in diagnosis.engines:
         check = f"engine {trial.engine} says one token" + (f" of {trial.model}" if trial.model else "")
         if trial.problem is None:
-            yield Finding(name, check, f"{trial.latency_ms or 0:.0f} ms")
+            yield Finding(label, check, f"{trial.latency_ms or 0:.0f} ms")
         else:
-            yield Finding(name, check, trial.problem, causes.engine(name, trial.engine))
+            yield Finding(label, check, trial.problem, causes.engine(label, trial.engine))
 
 
 def _version_key(version: str) -> tuple[tuple[int, str], ...]:

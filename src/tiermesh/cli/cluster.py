@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -50,7 +51,9 @@ def status(
 ) -> None:
     """Show every node: tier, state, role, models, load, latency, hardware."""
     if watch:
-        connect.run(_watch(url, as_json))
+        with suppress(KeyboardInterrupt):
+            connect.run(_watch(url, as_json))
+        return
     report = connect.run(_report(url))
     if as_json:
         print(report.model_dump_json(indent=2))
@@ -95,20 +98,13 @@ async def _prove(url: str | None) -> list[Finding]:
 
 
 async def _watch(url: str | None, as_json: bool) -> None:
-    """Print for ever; a node that doesn't answer is reported and asked again."""
-    from rich.console import Console
-    from rich.live import Live
-
-    console = Console(highlight=False)
-    with Live(console=console, auto_refresh=False, screen=console.is_terminal and not as_json) as live:
+    """Look for ever; a node that doesn't answer is reported and asked again."""
+    with render.screen(plain=as_json) as paint:
         while True:
             try:
                 report = await _report(url)
             except TiermeshError as error:
-                live.update(f"{time.strftime('%H:%M:%S')}  {error}", refresh=True)
+                paint(f"{time.strftime('%H:%M:%S')}  {error}")
             else:
-                if as_json:
-                    print(report.model_dump_json(), flush=True)
-                else:
-                    live.update(render.status(report), refresh=True)
+                paint(report.model_dump_json() if as_json else render.status(report))
             await asyncio.sleep(WATCH_S)

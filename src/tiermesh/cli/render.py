@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
     from tiermesh.cli.checkup import Finding
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 """Columns of a table when nobody's terminal sets a limit: wide enough that nothing is wrapped."""
+
+NAMES_SHOWN = 8
+"""More names than this are a number."""
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -27,12 +31,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def show(what: RenderableType) -> None:
     """Print for a person, or for a pipe without colours and without wrapping."""
-    from rich.console import Console
+    _console().print(what)
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PIPE_WIDTH)
-    console.print(what)
+
+@contextmanager
+def screen(*, plain: bool) -> Iterator[Callable[[RenderableType], None]]:
+    """Paint again and again on a person's screen; `plain`, or into a pipe, one after the other."""
+    console = _console()
+    if plain or not console.is_terminal:
+        yield lambda what: print(what, flush=True) if plain else console.print(what)
+        return
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        yield lambda what: live.update(what, refresh=True)
 
 
 def status(report: ClusterReport) -> RenderableType:
@@ -40,8 +52,15 @@ def status(report: ClusterReport) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    rows = [_node_row(node, report) for node in sorted(report.nodes, key=_rank)]
+    labels = node_labels(report)
+    rows = [_node_row(node, labels[node.id], report.self) for node in sorted(report.nodes, key=_rank)]
     return Group(Text(headline(report)), Text(), _table(NODE_COLUMNS, rows))
+
+
+def node_labels(report: ClusterReport) -> dict[str, str]:
+    """What a person calls each node, by id: its name, with the id's beginning where two have the same name."""
+    names = [node.name for node in report.nodes]
+    return {n.id: n.name if names.count(n.name) == 1 else f"{n.name} {n.id[:8]}" for n in report.nodes}
 
 
 def findings(found: Sequence[Finding]) -> RenderableType:
@@ -51,14 +70,23 @@ def findings(found: Sequence[Finding]) -> RenderableType:
     text = Text()
     for name in dict.fromkeys(finding.node for finding in found):
         text.append(f"{name}\n", "bold")
-        for finding in (f for f in found if f.node == name):
+        for finding in (f for f in found if f.node == name and not (f.ok and f.asker)):
             text.append("  ✓ " if finding.ok else "  ✗ ", "green" if finding.ok else "red")
             text.append(f"{finding.check}: {finding.detail}\n")
             if finding.advice is not None:
                 text.append(f"      likely: {finding.advice.cause}\n      do: {finding.advice.remedy}\n", "yellow")
+        if askers := _content_askers(found, name):
+            text.append("  ✓ ", "green").append(f"is reached at every address by: {askers}\n")
     failed = sum(not finding.ok for finding in found)
     text.append(f"{failed} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed", "bold")
     return text
+
+
+def _content_askers(found: Sequence[Finding], name: str) -> str:
+    """The nodes that reach `name` at all its addresses, by name while they are few."""
+    askers = dict.fromkeys(f.asker for f in found if f.node == name and f.asker)
+    content = [a for a in askers if a and all(f.ok for f in found if f.node == name and f.asker == a)]
+    return ", ".join(content) if len(content) <= NAMES_SHOWN else f"{len(content)} nodes"
 
 
 def headline(report: ClusterReport) -> str:
@@ -79,10 +107,10 @@ def size(count_bytes: float) -> str:
 NODE_COLUMNS = ("name", "tier", "state", "role", "models", "load", "latency", "hardware")
 
 
-def _node_row(node: NodeReport, report: ClusterReport) -> tuple[str, ...]:
+def _node_row(node: NodeReport, label: str, asked: str) -> tuple[str, ...]:
     alive = node.state != "down"
     return (
-        node.name + (" (asked)" if node.id == report.self else ""),
+        label + (" (asked)" if node.id == asked else ""),
         "-" if node.tier is None else str(node.tier),
         node.state,
         node.role,
@@ -113,6 +141,13 @@ def _hardware(hardware: HardwareReport) -> str:
 
 def _rank(node: NodeReport) -> tuple[bool, bool, str]:
     return (node.state == "down", node.role != "coordinator", node.name)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
