@@ -42,7 +42,7 @@ from tiermesh.errors import TiermeshError
 from tiermesh.hardware.profile import derive_tier, read_profile
 from tiermesh.types import Address, Contact, Hardware, NodeId, SessionId, Status, Tier, View
 
-CLOSE_S = 1.0
+CLOSE_S = 0.25
 """How long HTTP connections may take to close once nothing runs on them."""
 
 
