@@ -17,7 +17,7 @@ from aiohttp import web
 from tests.network import netns
 from tests.network.daemons import LOG_TAIL_CHARS, Daemon
 from tests.network.lan import Lan
-from tests.network.poll import Picture, Seat, Watch, agreed
+from tests.network.poll import Picture, Pictures, Seat, Watch, agreed
 from tests.network.prompts import MODEL
 from tests.openai_fake import FakeOpenAI
 
@@ -112,9 +112,13 @@ class Mesh:
     async def until_agreed(self, *nodes: int, within_s: float = READY_S, alone: bool = False) -> float:
         """The moment from which these nodes (or all) agree on one coordinator among them, and on all being up."""
         wanted = nodes or tuple(range(self.size))
-        return await self.watch.until(
-            lambda pictures: agreed(pictures, wanted, alone=alone), within_s, f"nodes {wanted} agree"
-        )
+
+        def holds(pictures: Pictures) -> bool:
+            ended = [node for node in wanted if not self.daemons[node].running]
+            assert not ended, f"the daemons of nodes {ended} ended by themselves"
+            return agreed(pictures, wanted, alone=alone)
+
+        return await self.watch.until(holds, within_s, f"nodes {wanted} agree")
 
     async def exit_code(self, node: int, within_s: float = READY_S) -> int:
         """Wait until the node's daemon has ended by itself."""

@@ -7,6 +7,7 @@ early. `Watch.gaps` says how long the rounds really were, so that a figure is ho
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -120,13 +121,13 @@ class Watch:
         deadline = time.monotonic() + within_s
         at = time.monotonic()
         while not condition(self.pictures):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {within_s} s: {what}\n{self.describe()}")
             self._changed.clear()
-            try:
-                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REST_S):
                     await self._changed.wait()
-            except TimeoutError:
-                raise AssertionError(f"not within {within_s} s: {what}\n{self.describe()}") from None
-            at = self.changes[-1].at
+                    at = self.changes[-1].at
         return at
 
     def forget(self, seat: int) -> None:
