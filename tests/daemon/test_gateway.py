@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import AsyncIterator
@@ -204,6 +205,23 @@ async def test_a_client_that_leaves_stops_the_work_on_the_far_node(asked: str, b
         await fake.wait_until("abandoned")
         await until(lambda: not mesh.nodes[asked].gateway._attempts)
         await until(lambda: mesh.nodes["one"].engines["fake"].load.active == 0)
+
+
+async def test_a_prompt_near_the_limit_passes_whatever_its_script(mesh: StillMesh) -> None:
+    """Between nodes it may grow: JSON escapes what is not ASCII."""
+    text = "🦊" * (2 * 1024 * 1024 // 4 - 100)
+    async with mesh.http.post(
+        mesh.nodes["desk"].url + CHAT,
+        data=io.BytesIO(json.dumps(ask("only-one", text), ensure_ascii=False).encode()),
+        headers={"Content-Type": "application/json"},
+    ) as reply:
+        assert content(await reply.json()) == f"one: {text}"
+
+
+async def test_an_answer_carries_the_id_of_its_request(mesh: StillMesh) -> None:
+    for given, kept in (("req-1", True), ("x" * 200, False), ("<script>", False)):
+        _, _, headers = await mesh.post("desk", CHAT, ask("m"), headers={"X-Request-Id": given})
+        assert (headers["X-Request-Id"] == given) is kept
 
 
 async def test_chunks_pass_through_byte_by_byte(mesh: StillMesh) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import socket
@@ -136,13 +137,15 @@ class Peers:
     ) -> AsyncIterator[Reply]:
         """Have `node` answer a chat request with its own engines. Raises `EngineFailed` when no head comes."""
         stamped = self._passport.headers | {headers.REQUEST_ID: request_id, headers.DEADLINE: f"{deadline_s:.3f}"}
+        stamped["Content-Type"] = "application/json"
+        data = json.dumps(body).encode()
         assert self._http is not None, "open() comes first"
         failures = []
         async with contextlib.AsyncExitStack() as stack:
             for address in self._preferred(node, addresses):
                 try:
                     response = await stack.enter_async_context(
-                        self._http.post(f"http://{address}/mesh/v1/generate", json=body, headers=stamped)
+                        self._http.post(f"http://{address}/mesh/v1/generate", data=io.BytesIO(data), headers=stamped)
                     )
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     failures.append(f"{address}: {_reason(error)}")

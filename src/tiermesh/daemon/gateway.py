@@ -14,20 +14,21 @@ writes to the client ends it with an error event. Leaving the context stops the 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from tiermesh.adapters.engines import Engine, Reply
+from tiermesh.adapters.peers import Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.core.routing import Candidate, Refusal, Route, RouteRequest, RoutingPolicy, is_up, plan_route
-from tiermesh.daemon.sse import data_of, error_in, whole_events
-from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidConfig, TiermeshError, Unavailable, UnknownModel
-from tiermesh.types import Address, NodeId, Policy, View
+from tiermesh.daemon.attempt import Attempt
+from tiermesh.daemon.loads import Loads
+from tiermesh.daemon.replies import first_event, read_completion, read_verdict
+from tiermesh.daemon.sse import whole_events
+from tiermesh.errors import EngineFailed, InvalidConfig, TiermeshError, Unavailable, UnknownModel
+from tiermesh.types import NodeId, Policy, View
 
 log = logging.getLogger(__name__)
 
@@ -39,27 +40,6 @@ STALL_S = 120.0
 
 DOWN_GRACE_S = 2.0
 """A running stream whose node is marked down may go on if it says something within this time: views can be wrong."""
-
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-"""An answer that is not streamed is held in memory until it is whole."""
-
-MAX_ERROR_BYTES = 64 * 1024
-"""As much of an error's body as is read."""
-
-
-class Peers(Protocol):
-    """How another node is asked; `adapters.peers.Peers`, and a stand-in where tests script the network."""
-
-    def generate(
-        self,
-        node: NodeId,
-        addresses: tuple[Address, ...],
-        body: Mapping[str, object],
-        *,
-        request_id: str,
-        deadline_s: float,
-    ) -> AbstractAsyncContextManager[Reply]:
-        """Have `node` answer with its own engines. Raises `EngineFailed` when no head comes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +87,8 @@ class Gateway:
         self._peers = peers
         self._stall_s = stall_s
         self._down_grace_s = down_grace_s
-        self._attempts: set[_Attempt] = set()
-        self._loads = _Loads()
+        self._attempts: set[Attempt] = set()
+        self._loads = Loads()
         self._policy = (Policy(), RoutingPolicy())
 
     def view_changed(self, view: View) -> None:
@@ -162,15 +142,15 @@ class Gateway:
         async with attempt.until(deadline):
             reply = await stack.enter_async_context(self._send(candidate, ask, deadline))
             if reply.status != 200:
-                body = await _read_error(reply)
+                body = await read_verdict(reply)
                 return Answer(candidate, reply.status, reply.content_type, body, None, attempts)
             if not ask.stream:
-                body = await _read_whole(reply)
+                body = await read_completion(reply)
                 return Answer(candidate, 200, "application/json", body, None, attempts)
             if not reply.content_type.startswith("text/event-stream"):
                 raise EngineFailed(f"answered with {reply.content_type} where a stream was asked for")
             source = whole_events(reply.chunks)
-            first = await _first_event(source)
+            first = await first_event(source)
         events = self._guarded(attempt, first, source, deadline)
         stack.push_async_callback(source.aclose)
         stack.push_async_callback(events.aclose)
@@ -192,7 +172,7 @@ class Gateway:
         )
 
     async def _guarded(
-        self, attempt: _Attempt, first: bytes, source: AsyncGenerator[bytes, None], deadline: float
+        self, attempt: Attempt, first: bytes, source: AsyncGenerator[bytes, None], deadline: float
     ) -> AsyncGenerator[bytes, None]:
         """The rest of a stream that has begun: never silent for longer than `stall_s`, nor past the deadline."""
         attempt.begun = True
@@ -206,8 +186,8 @@ class Gateway:
             yield piece
 
     @contextmanager
-    def _attempt(self, candidate: Candidate) -> Iterator[_Attempt]:
-        attempt = _Attempt(candidate.node, self._down_grace_s)
+    def _attempt(self, candidate: Candidate) -> Iterator[Attempt]:
+        attempt = Attempt(candidate.node, self._down_grace_s)
         self._attempts.add(attempt)
         self._loads.in_flight[candidate.node] += 1
         try:
@@ -226,75 +206,6 @@ class Gateway:
         return self._policy[1]
 
 
-@dataclass(slots=True, eq=False)
-class _Attempt:
-    """One try at one candidate. A node that goes down ends the wait for it at once, or after a grace once it spoke."""
-
-    node: NodeId
-    grace_s: float
-    begun: bool = False
-    down: bool = False
-    _limit: asyncio.Timeout | None = None
-
-    def node_went_down(self) -> None:
-        """The view says that the candidate's node is down."""
-        if self.down:
-            return
-        self.down = True
-        if self._limit is not None and (when := self._limit.when()) is not None:
-            self._limit.reschedule(min(when, self._patience_ends()))
-
-    @asynccontextmanager
-    async def until(self, deadline: float, *, silence_s: float | None = None) -> AsyncIterator[None]:
-        """Bound what is awaited inside; raises `DeadlineExceeded` or `EngineFailed` when the time is up."""
-        ends = deadline
-        if silence_s is not None:
-            ends = min(ends, asyncio.get_running_loop().time() + silence_s)
-        if self.down:
-            ends = min(ends, self._patience_ends())
-        try:
-            async with asyncio.timeout_at(ends) as self._limit:
-                yield
-        except TimeoutError:
-            if self.down:
-                raise EngineFailed("the node went down") from None
-            if asyncio.get_running_loop().time() >= deadline:
-                raise DeadlineExceeded("no complete answer within the time limit of the request") from None
-            raise EngineFailed(f"silent for {silence_s:g} s") from None
-        finally:
-            self._limit = None
-        self.down = False
-
-    def _patience_ends(self) -> float:
-        return asyncio.get_running_loop().time() + (self.grace_s if self.begun else 0.0)
-
-
-@dataclass(slots=True)
-class _Loads:
-    """Running requests by node: what the view says, and what this node has sent since the view was last corrected."""
-
-    in_flight: Counter[NodeId] = field(default_factory=Counter)
-    _counted: dict[NodeId, int] = field(default_factory=dict)
-    """Of our requests in flight, how many a node had when it last told its load."""
-    _told: dict[NodeId, int] = field(default_factory=dict)
-
-    def view_changed(self, view: View) -> None:
-        for node, member in view.members.items():
-            if self._told.get(node) != member.status.load.active:
-                self._told[node] = member.status.load.active
-                self._counted[node] = self.in_flight[node]
-        for node in self._told.keys() - view.members.keys():
-            del self._told[node], self._counted[node]
-        self.in_flight += Counter()  # drops zeros
-
-    def estimate(self, view: View) -> dict[NodeId, int]:
-        return {
-            node: max(count, view.members[node].status.load.active + count - self._counted.get(node, 0))
-            for node, count in self.in_flight.items()
-            if node in view.members
-        }
-
-
 def _routing_policy(policy: Policy) -> RoutingPolicy:
     try:
         routing = PolicyDocument.from_body(policy.body).routing
@@ -307,58 +218,6 @@ def _routing_policy(policy: Policy) -> RoutingPolicy:
         load_balance=routing.load_balance,
         aliases=routing.aliases,
     )
-
-
-async def _first_event(source: AsyncIterator[bytes]) -> bytes:
-    """The first piece of a stream; an engine that starts with an error has not answered."""
-    async for piece in source:
-        for data in data_of(piece):
-            if (problem := error_in(data)) is not None:
-                raise EngineFailed(problem)
-        return piece
-    raise EngineFailed("an empty stream")
-
-
-async def _read_whole(reply: Reply) -> bytes:
-    body = await _read(reply, MAX_ANSWER_BYTES)
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        raise EngineFailed("answered 200 with something that is not JSON") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-        problem = error_in(body.decode("utf-8", "replace"))
-        raise EngineFailed(problem or "answered 200 with something that is no chat completion")
-    return body
-
-
-async def _read_error(reply: Reply) -> bytes:
-    """The body of a verdict on the request itself. Raises when it is a failure of the candidate."""
-    body = await _read(reply, MAX_ERROR_BYTES)
-    if reply.status in (429, 503):
-        raise Unavailable(_told(reply, body), retry_after_s=_retry_after_s(reply))
-    if reply.status in (401, 403, 404, 408, 409, 426) or not 400 <= reply.status < 500:
-        raise EngineFailed(_told(reply, body))
-    return body
-
-
-async def _read(reply: Reply, limit: int) -> bytes:
-    parts, size = [], 0
-    async for chunk in reply.chunks:
-        parts.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            raise EngineFailed(f"an answer of more than {limit} bytes")
-    return b"".join(parts)
-
-
-def _told(reply: Reply, body: bytes) -> str:
-    text = body.decode("utf-8", "replace")
-    return f"HTTP {reply.status}: {(error_in(text) or text)[:300]}"
-
-
-def _retry_after_s(reply: Reply) -> float:
-    value = reply.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 1.0
 
 
 def _verdict(failures: list[tuple[Candidate, TiermeshError]]) -> TiermeshError:

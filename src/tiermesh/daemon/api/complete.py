@@ -32,11 +32,11 @@ async def answer_complete(request: web.Request) -> web.StreamResponse:
     )
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
         if answer.events is not None:
-            return await _stream(request, answer)
+            return await _stream(request, ask, answer)
         if answer.status != 200:
             raise InvalidInput(_verdict_text(answer))
         response = whole_answer(json.loads(answer.body), answer.candidate)
-        return web.json_response(response.model_dump(mode="json"), headers=served_by(answer))
+        return web.json_response(response.model_dump(mode="json"), headers=served_by(ask, answer))
 
 
 def chat_body(asked: CompleteRequest) -> dict[str, Any]:
@@ -121,10 +121,10 @@ class Assembly:
         call["function"]["arguments"] += function.get("arguments") or ""
 
 
-async def _stream(request: web.Request, answer: Answer) -> web.StreamResponse:
+async def _stream(request: web.Request, ask: Ask, answer: Answer) -> web.StreamResponse:
     assert answer.events is not None, "only streams come here"
     assembly = Assembly()
-    async with stream_response(request, served_by(answer)) as response:
+    async with stream_response(request, served_by(ask, answer)) as response:
         try:
             async for piece in answer.events:
                 text = "".join([assembly.add(data) for data in data_of(piece)])

@@ -19,6 +19,9 @@ from tiermesh.daemon.gateway import REQUEST_TIMEOUT_S
 from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unavailable, UnknownModel
 from tiermesh.protocol import headers
 
+ESCAPED = 3
+"""What the asking node has read within its limit comes with all but ASCII escaped: 3 times as long at most."""
+
 
 def register_peer(app: web.Application) -> None:
     """Add the peer routes, and the stamp to every answer on them, errors included."""
@@ -35,7 +38,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     if context.draining():
         raise Unavailable(f"node {context.name} is leaving the mesh")
-    body = await read_object(request)
+    body = await read_object(request.clone(client_max_size=ESCAPED * request.client_max_size))
     engine = _engine_for(context, body)
     async with _deadline(request), engine.chat(body) as reply:
         response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})

@@ -69,9 +69,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         if answer.events is None:
             content_type = answer.content_type.partition(";")[0] or "application/json"
             return web.Response(
-                status=answer.status, body=answer.body, content_type=content_type, headers=served_by(answer)
+                status=answer.status, body=answer.body, content_type=content_type, headers=served_by(ask, answer)
             )
-        async with stream_response(request, served_by(answer)) as response:
+        async with stream_response(request, served_by(ask, answer)) as response:
             try:
                 async for piece in answer.events:
                     await response.write(piece)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from tiermesh.daemon.gateway import Answer
+from tiermesh.daemon.gateway import Answer, Ask
 from tiermesh.protocol import headers
 
 _SANE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -24,9 +24,10 @@ def request_id(request: web.Request) -> str:
     return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def served_by(answer: Answer) -> dict[str, str]:
-    """Headers that name who did the work."""
+def served_by(ask: Ask, answer: Answer) -> dict[str, str]:
+    """Headers that name who did the work, for which request."""
     return {
+        headers.REQUEST_ID: ask.request_id,
         headers.NODE: _one_line(answer.candidate.node_name),
         headers.TIER: str(answer.candidate.model.tier),
         headers.MODEL: _one_line(answer.candidate.model.name),

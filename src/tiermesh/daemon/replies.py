@@ -1,0 +1,75 @@
+"""Is what an engine sends an answer, a verdict on the request, or a reason to ask somebody else?
+
+An answer and a verdict are returned; everything else raises `EngineFailed`, or `Unavailable` when it may pass soon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+from tiermesh.adapters.engines import Reply
+from tiermesh.daemon.sse import data_of, error_in
+from tiermesh.errors import EngineFailed, Unavailable
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""An answer that is not streamed is held in memory until it is whole."""
+
+MAX_ERROR_BYTES = 64 * 1024
+"""As much of an error's body as is read; a longer one is no reasoned verdict."""
+
+NOT_THE_CALLERS = frozenset({401, 403, 404, 408, 409, 426})
+"""4xx that speak of the engine or the way to it: a wrong key of ours, a model that is gone, another cluster."""
+
+
+async def first_event(source: AsyncIterator[bytes]) -> bytes:
+    """The first piece of a stream; an engine that starts with an error has not answered."""
+    async for piece in source:
+        for data in data_of(piece):
+            if (problem := error_in(data)) is not None:
+                raise EngineFailed(problem)
+        return piece
+    raise EngineFailed("an empty stream")
+
+
+async def read_completion(reply: Reply) -> bytes:
+    """A whole chat completion."""
+    body = await _read(reply, MAX_ANSWER_BYTES)
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        raise EngineFailed("answered 200 with something that is not JSON") from None
+    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+        problem = error_in(body.decode("utf-8", "replace"))
+        raise EngineFailed(problem or "answered 200 with something that is no chat completion")
+    return body
+
+
+async def read_verdict(reply: Reply) -> bytes:
+    """The body of a verdict on the request itself. Raises when it is a failure of the candidate."""
+    body = await _read(reply, MAX_ERROR_BYTES)
+    if reply.status in (429, 503):
+        raise Unavailable(_told(reply, body), retry_after_s=_retry_after_s(reply))
+    if reply.status in NOT_THE_CALLERS or not 400 <= reply.status < 500:
+        raise EngineFailed(_told(reply, body))
+    return body
+
+
+async def _read(reply: Reply, limit: int) -> bytes:
+    parts, size = [], 0
+    async for chunk in reply.chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise EngineFailed(f"an answer of more than {limit} bytes")
+    return b"".join(parts)
+
+
+def _told(reply: Reply, body: bytes) -> str:
+    text = body.decode("utf-8", "replace")
+    return f"HTTP {reply.status}: {(error_in(text) or text)[:300]}"
+
+
+def _retry_after_s(reply: Reply) -> float:
+    value = reply.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 1.0
