@@ -57,7 +57,7 @@ def options(
 def main() -> None:
     """Entry point of the `mesh` script. Whatever goes wrong, a person gets a sentence."""
     try:
-        app()
+        app(prog_name="mesh")
     except Exception as error:
         if os.environ.get("MESH_DEBUG"):
             raise
