@@ -113,7 +113,7 @@ async def measure_coordinator_killed(scale: Scale) -> list[Row]:
         await mesh.form()
         replaced, prompts = [], []
         for _ in range(scale.many):
-            async with under_prompts(mesh) as running:
+            async with trials.prompting(mesh) as running:
                 replaced.append((await trials.kill_coordinator(mesh)).known_s)
             prompts.append(running)
     return [
@@ -127,7 +127,7 @@ async def measure_coordinator_cut(scale: Scale) -> list[Row]:
         await mesh.form()
         replaced, prompts = [], []
         for _ in range(scale.some):
-            async with under_prompts(mesh) as running:
+            async with trials.prompting(mesh) as running:
                 replaced.append((await trials.cut_coordinator(mesh, lan)).known_s)
             prompts.append(running)
     return [
@@ -166,7 +166,7 @@ async def measure_freeze(scale: Scale) -> list[Row]:
         await mesh.form()
         thaws, prompts = [], []
         for _ in range(scale.few):
-            async with under_prompts(mesh) as running:
+            async with trials.prompting(mesh) as running:
                 thaws.append(await trials.freeze_coordinator(mesh, for_s=10))
             prompts.append(running)
     return [
@@ -244,15 +244,6 @@ MEASURES: dict[str, Measure] = {
     "orphans": measure_orphans,
 }
 ON_LOOPBACK = {"start-up", "idle", "orphans"}
-
-
-@asynccontextmanager
-async def under_prompts(mesh: Mesh) -> AsyncIterator[Prompts]:
-    """Prompts through all but the coordinator, which has answered one before it is hit."""
-    victim = mesh.coordinator()
-    async with trials.prompting(mesh, lambda: {victim}) as prompts:
-        await prompts.until_served_by(f"n{victim}", trials.LATE_S)
-        yield prompts
 
 
 def limited(what: str, values: Sequence[float], max_s: float | None = None, median_s: float | None = None) -> Row:

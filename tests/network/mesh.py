@@ -22,6 +22,8 @@ from tests.network.prompts import MODEL
 from tests.openai_fake import FakeOpenAI
 
 PORT = 8000
+ENGINE_DELAY_S = 0.05
+"""Long enough that a node is hit while it works on a prompt now and then."""
 READY_S = 20.0
 """From starting a process to agreement, on a machine that does other things too. A bound for set-up, not a figure."""
 
@@ -29,8 +31,10 @@ READY_S = 20.0
 class Mesh:
     """Node i sits in namespace i of `lan`, or on loopback without one. Nothing runs until `start`.
 
-    Every configuration says: no kernel, no detection, and no preference for the node that was asked, so that prompts
-    travel (between equals the nearest wins, and nobody is nearer to the coordinator than itself: it gets most).
+    Every configuration says: no kernel, no detection, and no preference for the node that was asked: between equals
+    the nearest wins, and the coordinator counts as nearest of all. The servers behind nodes i and i + 1 both have the
+    model `pair_of(i)`: while i coordinates, i is everybody's first candidate for it (but for i + 1, where both are
+    equal), and i + 1 is what remains when i is lost.
     """
 
     def __init__(
@@ -164,7 +168,8 @@ class Mesh:
 
     async def _start_engine(self, node: int) -> None:
         """Inside the daemon's namespace, served by this process: it survives the daemon, and counts what it did."""
-        engine = FakeOpenAI(f"engine{node}", MODEL, delay_s=0.02)
+        models = (MODEL, pair_of(node), pair_of((node - 1) % self.size))
+        engine = FakeOpenAI(f"engine{node}", *models, delay_s=ENGINE_DELAY_S)
         runner = web.AppRunner(engine.app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
@@ -173,6 +178,11 @@ class Mesh:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.configure(node, engines=[{"url": url, "name": "fake", "tier": 0}])
         self.engines.append(engine)
+
+
+def pair_of(node: int) -> str:
+    """The model that only this node and the next one have."""
+    return f"pair-{node}"
 
 
 def _free_port() -> int:

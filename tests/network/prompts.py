@@ -73,6 +73,12 @@ class Prompts:
     def failed(self) -> list[Answer]:
         return [answer for answer in self.answers if not answer.ok]
 
+    def summary(self) -> str:
+        """How they fared, for a person."""
+        moved = sum(answer.attempts > 1 for answer in self.answers)
+        slowest_s = max(answer.took_s for answer in self.answers)
+        return f"{len(self.failed)} of {len(self.answers)} prompts failed, {moved} moved, slowest {slowest_s:.2f} s"
+
     def served_by(self, since: float = 0.0, until: float = float("inf")) -> Counter[str]:
         """How many prompts asked in this time each node answered."""
         return Counter(a.node for a in self.answers if a.node and since <= a.asked_at < until)

@@ -18,26 +18,23 @@ pytestmark = pytest.mark.network
 async def test_a_killed_coordinator_is_replaced_and_no_prompt_fails(lan: Lan, tmp_path: Path) -> None:
     async with Mesh(tmp_path, 5, lan=lan) as mesh:
         await mesh.form()
-        victim = mesh.coordinator()
-        async with trials.prompting(mesh, lambda: {victim}) as prompts:
-            for _ in range(2):
-                victim = mesh.coordinator()
-                await prompts.until_served_by(f"n{victim}", within_s=10)
+        for _ in range(3):
+            victim = mesh.coordinator()
+            async with trials.prompting(mesh) as prompts:
                 replaced = await trials.kill_coordinator(mesh)
-                assert replaced.known_s < 2.0
-                assert mesh.coordinator() != victim
-        assert prompts.answers
-        assert prompts.failed == []
+            print(f"replaced after {replaced.known_s:.3f} s; {prompts.summary()}")
+            assert replaced.known_s < 2.0
+            assert mesh.coordinator() != victim
+            assert prompts.failed == []
 
 
 async def test_a_coordinator_whose_cable_is_cut_is_replaced_and_no_prompt_fails(lan: Lan, tmp_path: Path) -> None:
     async with Mesh(tmp_path, 5, lan=lan) as mesh:
         await mesh.form()
-        victim = mesh.coordinator()
-        async with trials.prompting(mesh, lambda: {victim}) as prompts:
-            await prompts.until_served_by(f"n{victim}", within_s=10)
+        async with trials.prompting(mesh) as prompts:
             replaced = await trials.cut_coordinator(mesh, lan)
-            assert replaced.known_s < 5.0
+        print(f"replaced after {replaced.known_s:.3f} s; {prompts.summary()}")
+        assert replaced.known_s < 5.0
         assert prompts.failed == []
 
 
@@ -45,18 +42,19 @@ async def test_a_lost_member_is_marked_down_and_comes_back_by_itself(lan: Lan, t
     async with Mesh(tmp_path, 5, lan=lan, engines=False) as mesh:
         await mesh.form()
         killed = await trials.kill_member(mesh)
+        print(f"killed: down after {killed.down_s:.3f} s, back {killed.back_s:.3f} s after its start")
         assert killed.down_s < 1.0
         cut = await trials.cut_member(mesh, lan)
+        print(f"cut: down after {cut.down_s:.3f} s, back {cut.back_s:.3f} s after the cable")
         assert cut.down_s < 4.0
 
 
 async def test_a_frozen_coordinator_wakes_as_a_member(lan: Lan, tmp_path: Path) -> None:
     async with Mesh(tmp_path, 5, lan=lan) as mesh:
         await mesh.form()
-        victim = mesh.coordinator()
-        async with trials.prompting(mesh, lambda: {victim}) as prompts:
-            await prompts.until_served_by(f"n{victim}", within_s=10)
+        async with trials.prompting(mesh) as prompts:
             thaw = await trials.freeze_coordinator(mesh, for_s=10)
+        print(f"replaced after {thaw.replaced_s:.3f} s, a member {thaw.member_s:.3f} s after; {prompts.summary()}")
         assert thaw.replaced_s < 5.0
         assert thaw.member_s < 5.0
         assert prompts.failed == []
@@ -66,9 +64,9 @@ async def test_a_coordinator_that_is_told_to_stop_hands_over(lan: Lan, tmp_path:
     async with Mesh(tmp_path, 3, lan=lan) as mesh:
         await mesh.form()
         leaver = mesh.coordinator()
-        async with trials.prompting(mesh, lambda: {leaver}) as prompts:
-            await prompts.until_served_by(f"n{leaver}", within_s=10)
+        async with trials.prompting(mesh) as prompts:
             handed_over_s = await trials.stop_coordinator(mesh)
+        print(f"handed over after {handed_over_s:.3f} s; {prompts.summary()}")
         assert handed_over_s < 2.0
         assert await mesh.exit_code(leaver) == 0
         assert prompts.failed == []

@@ -12,13 +12,13 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from tests.network.frames import Announcements
 from tests.network.lan import Lan
-from tests.network.mesh import Mesh
+from tests.network.mesh import Mesh, pair_of
 from tests.network.poll import Pictures
 from tests.network.prompts import Prompts
 
@@ -253,9 +253,14 @@ def burning() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def prompting(mesh: Mesh, spared: Callable[[], Collection[int]]) -> AsyncIterator[Prompts]:
-    """Ask five times a second through all nodes but those `spared`, which is whoever is about to be hit."""
-    async with Prompts(mesh.seats, lambda: [node for node in range(mesh.size) if node not in spared()]) as prompts:
+async def prompting(mesh: Mesh) -> AsyncIterator[Prompts]:
+    """Ask five times a second through all but the coordinator, which is first in line for these prompts.
+
+    What is in the body happens after it has answered one.
+    """
+    victim, others = _coordinator_and_others(mesh)
+    async with Prompts(mesh.seats, lambda: others, body={"model": pair_of(victim)}) as prompts:
+        await prompts.until_served_by(f"n{victim}", LATE_S)
         yield prompts
 
 
