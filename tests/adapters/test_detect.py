@@ -16,7 +16,7 @@ async def detected(places: dict[str, str], count: int, known: tuple[str, ...] = 
     found: list[tuple[str, str]] = []
     enough = asyncio.Event()
 
-    def on_found(kind: str, url: str) -> None:
+    async def on_found(kind: str, url: str) -> None:
         found.append((kind, url))
         if len(found) >= count:
             enough.set()
@@ -30,6 +30,19 @@ async def detected(places: dict[str, str], count: int, known: tuple[str, ...] = 
         await detector.close()
         await detector.close()
     return found
+
+
+async def test_what_runs_already_is_found_before_start_returns() -> None:
+    found = []
+
+    async def on_found(kind: str, url: str) -> None:
+        found.append((kind, url))
+
+    async with pages(api_tags={"models": []}) as ollama:
+        detector = Detector(on_found, places={"ollama": ollama})
+        await detector.start()
+        assert found == [("ollama", ollama)]
+        await detector.close()
 
 
 def test_the_usual_ports() -> None:

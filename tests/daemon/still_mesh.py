@@ -207,5 +207,5 @@ def _status(node: StillNode, tier: Tier | None) -> Status:
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Wait for something that no event tells of."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.005)

@@ -110,7 +110,7 @@ def plan_route(
     me: NodeId,
     active: Mapping[NodeId, int] | None = None,
 ) -> Route | Refusal:
-    """Rank whoever may answer `request`. `active` counts running requests where the view is known to be behind."""
+    """Rank whoever may answer `request`. `active` counts requests where the view is known to be behind."""
     wish = _resolve(request, policy)
     if isinstance(wish, Refusal):
         return wish
@@ -179,7 +179,7 @@ def _candidate(member: Member, model: Model, me: NodeId, active: Mapping[NodeId,
         node=member.id,
         node_name=status.name,
         model=model,
-        active=active.get(member.id, status.load.active) + status.load.queued,
+        active=active.get(member.id, status.load.active + status.load.queued),
         slots=max(1, status.load.slots),
         latency_ms=0.0 if local else status.latency_ms,
         local=local,

@@ -88,8 +88,8 @@ class EngineRoom:
             )
         )
 
-    def _found(self, kind: str, url: str) -> None:
-        self._keep(self._add_server(EngineEntry(url=url, name=kind), kind))
+    async def _found(self, kind: str, url: str) -> None:
+        await self._add_server(EngineEntry(url=url, name=kind), kind)
 
     async def _open_kernel(self, model: str) -> None:
         self._reason = why_unavailable() or ""

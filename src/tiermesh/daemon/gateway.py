@@ -102,7 +102,8 @@ class Gateway:
     def plan(self, request: RouteRequest) -> Route:
         """The route that a request would take now. Raises `UnknownModel` or `Unavailable`."""
         view = self._view()
-        active = self._loads.estimate(view) | {self._me: sum(e.load.active for e in self._engines().values())}
+        own = sum(engine.load.active + engine.load.queued for engine in self._engines().values())
+        active = self._loads.estimate(view) | {self._me: own}
         plan = plan_route(view, request, self._routing_policy(view.policy), me=self._me, active=active)
         if isinstance(plan, Refusal):
             raise UnknownModel(plan.message, param="model") if plan.kind == "unknown" else Unavailable(plan.message)

@@ -10,7 +10,7 @@ from tiermesh.types import NodeId, View
 
 @dataclass(slots=True)
 class Loads:
-    """Running requests by node: what the view says, and what this node has sent since the view was last corrected."""
+    """Requests by node, running or waiting: what the view says, and what this node has sent since."""
 
     in_flight: Counter[NodeId] = field(default_factory=Counter)
     _counted: dict[NodeId, int] = field(default_factory=dict)
@@ -20,8 +20,9 @@ class Loads:
     def view_changed(self, view: View) -> None:
         """Where a node tells another load than before, what was sent to it until now is in it."""
         for node, member in view.members.items():
-            if self._told.get(node) != member.status.load.active:
-                self._told[node] = member.status.load.active
+            load = member.status.load
+            if self._told.get(node) != load.active + load.queued:
+                self._told[node] = load.active + load.queued
                 self._counted[node] = self.in_flight[node]
         for node in self._told.keys() - view.members.keys():
             del self._told[node], self._counted[node]
@@ -29,9 +30,9 @@ class Loads:
             del self.in_flight[node]
 
     def estimate(self, view: View) -> dict[NodeId, int]:
-        """Running requests of every node whose load the view does not tell exactly, as far as this node can know."""
+        """Requests of every node whose load the view does not tell exactly, as far as this node can know."""
         return {
-            node: max(ours, view.members[node].status.load.active + ours - counted)
+            node: max(ours, self._told.get(node, 0) + ours - counted)
             for node in self.in_flight.keys() & view.members.keys()
             if (ours := self.in_flight[node]) != (counted := self._counted.get(node, 0))
         }

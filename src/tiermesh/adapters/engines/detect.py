@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import aiohttp
 
 from tiermesh.adapters.engines.openai_server import CONNECT_TIMEOUT_S
-from tiermesh.adapters.engines.server_kinds import Server, recognise
+from tiermesh.adapters.engines.server_kinds import Server, is_kind
 
 USUAL_PORTS: Mapping[str, int] = {"ollama": 11434, "lmstudio": 1234, "llamacpp": 8080}
 
@@ -24,7 +24,7 @@ class Detector:
 
     def __init__(
         self,
-        on_found: Callable[[str, str], None],
+        on_found: Callable[[str, str], Awaitable[None]],
         *,
         known: Iterable[str] = (),
         places: Mapping[str, str] | None = None,
@@ -40,9 +40,8 @@ class Detector:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Look once now, then go on in the background."""
-        async with self._session() as http:
-            await self._look(http)
+        """Look for the first time, which takes milliseconds where nobody listens, and go on looking."""
+        await self._look()
         self._task = asyncio.create_task(self._run(), name="detect engines")
 
     async def close(self) -> None:
@@ -53,24 +52,19 @@ class Detector:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _run(self) -> None:
-        async with self._session() as http:
-            while self._places:
-                await asyncio.sleep(self._interval_s)
-                await self._look(http)
+        while self._places:
+            await asyncio.sleep(self._interval_s)
+            await self._look()
 
-    async def _look(self, http: aiohttp.ClientSession) -> None:
-        for kind, url in await found_at(http, self._places):
-            del self._places[kind]
-            self._on_found(kind, url)
-
-    def _session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S))
-
-
-async def found_at(http: aiohttp.ClientSession, places: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Of `places`, those where a server of the expected kind answers."""
-    kinds = await asyncio.gather(*(recognise(Server(http, url)) for url in places.values()))
-    return [(kind, url) for (kind, url), answered in zip(places.items(), kinds, strict=True) if answered == kind]
+    async def _look(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as http:
+            places = tuple(self._places.items())
+            answers = await asyncio.gather(*(is_kind(Server(http, url), kind) for kind, url in places))
+        for (kind, url), answered in zip(places, answers, strict=True):
+            if answered:
+                del self._places[kind]
+                await self._on_found(kind, url)
 
 
 def _normal(url: str) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,17 +82,17 @@ class Server:
 
 async def recognise(server: Server) -> str | None:
     """`ollama`, `lmstudio`, `llamacpp`, `vllm`, or None for none of these."""
-    if isinstance((await server.find("/api/tags") or {}).get("models"), list):
-        return "ollama"
-    if isinstance((await server.find("/api/v0/models") or {}).get("data"), list):
-        return "lmstudio"
-    props = await server.find("/props") or {}
-    if "default_generation_settings" in props or "total_slots" in props:
-        return "llamacpp"
-    cards = (await server.find("/v1/models") or {}).get("data")
-    if isinstance(cards, list) and any(isinstance(card, dict) and card.get("owned_by") == "vllm" for card in cards):
-        return "vllm"
+    for kind in _MARKS:
+        if await is_kind(server, kind):
+            return kind
     return None
+
+
+async def is_kind(server: Server, kind: str) -> bool:
+    """Does it answer as a server of this kind does?"""
+    path, looks_right = _MARKS[kind]
+    page = await server.find(path)
+    return page is not None and looks_right(page)
 
 
 async def list_models(server: Server, kind: str) -> Listing:
@@ -161,3 +161,16 @@ async def _list_lmstudio(server: Server, cards: list[dict[str, Any]]) -> Listing
 
 def _objects(value: object) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _is_vllm(page: Mapping[str, Any]) -> bool:
+    return any(card.get("owned_by") == "vllm" for card in _objects(page.get("data")))
+
+
+_MARKS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], bool]]] = {
+    "ollama": ("/api/tags", lambda page: isinstance(page.get("models"), list)),
+    "lmstudio": ("/api/v0/models", lambda page: isinstance(page.get("data"), list)),
+    "llamacpp": ("/props", lambda page: "default_generation_settings" in page or "total_slots" in page),
+    "vllm": ("/v1/models", _is_vllm),
+}
+"""By kind: a page that no other kind has, and what is on it."""
