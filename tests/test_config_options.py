@@ -145,7 +145,7 @@ def test_the_policy_is_what_must_be_the_same_everywhere(tmp_path: Path) -> None:
     assert body == {
         "routing": {"prefer_local": True, "fallback_strategy": "strict", "load_balance": True, "aliases": {"a": "b"}},
         "coordinator": {"min_members": 3},
-        "limits": {"max_body_bytes": 2 * 1024 * 1024, "queue_timeout_s": 30.0},
+        "limits": {"max_body_bytes": 2 * 1024 * 1024},
     }
     assert PolicyDocument.from_body(body) == resolve(tmp_path, file).policy
 

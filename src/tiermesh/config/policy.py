@@ -44,8 +44,6 @@ class Limits(Section):
 
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest request body read. 2 MiB of text is some 500,000 tokens: more than most contexts hold."""
-    queue_timeout_s: float = Field(30.0, gt=0, le=3600)
-    """How long a request waits for a free slot before it is told to come again later."""
 
 
 class PolicyDocument(Section):
