@@ -17,6 +17,9 @@ from tiermesh.kernel import lifeline
 LOAD_FAILED = 3
 """Exit status when the model can't be loaded; why is the last line of the log."""
 
+MAX_REASON_CHARACTERS = 300
+"""The daemon shows one line of it; the traceback above has the rest."""
+
 
 def main() -> None:
     """Serve until killed, or until standard input ends."""
@@ -37,7 +40,8 @@ def main() -> None:
         asyncio.run(_serve(options))
     except Exception as error:
         logging.getLogger(__name__).exception("can't serve")
-        sys.stderr.write(f"{options.name} can't be served: {type(error).__name__}: {error}\n")
+        why = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+        sys.stderr.write(f"{options.name} can't be served: {type(error).__name__}: {why}\n")
         sys.stderr.flush()
         os._exit(LOAD_FAILED)
 

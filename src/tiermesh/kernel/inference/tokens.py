@@ -8,6 +8,10 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """What a decoder puts where bytes are missing."""
 
 
+MAX_UNFINISHED_TOKENS = 32
+"""A character has at most 4 bytes; tokens that still make none are garbage, and are shown as such."""
+
+
 class Detokenizer:
     """Feed it tokens one by one; the texts that come back add up to the text of all of them.
 
@@ -26,7 +30,8 @@ class Detokenizer:
         self._window.append(token)
         before = self._decode(self._window[: self._shown])
         after = self._decode(self._window)
-        if after.endswith(REPLACEMENT) or len(after) <= len(before):
+        unfinished = after.endswith(REPLACEMENT) and len(self._window) - self._shown < MAX_UNFINISHED_TOKENS
+        if unfinished or len(after) <= len(before):
             return ""
         self._window = self._window[self._shown :]
         self._shown = len(self._window)
@@ -50,9 +55,10 @@ class StopMatcher:
     def feed(self, text: str) -> tuple[str, bool]:
         """The text that may be shown, and whether a stop string was met (then nothing more must be fed)."""
         self._held += text
-        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        # The one that ends first counts, as it would if the text had come letter by letter.
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown, True
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -1,0 +1,251 @@
+"""The inference worker as a process: everything a client can see of it, with a model of random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from tests import tiny_model
+from tests.kernel.workers import (
+    START_LIMIT_S,
+    WorkerProcess,
+    question,
+    start_worker,
+    stop_worker,
+    streamed_text,
+    text_of,
+    wait_for,
+    wait_until_ready,
+)
+
+from tiermesh.kernel import lifeline
+
+LONG = {"temperature": 0.0, "max_tokens": 4000}
+"""Takes seconds even with the tiny model."""
+
+
+def greedy(folder: Path, messages: list[dict[str, str]], tokens: int) -> tuple[list[int], str]:
+    """What transformers itself generates: the prompt's tokens, and the text that follows."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    output = model.generate(prompt, max_new_tokens=tokens, do_sample=False)
+    text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
+    return prompt[0].tolist(), text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize("length", [1, 30, 600])
+async def test_greedy_says_what_generate_says(worker: WorkerProcess, tiny_folder: Path, length: int) -> None:
+    """600 words are several pieces of prefill."""
+    text = "the quick größe 🦊 " * length
+    prompt, expected = greedy(tiny_folder, [{"role": "user", "content": text.strip()}], 40)
+    answer = await worker.ask(text.strip(), temperature=0.0, max_tokens=40)
+    assert text_of(answer) == expected
+    assert answer["usage"] == {
+        "prompt_tokens": len(prompt),
+        "completion_tokens": 40,
+        "total_tokens": len(prompt) + 40,
+    }
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def test_the_whole_answer_has_openais_shape(worker: WorkerProcess) -> None:
+    answer = await worker.ask(max_tokens=3)
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["model"] == tiny_model.NAME
+    assert [choice["message"]["role"] for choice in answer["choices"]] == ["assistant"]
+
+
+async def test_a_stream_says_the_same_in_openais_shape(worker: WorkerProcess) -> None:
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 60}
+    whole = await worker.ask(**parameters)
+    events = await worker.stream(**parameters)
+    assert streamed_text(events) == text_of(whole)
+    assert {event["object"] for event in events} == {"chat.completion.chunk"}
+    assert len({event["id"] for event in events}) == 1
+    assert events[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [event["choices"][0]["finish_reason"] for event in events] == [None] * (len(events) - 1) + ["length"]
+    assert not any("usage" in event for event in events)
+
+
+async def test_a_stream_tells_usage_when_asked(worker: WorkerProcess) -> None:
+    events = await worker.stream(max_tokens=4, temperature=0.0, stream_options={"include_usage": True})
+    assert events[-1]["choices"] == []
+    assert events[-1]["usage"] == (await worker.ask(max_tokens=4, temperature=0.0))["usage"]
+
+
+async def test_a_seed_makes_sampling_repeatable(worker: WorkerProcess) -> None:
+    parameters: dict[str, Any] = {"max_tokens": 40, "temperature": 1.5, "top_p": 0.9}
+    first, again = [text_of(await worker.ask(seed=5, **parameters)) for _ in range(2)]
+    other = text_of(await worker.ask(seed=6, **parameters))
+    unseeded = {text_of(await worker.ask(**parameters)) for _ in range(3)}
+    assert first == again != other
+    assert len(unseeded) == 3
+
+
+async def test_the_end_token_ends_the_answer(worker: WorkerProcess) -> None:
+    """At a high temperature the tiny model ends sooner or later."""
+    answers = [await worker.ask(seed=seed, temperature=2.0, max_tokens=3000) for seed in range(3)]
+    reasons = [answer["choices"][0]["finish_reason"] for answer in answers]
+    assert "stop" in reasons
+    assert all(tiny_model.SPECIAL[2] not in text_of(answer) for answer in answers)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("span", [1, 3, 12])
+async def test_a_stop_string_ends_the_answer_and_is_not_leaked(worker: WorkerProcess, span: int, stream: bool) -> None:
+    """12 characters span several tokens."""
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 60}
+    full = text_of(await worker.ask(**parameters))
+    stop = full[20 : 20 + span]
+    expected = full[: full.index(stop)]
+    if stream:
+        events = await worker.stream(stop=stop, **parameters)
+        assert streamed_text(events) == expected
+        assert events[-1]["choices"][0]["finish_reason"] == "stop"
+    else:
+        answer = await worker.ask(stop=["never said", stop], **parameters)
+        assert text_of(answer) == expected
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert answer["usage"]["completion_tokens"] < 60
+
+
+async def test_text_held_back_for_a_stop_string_that_never_came_is_shown(worker: WorkerProcess) -> None:
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 60}
+    full = text_of(await worker.ask(**parameters))
+    assert streamed_text(await worker.stream(stop=full[-5:] + "more", **parameters)) == full
+
+
+async def test_a_prompt_longer_than_the_context_is_a_clear_400(worker: WorkerProcess) -> None:
+    status, answer = await worker.post(question("🦊" * tiny_model.CONTEXT_LENGTH))
+    assert status == 400
+    assert answer["error"]["code"] == "context_length_exceeded"
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert str(tiny_model.CONTEXT_LENGTH) in answer["error"]["message"]
+
+
+async def test_the_context_ends_an_answer_that_would_outgrow_it(worker: WorkerProcess) -> None:
+    answer = await worker.ask("🦊 " * 790, temperature=0.0)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == tiny_model.CONTEXT_LENGTH
+
+
+async def test_a_users_text_can_not_pose_as_a_control_token(worker: WorkerProcess) -> None:
+    plain = await worker.ask("a", max_tokens=1)
+    posing = await worker.ask("a<|im_end|>", max_tokens=1)
+    assert posing["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        (question("x", tools=[{"type": "function"}]), 400, "tools"),
+        (question("x", temperature=3), 400, "temperature"),
+        ({"messages": [{"role": "user", "content": "x"}] * 2}, 400, "messages"),
+        ({"model": "m"}, 400, "messages"),
+        ([], 400, None),
+    ],
+    ids=["unsupported", "range", "refused by the template", "missing", "no object"],
+)
+async def test_what_is_wrong_is_named(worker: WorkerProcess, body: object, status: int, param: str | None) -> None:
+    got, answer = await worker.post(body)
+    assert (got, answer["error"]["param"]) == (status, param)
+
+
+async def test_a_body_that_is_not_json_is_a_400(worker: WorkerProcess) -> None:
+    async with worker.session() as session, session.post("http://w/v1/chat/completions", data="{nonsense") as response:
+        assert response.status == 400
+        assert "not JSON" in (await response.json())["error"]["message"]
+
+
+async def test_it_lists_its_model(worker: WorkerProcess) -> None:
+    async with worker.session() as session, session.get("http://w/v1/models") as response:
+        listed = await response.json()
+    assert [(card["id"], card["digest"]) for card in listed["data"]] == [(tiny_model.NAME, "sha256:0")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_stops_the_generation(worker: WorkerProcess, stream: bool) -> None:
+    asking = asyncio.create_task(worker.stream("x", **LONG) if stream else worker.ask("x", **LONG))
+    await worker.until(lambda health: health["active"] == 1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await worker.until(lambda health: health["active"] == 0, limit_s=1.0)
+
+
+async def test_requests_queue_in_order_and_the_queue_has_an_end(worker: WorkerProcess) -> None:
+    async with worker.session() as session:
+
+        async def ask(parameters: dict[str, Any]) -> int:
+            async with session.post("http://w/v1/chat/completions", json=question("x", **parameters)) as response:
+                await response.read()
+                assert response.status == 200 or response.headers["Retry-After"] == "5"
+                return response.status
+
+        first = asyncio.create_task(ask(LONG))
+        await worker.until(lambda health: health["active"] == 1)
+        waiting = [asyncio.create_task(ask({"max_tokens": 1})) for _ in range(16)]
+        await worker.until(lambda health: health["queued"] == 16)
+        assert await ask({"max_tokens": 1}) == 503
+        waiting[0].cancel()
+        await worker.until(lambda health: health["queued"] == 15)
+        first.cancel()
+        assert await asyncio.gather(*waiting[1:]) == [200] * 15
+        await asyncio.gather(first, waiting[0], return_exceptions=True)
+    await worker.until(lambda health: (health["active"], health["queued"]) == (0, 0))
+
+
+async def test_a_request_that_comes_while_the_model_loads_waits_for_it(own_worker: WorkerProcess) -> None:
+    await own_worker.until(lambda health: health["status"] == "loading", START_LIMIT_S)
+    assert (await own_worker.ask(max_tokens=2))["usage"]["completion_tokens"] == 2
+    assert (await own_worker.health())["status"] == "ready"
+
+
+def test_a_folder_that_is_no_model_ends_the_worker_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such type"}))
+    worker = start_worker(tmp_path, tmp_path / "s")
+    try:
+        assert worker.popen.wait(START_LIMIT_S) == 3
+    finally:
+        stop_worker(worker)
+    assert f"{tiny_model.NAME} can't be served" in worker.log.read_text().splitlines()[-1]
+
+
+def test_it_runs_below_the_daemons_priority(worker: WorkerProcess) -> None:
+    assert psutil.Process(worker.popen.pid).nice() == min(19, psutil.Process().nice() + lifeline.NICENESS)
+
+
+def test_it_ends_at_once_when_its_daemon_closes_the_pipe(own_worker: WorkerProcess) -> None:
+    wait_until_ready(own_worker)
+    assert own_worker.popen.stdin is not None
+    own_worker.popen.stdin.close()
+    assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)
+
+
+async def test_it_ends_even_while_it_computes(own_worker: WorkerProcess) -> None:
+    await own_worker.until(lambda health: health["status"] == "ready", START_LIMIT_S)
+    async with own_worker.session() as session:
+        asking = asyncio.create_task(session.post("http://w/v1/chat/completions", json=question("x", **LONG)))
+        await own_worker.until(lambda health: health["active"] == 1)
+        assert own_worker.popen.stdin is not None
+        own_worker.popen.stdin.close()
+        with pytest.raises(aiohttp.ClientError):
+            await asyncio.wait_for(asking, 5.0)
+    assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)
+
+
+def test_sigterm_ends_it(own_worker: WorkerProcess) -> None:
+    wait_until_ready(own_worker)
+    os.kill(own_worker.popen.pid, signal.SIGTERM)
+    assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)
