@@ -32,7 +32,7 @@ ERRORS = {
 
 
 class _HungUp(asyncio.CancelledError):
-    """This server closed the connection itself; aiohttp stays quiet about a cancelled handler."""
+    """The connection is gone, on purpose or not; aiohttp stays quiet about a cancelled handler."""
 
 
 class FakeOpenAI:
@@ -110,7 +110,7 @@ class FakeOpenAI:
             raise
         except (asyncio.CancelledError, ConnectionError):
             self._count("abandoned")
-            raise
+            raise _HungUp from None
         self._count("finished")
         return response
 
