@@ -116,8 +116,8 @@ class Context:
         return (0, self.key[1], NEVER_JOINED, node)
 
     def granted_another(self, candidate: NodeId, now: float) -> bool:
-        """Was somebody else granted so lately that it may still be winning?"""
-        return self.granted_to not in (None, candidate) and now - self.granted_at < self.timing.phase(self.n)
+        """Was somebody else granted so lately that it may still be winning? One that has led and was lost is not."""
+        return self.granted_to not in (None, candidate, self.lost) and now - self.granted_at < self.timing.phase(self.n)
 
     def strangers(self) -> list[Contact]:
         """Contacts that are no members of the view: a new coordinator may not know them."""
