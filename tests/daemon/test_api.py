@@ -217,6 +217,16 @@ async def test_bad_input_is_a_4xx_that_names_the_field(mesh: StillMesh, path: st
     assert (await mesh.post("desk", path, {"model": "m", "messages": HELLO}))[0] == 200, "and no node is harmed"
 
 
+async def test_the_largest_body_is_what_the_policy_says_now(mesh: StillMesh) -> None:
+    mesh.set_policy({"limits": {"max_body_bytes": 1024}})
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 1024}]}
+    status, answer, _ = await mesh.post("desk", "/api/complete", body)
+    assert (status, answer["error"]["type"]) == (413, "body_too_large")
+    assert "1024 bytes" in answer["error"]["message"]
+    mesh.set_policy({"limits": {"max_body_bytes": 4096}})
+    assert (await mesh.post("desk", "/api/complete", body))[0] == 200
+
+
 async def test_several_mistakes_are_told_at_once(mesh: StillMesh) -> None:
     body = {"messages": [], "temperature": "x", "max_tokens": 0, "seed": "y"}
     _, answer, _ = await mesh.post("desk", "/api/complete", body)

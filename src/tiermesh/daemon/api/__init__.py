@@ -15,7 +15,7 @@ __all__ = ["CONTEXT", "Context", "make_app"]
 
 
 def make_app(context: Context, *, max_body_bytes: int) -> web.Application:
-    """Both planes behind one middleware for errors and one for trust.
+    """Both planes behind one middleware for errors and one for trust; `max_body_bytes` holds until there is a policy.
 
     Run it with `handler_cancellation=True`: a client that leaves must stop the work that was done for it.
     """

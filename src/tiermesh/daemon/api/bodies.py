@@ -8,13 +8,18 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from tiermesh.errors import InvalidInput
+from tiermesh.config import PolicyDocument
+from tiermesh.daemon.api.context import CONTEXT
+from tiermesh.errors import BodyTooLarge, InvalidConfig, InvalidInput
 
 
-async def read_object(request: web.Request) -> dict[str, Any]:
-    """The body as an object. Raises `InvalidInput`; a body that is too large is aiohttp's own 413."""
+async def read_object(request: web.Request, *, leeway: int = 1) -> dict[str, Any]:
+    """The body as an object, up to `leeway` times the policy's limit. Raises `BodyTooLarge` or `InvalidInput`."""
+    limit = leeway * _limit(request)
     try:
-        text = (await request.read()).decode("utf-8")
+        text = (await request.clone(client_max_size=limit).read()).decode("utf-8")
+    except web.HTTPRequestEntityTooLarge:
+        raise BodyTooLarge(f"the body is larger than the {limit} bytes read (limits.max_body_bytes)") from None
     except UnicodeDecodeError as error:
         raise InvalidInput(f"the body is not UTF-8 (byte {error.start})") from None
     try:
@@ -30,6 +35,15 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise InvalidInput(f"the body must be a JSON object, not {type(parsed).__name__}")
     return parsed
+
+
+def _limit(request: web.Request) -> int:
+    """What the policy says now; the node's own file until there is a policy, or where it can't be read."""
+    try:
+        body = request.app[CONTEXT].policy().body
+        return PolicyDocument.from_body(body).limits.max_body_bytes if body else request.client_max_size
+    except InvalidConfig:
+        return request.client_max_size
 
 
 def _no_number(constant: str) -> NoReturn:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from tiermesh.daemon.api.context import CONTEXT
-from tiermesh.errors import BodyTooLarge, InvalidInput, NotFound, TiermeshError, Unavailable
+from tiermesh.errors import InvalidInput, NotFound, TiermeshError, Unavailable
 from tiermesh.protocol.errors import ErrorBody, ErrorDetail, OpenAIErrorBody, OpenAIErrorDetail
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ async def map_errors(request: web.Request, handler: Handler) -> web.StreamRespon
         return await handler(request)
     except TiermeshError as error:
         return _response(request, error)
-    except web.HTTPRequestEntityTooLarge:
-        return _response(request, BodyTooLarge(f"the body is larger than the {request.client_max_size} bytes read"))
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         wrong = MethodNotAllowed(f"{request.method} is not possible at {request.path}; allowed: {allowed}")

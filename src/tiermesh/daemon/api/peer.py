@@ -38,7 +38,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     if context.draining():
         raise Unavailable(f"node {context.name} is leaving the mesh")
-    body = await read_object(request.clone(client_max_size=ESCAPED * request.client_max_size))
+    body = await read_object(request, leeway=ESCAPED)
     engine = _engine_for(context, body)
     async with _deadline(request), engine.chat(body) as reply:
         response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})
