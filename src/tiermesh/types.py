@@ -50,7 +50,7 @@ class Contact:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as one node serves it. `digest` names its exact weights: equal digests continue each other's streams."""
+    """One model as one node serves it. `digest` names its exact weights: equal ones continue each other's streams."""
 
     name: str
     digest: str

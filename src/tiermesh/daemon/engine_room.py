@@ -89,7 +89,8 @@ class EngineRoom:
         )
 
     async def _found(self, kind: str, url: str) -> None:
-        await self._add_server(EngineEntry(url=url, name=kind), kind)
+        name = kind if kind not in self._engines else f"{kind}-here"  # a person may have named another one so
+        await self._add_server(EngineEntry(url=url, name=name), kind)
 
     async def _open_kernel(self, model: str) -> None:
         self._reason = why_unavailable() or ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, assert_never
@@ -225,6 +226,7 @@ class Reactor:
     def _tick(self) -> None:
         self._timer = None
         now = clock.now()
+        self._node.set_wall(now, time.time())
         self._perform(self._node.tick(now) if now >= self._node.deadline else [])
 
 
