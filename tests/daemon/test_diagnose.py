@@ -10,7 +10,7 @@ import pytest
 from tests.daemon.still_mesh import WALL, StillMesh, still_mesh
 from tests.openai_fake import FakeOpenAI
 
-from tiermesh.adapters.probe import open_session, probe
+from tiermesh.adapters.probe import Prober
 from tiermesh.protocol.diagnose import DiagnoseReport, Probe
 from tiermesh.types import Address
 
@@ -28,8 +28,8 @@ def closed_port() -> int:
 
 
 async def ask(address: str, node_id: str = "a" * 32, name: str = "alpha") -> Probe:
-    async with open_session() as http:
-        return await probe(http, address, node_id, name)
+    async with Prober() as prober:
+        return await prober.ask(address, node_id, name)
 
 
 async def test_a_healthy_pair() -> None:
@@ -110,6 +110,18 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         found = await ask(f"127.0.0.1:{silent.getsockname()[1]}")
     assert (found.problem, found.detail) == ("timeout", "no answer within 0.1 s")
+
+
+async def test_who_waits_for_a_turn_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two silent addresses before it, one turn at a time: the third has its whole time still."""
+    monkeypatch.setattr("tiermesh.adapters.probe.ANSWER_S", 0.2)
+    monkeypatch.setattr("tiermesh.adapters.probe.AT_ONCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        dead = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with still_mesh({"a": None}, {}) as mesh, Prober() as prober:
+            node = mesh.nodes["a"]
+            found = await asyncio.gather(*(prober.ask(at, node.id, "a") for at in (dead, dead, node.address)))
+    assert [one.problem for one in found] == ["timeout", "timeout", None]
 
 
 async def test_the_token_is_demanded() -> None:

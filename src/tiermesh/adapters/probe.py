@@ -6,6 +6,8 @@ import asyncio
 import errno
 import socket
 import time
+from types import TracebackType
+from typing import Self
 
 import aiohttp
 from pydantic import ValidationError
@@ -17,7 +19,7 @@ ANSWER_S = 2.0
 """A home's network answers in milliseconds and a VPN in tenths of seconds; a saturated machine may take a second."""
 
 AT_ONCE = 64
-"""Connections opened at the same time: many nodes with many addresses must not run out of file descriptors."""
+"""Probes at the same time: many nodes with many addresses must not run out of file descriptors."""
 
 BODY_LIMIT_BYTES = 64 * 1024
 """More than any daemon says of its health: whoever sends more is no daemon."""
@@ -31,28 +33,47 @@ _BY_ERRNO: dict[int, Problem] = {
 }
 
 
-def open_session() -> aiohttp.ClientSession:
-    """For any number of probes. Connections are not kept, so that each probe's latency holds the connect."""
-    connector = aiohttp.TCPConnector(limit=AT_ONCE, force_close=True)
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(None, sock_connect=ANSWER_S))
+class Prober:
+    """Asks any number of addresses. Use as `async with Prober() as prober`.
 
+    Connections are not kept, so that each probe's latency holds the connect; who waits for a turn is not timed.
+    """
 
-async def probe(http: aiohttp.ClientSession, address: str, node_id: str, name: str) -> Probe:
-    """Ask `address`, where node `node_id` called `name` should be. Never raises for what the network does."""
-    started = time.monotonic()
-    try:
-        async with asyncio.timeout(ANSWER_S), http.get(f"http://{address}/health", allow_redirects=False) as response:
-            raw = await response.content.read(BODY_LIMIT_BYTES)
-    except TimeoutError:
-        return Probe(address=address, problem="timeout", detail=f"no answer within {ANSWER_S:g} s")
-    except (aiohttp.ClientError, OSError) as error:
-        return Probe(address=address, problem=_problem(error), detail=str(error) or type(error).__name__)
-    took_s = time.monotonic() - started
-    try:
-        health = HealthReport.model_validate_json(raw)
-    except ValidationError:
-        return Probe(address=address, problem="stranger", detail=f"HTTP {response.status} from no Tiermesh daemon")
-    return _judged(address, health, took_s, node_id, name)
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    async def ask(self, address: str, node_id: str, name: str) -> Probe:
+        """Ask `address`, where node `node_id` called `name` should be. Never raises for what the network does."""
+        async with self._turns:
+            started = time.monotonic()
+            try:
+                status, raw = await self._get(f"http://{address}/health")
+            except TimeoutError:
+                return Probe(address=address, problem="timeout", detail=f"no answer within {ANSWER_S:g} s")
+            except (aiohttp.ClientError, OSError) as error:
+                return Probe(address=address, problem=_problem(error), detail=str(error) or type(error).__name__)
+            took_s = time.monotonic() - started
+        try:
+            health = HealthReport.model_validate_json(raw)
+        except ValidationError:
+            return Probe(address=address, problem="stranger", detail=f"HTTP {status} from no Tiermesh daemon")
+        return _judged(address, health, took_s, node_id, name)
+
+    async def _get(self, url: str) -> tuple[int, bytes]:
+        assert self._http is not None, "enter the prober first"
+        async with asyncio.timeout(ANSWER_S), self._http.get(url, allow_redirects=False) as response:
+            return response.status, await response.content.read(BODY_LIMIT_BYTES)
 
 
 def _judged(address: str, health: HealthReport, took_s: float, node_id: str, name: str) -> Probe:

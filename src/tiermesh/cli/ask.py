@@ -43,7 +43,9 @@ def ask(
 
 async def _ask(url: str | None, question: str, options: Options, *, whole: bool, as_json: bool) -> None:
     started = time.monotonic()
-    async with connect.open_mesh(url) as mesh:
+    from tiermesh.client.remote import ANSWER_TIMEOUT_S
+
+    async with connect.open_mesh(url, timeout_s=ANSWER_TIMEOUT_S) as mesh:
         answer = await mesh.complete(question, **options) if whole else await _stream(mesh, question, options)
     if as_json:
         print(answer.model_dump_json(indent=2))

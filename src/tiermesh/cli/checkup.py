@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-import aiohttp
-
-from tiermesh.adapters.probe import open_session, probe
+from tiermesh.adapters.probe import Prober
 from tiermesh.cli import causes
 from tiermesh.cli.causes import Advice
 from tiermesh.cli.render import node_labels
@@ -60,15 +58,15 @@ class _Visit:
 async def run_checkup(mesh: RemoteClient) -> list[Finding]:
     """All findings, node after node. Raises a `TiermeshError` when even `mesh` does not answer."""
     report = await mesh.cluster()
-    async with open_session() as http:
+    async with Prober() as prober:
         alive = [node for node in report.nodes if node.state != "down"]
-        visits = await asyncio.gather(*(_visit(http, node, mesh.token) for node in alive))
+        visits = await asyncio.gather(*(_visit(prober, node, mesh.token) for node in alive))
     return _Judge(report, visits).findings()
 
 
-async def _visit(http: aiohttp.ClientSession, node: NodeReport, token: str | None) -> _Visit:
+async def _visit(prober: Prober, node: NodeReport, token: str | None) -> _Visit:
     addresses = [urlsplit(url).netloc for url in node.urls]
-    probes = tuple(await asyncio.gather(*(probe(http, address, node.id, node.name) for address in addresses)))
+    probes = tuple(await asyncio.gather(*(prober.ask(address, node.id, node.name) for address in addresses)))
     working = next((p.address for p in probes if p.problem is None), None)
     if working is None:
         return _Visit(node, probes)

@@ -22,6 +22,9 @@ T = TypeVar("T")
 LOCAL_ANSWER_S = 2.0
 """A daemon on this machine answers in milliseconds, and after seconds when the machine is overloaded."""
 
+LOOK_S = 15.0
+"""A look at the mesh needs no model: a node that says nothing for so long is frozen, and a person wants to know."""
+
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", envvar="MESH_URL", help="A node. [default: this machine's, else one found by mDNS]"),
@@ -35,14 +38,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @asynccontextmanager
-async def open_mesh(url: str | None) -> AsyncIterator[RemoteClient]:
+async def open_mesh(url: str | None, *, timeout_s: float = LOOK_S) -> AsyncIterator[RemoteClient]:
     """A client for the node at `url`, or else for the first that is found. Raises `Unavailable` when there is none."""
     from tiermesh.client import RemoteClient
     from tiermesh.config import load
 
     file = load()
     token = os.environ.get("MESH_TOKEN") or file.mesh_token()
-    async with RemoteClient(url or await _find(file), token=token) as client:
+    async with RemoteClient(url or await _find(file), token=token, timeout_s=timeout_s) as client:
         try:
             yield client
         except Unauthenticated as error:

@@ -22,6 +22,9 @@ from tiermesh.types import Tier
 CONNECT_TIMEOUT_S = 5.0
 """A daemon on one's own network accepts in milliseconds, over a VPN in tenths of seconds."""
 
+ANSWER_TIMEOUT_S = 600.0
+"""What a node itself gives a request: a large model may have to be loaded first, and a slow machine writes slowly."""
+
 DEFAULT_URL = "http://localhost:8000"
 
 Messages = str | Sequence[Message | Mapping[str, Any]]
@@ -45,10 +48,12 @@ class RemoteClient:
     """Any node of a mesh. Use as `async with RemoteClient(url) as mesh`; connections are kept and used again.
 
     `token` defaults to `$MESH_TOKEN`. `timeout_s` bounds a whole answer, and in a stream the silence between two
-    pieces; the default leaves time for a large model to load.
+    pieces.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         self.url = (url if "://" in url else f"http://{url}").rstrip("/")
         self.token = token or os.environ.get("MESH_TOKEN")
         self._timeout_s = timeout_s
@@ -61,7 +66,7 @@ class RemoteClient:
         cluster: str | None = None,
         interface: str | None = None,
         token: str | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
         search_s: float = 3.0,
     ) -> Self:
         """A client for the first node that mDNS finds and that answers; `cluster` None takes any cluster.

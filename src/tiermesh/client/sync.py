@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
-from tiermesh.client.remote import DEFAULT_URL, Messages, Options, RemoteClient
+from tiermesh.client.remote import ANSWER_TIMEOUT_S, DEFAULT_URL, Messages, Options, RemoteClient
 from tiermesh.client.stream import Stream
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteResponse
@@ -20,7 +20,9 @@ T = TypeVar("T")
 class SyncClient:
     """Any node of a mesh. Use as `with SyncClient(url) as mesh`, or call `close` at the end."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = 300.0) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         self._thread = _LoopThread()
         self._client = RemoteClient(url, token=token, timeout_s=timeout_s)
         self._thread.run(self._client.__aenter__())
@@ -32,7 +34,7 @@ class SyncClient:
         cluster: str | None = None,
         interface: str | None = None,
         token: str | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float = ANSWER_TIMEOUT_S,
         search_s: float = 3.0,
     ) -> Self:
         """As `RemoteClient.discover`."""

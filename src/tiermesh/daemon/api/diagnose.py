@@ -7,11 +7,10 @@ import json
 import time
 from collections.abc import Mapping
 
-import aiohttp
 from aiohttp import web
 
 from tiermesh.adapters.engines import Engine, Reply
-from tiermesh.adapters.probe import open_session, probe
+from tiermesh.adapters.probe import Prober
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.errors import EngineFailed, TiermeshError
 from tiermesh.protocol.cluster import NodeName
@@ -46,18 +45,18 @@ def register_diagnosis(app: web.Application) -> None:
 async def run_diagnosis(context: Context) -> DiagnoseReport:
     """Try everything now: engines, and members that are not down."""
     others = [m for m in context.view().members.values() if m.id != context.me and m.state != "down"]
-    async with open_session() as http:
+    async with Prober() as prober:
         engines, peers = await asyncio.gather(
             asyncio.gather(*(_try_engine(name, engine) for name, engine in context.engines().items())),
-            asyncio.gather(*(_try_peer(http, member) for member in others)),
+            asyncio.gather(*(_try_peer(prober, member) for member in others)),
         )
     node = NodeName(id=context.me, name=context.name)
     return DiagnoseReport(node=node, version=context.version, engines=engines, peers=peers)
 
 
-async def _try_peer(http: aiohttp.ClientSession, member: Member) -> PeerProbes:
+async def _try_peer(prober: Prober, member: Member) -> PeerProbes:
     status = member.status
-    probes = await asyncio.gather(*(probe(http, address, member.id, status.name) for address in status.addresses))
+    probes = await asyncio.gather(*(prober.ask(address, member.id, status.name) for address in status.addresses))
     return PeerProbes(id=member.id, name=status.name, probes=probes)
 
 
