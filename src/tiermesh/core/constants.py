@@ -90,8 +90,12 @@ class Timing:
     """Contacts passed to the coordinator in one beat."""
     history: int = 4096
     """Changes of members kept to make deltas from; a receiver further behind gets the full view."""
-    status_latency: float = 0.25
-    """A member's latency is told again when it has changed by this part (and by a millisecond)."""
+    latency_change: float = 0.5
+    """A member's latency is told again when it has changed by this part,"""
+    latency_change_ms: float = 2.0
+    """and by this much,"""
+    latency_gap: float = 10.0
+    """and not more often: every telling is a new view for all."""
 
     def beat(self, n: int) -> float:
         """Seconds between two beats of a member."""

@@ -65,6 +65,8 @@ class Context:
     leader_policy: Stamp = (NO_BALLOT, 0)
     """The policy that the coordinator has in force."""
     held: dict[NodeId, Held] = field(default_factory=dict)
+    crowd: int = 1
+    """How many took part when a campaign was last thought of."""
     uplinks: int = 0
     rtt_s: float | None = None
     out: list[Effect] = field(default_factory=list)
@@ -98,7 +100,13 @@ class Context:
     def electorate(self, now: float) -> list[NodeId]:
         """Whom a campaign must hear: the last view without the lost coordinator and those lately silent; without a
         view the peers that were hinted or heard lately."""
-        return [node for node in self._base(now) if not self.was_absent(node, now)]
+        voters = [node for node in self._base(now) if not self.was_absent(node, now)]
+        self.crowd = 1 + len(voters)
+        return voters
+
+    def phase(self) -> float:
+        """Longest pre-vote and longest claim, by how many take part."""
+        return self.timing.phase(max(self.n, self.crowd))
 
     def rank(self, now: float) -> int:
         """How many of the electorate come before this node."""
@@ -116,8 +124,8 @@ class Context:
         return (0, self.key[1], NEVER_JOINED, node)
 
     def granted_another(self, candidate: NodeId, now: float) -> bool:
-        """Was somebody else granted so lately that it may still be winning? One that has led and was lost is not."""
-        return self.granted_to not in (None, candidate, self.lost) and now - self.granted_at < self.timing.phase(self.n)
+        """Was somebody else granted so lately that it may still be winning?"""
+        return self.granted_to not in (None, candidate) and now - self.granted_at < self.phase()
 
     def strangers(self) -> list[Contact]:
         """Contacts that are no members of the view: a new coordinator may not know them."""
@@ -168,7 +176,7 @@ class Context:
 
     def led(self) -> None:
         """Somebody leads this node now, perhaps itself: what was noted while nobody did is void."""
-        self.lost = None
+        self.lost = self.granted_to = None
         self.absent.clear()
         self.unreachable.clear()
 

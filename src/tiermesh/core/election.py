@@ -33,7 +33,7 @@ class PreVote(Unled):
         super().__init__(context)
         book = context.book
         self._started = now
-        self._ends = now + self.timing.phase(context.n)
+        self._ends = now + context.phase()
         self._nonce = context.rng.getrandbits(48)
         self._must = set(context.electorate(now))
         self._others = set(book.peers) - self._must
@@ -99,7 +99,7 @@ class PreVote(Unled):
 
     def _ask(self, now: float) -> None:
         question = Pre(self._nonce, self.context.key)
-        self._ask_at = now + self.timing.phase(self.context.n) / self.timing.resends
+        self._ask_at = now + self.context.phase() / self.timing.resends
         for node in sorted(self._must | self._others):
             self.context.send(node, question)
         for address in sorted(self._loose):
@@ -142,7 +142,7 @@ class Candidacy(Unled):
     def __init__(self, context: Context, now: float, wanted: ToClaim) -> None:
         super().__init__(context)
         self.ballot = Ballot(next_term(max(wanted.above, context.promised.term), context.me), context.me)
-        self._ends = now + self.timing.phase(context.n)
+        self._ends = now + context.phase()
         self._silent = set(wanted.voters)
         self._granters: list[NodeId] = []
         context.promise(self.ballot)
@@ -199,6 +199,6 @@ class Candidacy(Unled):
         return None
 
     def _ask(self, now: float) -> None:
-        self._ask_at = now + self.timing.phase(self.context.n) / self.timing.resends
+        self._ask_at = now + self.context.phase() / self.timing.resends
         for node in sorted(self._silent):
             self.context.send(node, Claim(self.ballot))

@@ -46,6 +46,7 @@ class Follow(Role):
         self._leader = wanted.coordinator
         self._uplink: Uplink = wanted.uplink
         self._pulse = Pulse(now)
+        self._latency_at = now
         self._status_seq = 0
         """The first beat that carried the status at hand; it is known to be told once that is acknowledged."""
         self._hints = deque(context.strangers())
@@ -165,7 +166,7 @@ class Follow(Role):
 
     def _beat(self, now: float, *, behind: bool = False) -> None:
         context = self.context
-        self._note_latency()
+        self._note_latency(now)
         seq = self._pulse.beat(now)
         self._beat_at = now + self.timing.beat(context.n)
         policy = context.roster.policy
@@ -251,12 +252,13 @@ class Follow(Role):
     def _word(self) -> Follows:
         return Follows(self.context.roster.ballot, self.context.contact(self._leader))
 
-    def _note_latency(self) -> None:
-        context = self.context
+    def _note_latency(self, now: float) -> None:
+        context, timing = self.context, self.timing
         rtt_s, told_ms = context.rtt_s, context.status.latency_ms
-        if rtt_s is None:
+        if rtt_s is None or (told_ms is not None and now < self._latency_at):
             return
-        change_ms = abs(rtt_s * 1000 - (told_ms or 0.0))
-        if told_ms is None or change_ms > max(1.0, self.timing.status_latency * told_ms):
+        least_ms = max(timing.latency_change_ms, timing.latency_change * (told_ms or 0.0))
+        if told_ms is None or abs(rtt_s * 1000 - told_ms) > least_ms:
+            self._latency_at = now + timing.latency_gap
             context.status = replace(context.status, latency_ms=round(rtt_s * 1000, 3))
             self._status_seq = self._pulse.seq + 1

@@ -61,6 +61,19 @@ class Seek(Unled):
                 self._to_greet.appendleft(target)
         return None
 
+    def lost(self, now: float, peer: NodeId) -> Next | None:
+        """A candidate that was granted has died: it is nobody's turn any more."""
+        context = self.context
+        if peer == context.granted_to:
+            context.granted_to = None
+            context.absent[peer] = now
+            self.campaign_at = min(self.campaign_at, now + context.rank(now) * self.timing.step)
+        return None
+
+    def refused(self, now: float, target: NodeId | Address) -> Next | None:
+        """The same, for certain."""
+        return self.lost(now, NodeId(target))
+
     def described(self, now: float) -> Next | None:
         """It may have become eligible."""
         if self.context.status.eligible and self.campaign_at == math.inf:
@@ -70,7 +83,7 @@ class Seek(Unled):
     def deferred(self, now: float, question: Pre) -> None:
         """One with better right campaigns: give it a phase."""
         if question.key < self.context.key:
-            self.campaign_at = max(self.campaign_at, now + self.timing.phase(self.context.n))
+            self.campaign_at = max(self.campaign_at, now + self.context.phase())
 
     def _delay(self, now: float) -> float:
         step, rank = self.timing.step, self.context.rank(now)
@@ -82,12 +95,12 @@ class Seek(Unled):
             case Wait.RETRY:
                 return step * (1 + rank) + self.context.rng.random() * step
             case Wait.GRANTED:
-                return self.timing.phase(self.context.n) + rank * step
+                return self.context.phase() + rank * step
 
     def _quiet_s(self) -> float:
         """After a loss the successor makes itself known; thousands who ask for it at once would be in its way."""
         if self.wait in (Wait.LOSS, Wait.GRANTED):
-            return max(self.timing.probe, self.timing.phase(self.context.n))
+            return max(self.timing.probe, self.context.phase())
         return 0.0
 
     def _greet_some(self, now: float) -> None:
@@ -99,10 +112,13 @@ class Seek(Unled):
             self._greet(now, self._to_greet.popleft())
 
     def _everyone(self) -> list[NodeId | Address]:
-        """All known peers, the likeliest successors first."""
-        book, context = self.context.book, self.context
-        known = sorted(book.peers, key=context.peer_key)
-        return [*known, *book.loose]
+        """All known peers: the successors of the last view first; without one in any order, to spread the load."""
+        context = self.context
+        known: list[NodeId | Address] = [*context.book.peers, *context.book.loose]
+        if len(context.roster.members) > 1:
+            return sorted(known, key=lambda each: context.peer_key(NodeId(each)))
+        context.rng.shuffle(known)
+        return known
 
     def _greet(self, now: float, target: NodeId | Address) -> None:
         context = self.context

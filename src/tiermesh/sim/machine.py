@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tiermesh.core.effects import Effect, Persist
+from tiermesh.core.messages import Message
 from tiermesh.core.node import Node
 from tiermesh.core.role import Next
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy, SessionId, Status
@@ -66,6 +67,8 @@ class Machine:
     frozen: bool = False
     mailbox: list[tuple[Callable[..., None], tuple[object, ...]]] = field(default_factory=list)
     """What arrived while frozen."""
+    inbox: deque[tuple[Callable[..., None], tuple[object, ...]]] = field(default_factory=deque)
+    """What arrived while its processor was busy."""
     effects: deque[Effect] = field(default_factory=deque)
     writing: Persist | None = None
     links: set[NodeId] = field(default_factory=set)
@@ -79,3 +82,14 @@ class Machine:
     def address(self) -> Address:
         """Where it listens."""
         return self.status.addresses[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message under way, with what the transport knows of its sender."""
+
+    sender: Machine
+    run: int
+    session: SessionId
+    message: Message
+    target: NodeId | Address

@@ -11,7 +11,7 @@ from tiermesh.core.effects import Announce, Effect, Persist, Publish, Quit, Reac
 from tiermesh.core.messages import Message
 from tiermesh.sim.clock import Clock
 from tiermesh.sim.invariants import Invariants, Violation
-from tiermesh.sim.machine import Machine, Transition, WatchedNode
+from tiermesh.sim.machine import Letter, Machine, Transition, WatchedNode
 from tiermesh.sim.network import WIRED, Network, Weather
 from tiermesh.types import Address, Contact, NodeId, SessionId, Status, Tier, View
 
@@ -122,9 +122,7 @@ class World:
             other = self.machines[peer]
             other.links.discard(machine.id)
             if self.network.passes(machine.id, peer):
-                self.clock.at(
-                    self.now + self.network.latency(), self._end_of_file, other, other.run, machine.id, session
-                )
+                self._later(self.network.latency(), other, self._end_of_file, other, machine.id, session)
         machine.links.clear()
 
     def leave(self, machine: Machine) -> None:
@@ -161,7 +159,7 @@ class World:
         if self.rng.random() < 0.5:
             self._call(machine, machine.node.tick)
         for action, arguments in mail:
-            action(*arguments)
+            self._enter(machine, machine.run, action, arguments)
         self._arm(machine)
         self._carry_out(machine)
 
@@ -270,69 +268,72 @@ class World:
         for _ in range(self.network.copies()):
             latency = self.network.latency()
             if other.node is None:
-                self.clock.at(self.now + 2 * latency, self._refused, machine, machine.run, target)
+                self._later(2 * latency, machine, self._refused, machine, target)
             else:
-                self.clock.at(
-                    self._departure(machine) + latency,
-                    self._arrive,
-                    other,
-                    other.run,
-                    machine,
-                    machine.run,
-                    machine.session,
-                    message,
-                    target,
-                )
+                departs_in = max(machine.busy_until - self.now, 0.0)
+                letter = Letter(machine, machine.run, machine.session, message, target)
+                self._later(departs_in + latency, other, self._arrive, other, letter)
 
-    def _departure(self, machine: Machine) -> float:
-        return max(self.now, machine.busy_until)
+    # What happens to a machine, unless it has ended before; when it is frozen or busy it happens later
 
-    def _arrive(
-        self,
-        machine: Machine,
-        run: int,
-        sender: Machine,
-        sender_run: int,
-        session: SessionId,
-        message: Message,
-        target: NodeId | Address,
-    ) -> None:
-        node = machine.node
-        if run != machine.run or node is None:
-            return
-        if machine.frozen:
-            arguments = (machine, run, sender, sender_run, session, message, target)
-            machine.mailbox.append((self._arrive, arguments))
-            return
-        if machine.busy_until > self.now:
-            self.clock.at(machine.busy_until, self._arrive, machine, run, sender, sender_run, session, message, target)
-            return
-        if sender.run == sender_run and sender.node is not None:
-            machine.links.add(sender.id)
-            sender.links.add(machine.id)
-            if target == machine.address:
-                self.clock.at(self.now + self.network.latency(), self._identified, sender, sender_run, machine)
-        self._call(machine, node.receive, sender.id, session, message)
+    def _later(self, delay: float, machine: Machine, action: Callable[..., None], *arguments: object) -> None:
+        self.clock.at(self.now + delay, self._enter, machine, machine.run, action, arguments)
 
-    def _identified(self, machine: Machine, run: int, other: Machine) -> None:
-        self._deliver(machine, run, "identified", other.address, other.id)
-
-    def _refused(self, machine: Machine, run: int, target: NodeId | Address) -> None:
-        self._deliver(machine, run, "refused", target)
-
-    def _end_of_file(self, machine: Machine, run: int, peer: NodeId, session: SessionId) -> None:
-        self._deliver(machine, run, "lost", peer, session)
-
-    def _hint(self, machine: Machine, run: int, contact: Contact) -> None:
-        self._deliver(machine, run, "hint", contact)
-
-    def _deliver(self, machine: Machine, run: int, event: str, *arguments: object) -> None:
+    def _enter(self, machine: Machine, run: int, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
         if run != machine.run or machine.node is None:
             return
         if machine.frozen:
-            machine.mailbox.append((self._deliver, (machine, run, event, *arguments)))
+            machine.mailbox.append((action, arguments))
+        elif machine.busy_until > self.now or machine.inbox:
+            self._queue(machine, action, arguments)
+        else:
+            action(*arguments)
+
+    def _queue(self, machine: Machine, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        machine.inbox.append((action, arguments))
+        if len(machine.inbox) == 1:
+            self.clock.at(machine.busy_until, self._work, machine, machine.run)
+
+    def _work(self, machine: Machine, run: int) -> None:
+        """The processor is free: take the next of what waits."""
+        if run != machine.run or not machine.inbox:
             return
-        self._call(machine, getattr(machine.node, event), *arguments)
+        action, arguments = machine.inbox[0]
+        if machine.frozen:
+            machine.mailbox.extend(machine.inbox)
+            machine.inbox.clear()
+            return
+        action(*arguments)
+        if run == machine.run:
+            machine.inbox.popleft()
+            if machine.inbox:
+                self.clock.at(machine.busy_until, self._work, machine, run)
+
+    def _arrive(self, machine: Machine, letter: Letter) -> None:
+        sender, node = letter.sender, machine.node
+        assert node is not None
+        if sender.run == letter.run and sender.node is not None:
+            machine.links.add(sender.id)
+            sender.links.add(machine.id)
+            if letter.target == machine.address:
+                self._later(self.network.latency(), sender, self._identified, sender, machine)
+        self._call(machine, node.receive, sender.id, letter.session, letter.message)
+
+    def _identified(self, machine: Machine, other: Machine) -> None:
+        assert machine.node is not None
+        self._call(machine, machine.node.identified, other.address, other.id)
+
+    def _refused(self, machine: Machine, target: NodeId | Address) -> None:
+        assert machine.node is not None
+        self._call(machine, machine.node.refused, target)
+
+    def _end_of_file(self, machine: Machine, peer: NodeId, session: SessionId) -> None:
+        assert machine.node is not None
+        self._call(machine, machine.node.lost, peer, session)
+
+    def _hint(self, machine: Machine, contact: Contact) -> None:
+        assert machine.node is not None
+        self._call(machine, machine.node.hint, contact)
 
     def _announce(self, machine: Machine) -> None:
         for other in self.running():
@@ -345,7 +346,7 @@ class World:
         machine.discovered.add(found.id)
         contact = Contact((found.address,), found.id)
         delay = self.network.latency() + self.rng.uniform(0.001, 0.02)
-        self.clock.at(self.now + delay, self._hint, machine, machine.run, contact)
+        self._later(delay, machine, self._hint, machine, contact)
 
     def _exit(self, machine: Machine, run: int) -> None:
         if machine.run == run and machine.node is not None:
@@ -356,6 +357,7 @@ class World:
         machine.run += 1
         machine.frozen = False
         machine.mailbox.clear()
+        machine.inbox.clear()
         machine.effects.clear()
         machine.writing = None
 
