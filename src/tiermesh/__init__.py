@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tiermesh.client import RemoteClient, SyncClient
 
-__all__ = ["RemoteClient", "SyncClient", "__version__"]
+    __version__: str
 
-__version__ = _version("tiermesh")
+__all__ = ["RemoteClient", "SyncClient", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """Load the client on first use: `import tiermesh` alone stays cheap (PEP 562)."""
+    """Load the client, or look up the version, on first use: `import tiermesh` alone stays cheap (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tiermesh")
     if name in ("RemoteClient", "SyncClient"):
         from tiermesh import client
 

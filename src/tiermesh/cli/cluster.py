@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -99,6 +98,8 @@ async def _prove(url: str | None) -> list[Finding]:
 
 async def _watch(url: str | None, as_json: bool) -> None:
     """Look for ever; a node that doesn't answer is reported and asked again."""
+    import asyncio
+
     with render.screen(plain=as_json) as paint:
         while True:
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Coroutine
@@ -34,6 +33,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's asynchronous part."""
+    import asyncio
+
     return asyncio.run(work)
 
 
