@@ -118,7 +118,7 @@ async def measure_coordinator_killed(scale: Scale) -> list[Row]:
             prompts.append(running)
     return [
         limited("coordinator SIGKILLed: the new one known to all", replaced, max_s=0.8, median_s=0.3),
-        unharmed("prompts meanwhile, 5/s", prompts),
+        unharmed("prompts meanwhile, 5/s, the lost node first in line", prompts),
     ]
 
 
@@ -132,7 +132,7 @@ async def measure_coordinator_cut(scale: Scale) -> list[Row]:
             prompts.append(running)
     return [
         limited("coordinator's link cut: the new one known to all", replaced, max_s=3.0),
-        unharmed("prompts meanwhile, 5/s", prompts),
+        unharmed("prompts meanwhile, 5/s, the lost node first in line", prompts),
     ]
 
 
@@ -172,7 +172,7 @@ async def measure_freeze(scale: Scale) -> list[Row]:
     return [
         limited("coordinator frozen for 10 s: replaced", [t.replaced_s for t in thaws], max_s=3.0),
         limited("continued: a member, its old ballot obeyed by nobody", [t.member_s for t in thaws], max_s=3.0),
-        unharmed("prompts meanwhile, 5/s", prompts),
+        unharmed("prompts meanwhile, 5/s, the lost node first in line", prompts),
     ]
 
 
@@ -266,8 +266,8 @@ def unharmed(what: str, runs: Sequence[Prompts]) -> Row:
     for answer in failed:
         say(f"failed prompt: {answer}")
     moved = sum(answer.attempts > 1 for answer in answers)
-    slowest = max(answer.took_s for answer in answers)
-    measured = f"{len(failed)} of {len(answers)} failed; {moved} moved to another node; slowest {slowest:.2f} s"
+    slowest_s = max(answer.took_s for answer in answers)
+    measured = f"{len(failed)} of {len(answers)} failed; {moved} moved to another node; slowest {slowest_s:.2f} s"
     return Row(what, "0 failed", measured, not failed)
 
 

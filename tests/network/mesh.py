@@ -109,20 +109,17 @@ class Mesh:
             self.daemons[node].start()
 
     async def form(self, *nodes: int) -> float:
-        """Start these (or all) and wait until they agree; gives the moment."""
+        """Start these (or all) and wait until they agree and know what each of them serves; gives the moment."""
         self.start(*nodes)
-        return await self.until_agreed(*(nodes or range(self.size)))
+        return await self.until_settled(*nodes)
+
+    async def until_settled(self, *nodes: int) -> float:
+        """The moment from which these nodes (or all) agree, and each knows the models of all, if they have engines."""
+        return await self._until(nodes or tuple(range(self.size)), READY_S, serving=self._engines)
 
     async def until_agreed(self, *nodes: int, within_s: float = READY_S, alone: bool = False) -> float:
         """The moment from which these nodes (or all) agree on one coordinator among them, and on all being up."""
-        wanted = nodes or tuple(range(self.size))
-
-        def holds(pictures: Pictures) -> bool:
-            ended = [node for node in wanted if not self.daemons[node].running]
-            assert not ended, f"the daemons of nodes {ended} ended by themselves"
-            return agreed(pictures, wanted, alone=alone)
-
-        return await self.watch.until(holds, within_s, f"nodes {wanted} agree")
+        return await self._until(nodes or tuple(range(self.size)), within_s, alone=alone)
 
     async def exit_code(self, node: int, within_s: float = READY_S) -> int:
         """Wait until the node's daemon has ended by itself."""
@@ -160,6 +157,16 @@ class Mesh:
             daemon = self.daemons[node]
             code = daemon.process.poll() if daemon.process else None
             print(f"--- n{node} (exit code {code})\n{daemon.log_text()[-LOG_TAIL_CHARS:]}", file=sys.stderr)
+
+    async def _until(
+        self, wanted: tuple[int, ...], within_s: float, *, alone: bool = False, serving: bool = False
+    ) -> float:
+        def holds(pictures: Pictures) -> bool:
+            ended = [node for node in wanted if not self.daemons[node].running]
+            assert not ended, f"the daemons of nodes {ended} ended by themselves"
+            return agreed(pictures, wanted, alone=alone, serving=serving)
+
+        return await self.watch.until(holds, within_s, f"nodes {wanted} agree")
 
     def _seat(self, node: int) -> Seat:
         if self.lan is None:

@@ -58,6 +58,8 @@ class Picture:
     """`up`, `draining` or `down` by node id."""
     roles: Mapping[str, str]
     names: Mapping[str, str]
+    serving: frozenset[str]
+    """Who has a model."""
 
     @property
     def up(self) -> frozenset[str]:
@@ -73,6 +75,7 @@ class Picture:
             states={node["id"]: node["state"] for node in nodes},
             roles={node["id"]: node["role"] for node in nodes},
             names={node["id"]: node["name"] for node in nodes},
+            serving=frozenset(node["id"] for node in nodes if node["models"]),
         )
 
 
@@ -174,10 +177,10 @@ class Watch:
             self._changed.set()
 
 
-def agreed(pictures: Pictures, seats: Iterable[int], *, alone: bool = False) -> bool:
+def agreed(pictures: Pictures, seats: Iterable[int], *, alone: bool = False, serving: bool = False) -> bool:
     """Do these nodes agree on one coordinator, one of them, under one ballot, and on all of them being up?
 
-    `alone`: nobody else is up in their views.
+    `alone`: nobody else is up in their views. `serving`: and every one of them knows that all of them have models.
     """
     found = [pictures[seat] for seat in seats]
     shown = [picture for picture in found if picture is not None]
@@ -188,6 +191,7 @@ def agreed(pictures: Pictures, seats: Iterable[int], *, alone: bool = False) -> 
         len({(picture.coordinator, picture.ballot) for picture in shown}) == 1
         and shown[0].coordinator in ids
         and all(picture.up == ids if alone else picture.up >= ids for picture in shown)
+        and not (serving and not all(picture.serving >= ids for picture in shown))
     )
 
 

@@ -102,7 +102,7 @@ async def kill_coordinator(mesh: Mesh) -> Replacement:
     known_at = await mesh.until_agreed(*others, within_s=LATE_S)
     await _all_see(mesh, others, lambda states: states.get(mesh.id_of(old)) == "down")
     mesh.start(old)
-    back_at = await mesh.until_agreed()
+    back_at = await mesh.until_settled()
     return Replacement(known_at - killed_at, back_at - mesh.started_at[old])
 
 
@@ -138,7 +138,7 @@ async def kill_member(mesh: Mesh) -> Absence:
     mesh.daemons[lost].kill()
     down_at = await _all_see(mesh, witnesses, lambda states: states.get(mesh.id_of(lost)) == "down")
     mesh.start(lost)
-    back_at = await mesh.until_agreed()
+    back_at = await mesh.until_settled()
     assert mesh.coordinator() == coordinator, "losing a member must not change the coordinator"
     return Absence(down_at - killed_at, back_at - mesh.started_at[lost])
 
@@ -256,11 +256,13 @@ def burning() -> Iterator[None]:
 async def prompting(mesh: Mesh) -> AsyncIterator[Prompts]:
     """Ask five times a second through all but the coordinator, which is first in line for these prompts.
 
-    What is in the body happens after it has answered one.
+    What is in the body begins while it works on one, after it has answered another.
     """
     victim, others = _coordinator_and_others(mesh)
+    engine = mesh.engines[victim]
     async with Prompts(mesh.seats, lambda: others, body={"model": pair_of(victim)}) as prompts:
         await prompts.until_served_by(f"n{victim}", LATE_S)
+        await engine.wait_until("started", engine.started + 1, LATE_S)
         yield prompts
 
 
