@@ -66,6 +66,20 @@ async def test_the_address_book_is_of_one_cluster_and_bounded(tmp_path: Path) ->
         assert saved.contacts == tuple(many[-CONTACT_LIMIT:])
 
 
+async def test_news_of_one_peer_leave_the_others_in_the_address_book(tmp_path: Path) -> None:
+    before, moved = Contact((Address("10.0.0.1:8000"),), A), Contact((Address("10.0.0.7:8000"),), A)
+    other = Contact((Address("10.0.0.2:8000"),), B)
+    async with opened(tmp_path) as (store, _):
+        await store.save_contacts((before,))
+        await store.save_contacts((other,))
+        await store.save_contacts((moved,))
+    async with opened(tmp_path) as (store, saved):
+        assert saved.contacts == (other, moved)
+        await store.save_contacts((Contact((), B),))
+    async with opened(tmp_path) as (_, saved):
+        assert saved.contacts == (moved,), "one without addresses was forgotten"
+
+
 async def test_two_daemons_do_not_share_a_folder(tmp_path: Path) -> None:
     async with opened(tmp_path):
         with pytest.raises(DuplicateNode, match="--state-dir"):

@@ -72,9 +72,12 @@ class Store:
         await self._run(lambda: self._save_promise(promised, policy))
 
     async def save_contacts(self, contacts: Iterable[Contact]) -> None:
-        """Make this the address book, identified contacts only, the last `CONTACT_LIMIT` of them."""
-        rows = [(self._cluster, c.node_id, json.dumps(c.addresses)) for c in contacts if c.node_id][-CONTACT_LIMIT:]
-        await self._run(lambda: self._save_contacts(rows))
+        """Put these into the address book, each in place of what was kept of the same node; all others stay.
+
+        One without addresses is forgotten, one without a node id is nobody's. `CONTACT_LIMIT` are kept.
+        """
+        known = tuple(contact for contact in contacts if contact.node_id)
+        await self._run(lambda: self._save_contacts(known))
 
     async def close(self) -> None:
         await self._run(self._close)
@@ -141,11 +144,18 @@ class Store:
                 (policy.ballot.term, policy.ballot.node_id, policy.version, json.dumps(dict(policy.body))),
             )
 
-    def _save_contacts(self, rows: list[tuple[str, NodeId, str]]) -> None:
+    def _save_contacts(self, contacts: tuple[Contact, ...]) -> None:
         db = self._opened()
+        kept = [(self._cluster, c.node_id, json.dumps(c.addresses)) for c in contacts if c.addresses]
+        forgotten = [(self._cluster, c.node_id) for c in contacts if not c.addresses]
         with _transaction(db):
-            db.execute("DELETE FROM contact WHERE cluster = ?", (self._cluster,))
-            db.executemany("INSERT OR REPLACE INTO contact (cluster, node_id, addresses) VALUES (?, ?, ?)", rows)
+            db.executemany("INSERT OR REPLACE INTO contact (cluster, node_id, addresses) VALUES (?, ?, ?)", kept)
+            db.executemany("DELETE FROM contact WHERE cluster = ? AND node_id = ?", forgotten)
+            db.execute(
+                "DELETE FROM contact WHERE cluster = :cluster AND met NOT IN "
+                "(SELECT met FROM contact WHERE cluster = :cluster ORDER BY met DESC LIMIT :limit)",
+                {"cluster": self._cluster, "limit": CONTACT_LIMIT},
+            )
 
     def _close(self) -> None:
         if self._db is not None:
