@@ -13,6 +13,7 @@ import aiohttp
 import psutil
 import pytest
 from tests import tiny_model
+from tests.kernel.reference import greedy
 from tests.kernel.workers import (
     START_LIMIT_S,
     WorkerProcess,
@@ -29,19 +30,6 @@ from tiermesh.kernel import lifeline
 
 LONG = {"temperature": 0.0, "max_tokens": 4000}
 """Takes seconds even with the tiny model."""
-
-
-def greedy(folder: Path, messages: list[dict[str, str]], tokens: int) -> tuple[list[int], str]:
-    """What transformers itself generates: the prompt's tokens, and the text that follows."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    output = model.generate(prompt, max_new_tokens=tokens, do_sample=False)
-    text = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
-    return prompt[0].tolist(), text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 @pytest.mark.parametrize("length", [1, 30, 600])

@@ -75,15 +75,17 @@ def resolve(name: str, *, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE) -
     Raises `UnknownModel` when nothing has this name (or it was not pulled yet: the text says how), and
     `ModelSourceFailed` when what was found can't be served.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _local(folder.resolve().name, folder.resolve(), "folder")
+    folder = Path(name).expanduser().resolve()
+    if _is_model_folder(name):
+        return _local(folder.name, folder, "folder")
     if entry := catalogue.get(name):
         if _is_finished(name):
             return _local(name, model_cache.model_folder(name), "catalogue", entry.tier)
         raise UnknownModel(f"model {name} is not on this machine yet; run `mesh model pull {name}`", param="model")
     if _is_hub_name(name):
         return _local(name, _hub_snapshot(name, online=False), "hub")
+    if name and folder.is_dir():
+        raise ModelSourceFailed(f"{folder} is a folder without config.json, so it is no model")
     known = ", ".join(sorted(catalogue))
     raise UnknownModel(
         f"no model {name}: neither a folder, nor ORG/NAME on the Hugging Face hub, nor in the catalogue ({known})",
@@ -111,9 +113,11 @@ def pull(
     Raises `UnknownModel` and `ModelSourceFailed`.
     """
     report = progress or _ignore
-    if (entry := catalogue.get(name)) and not Path(name).is_dir():
+    if _is_model_folder(name):
+        pass
+    elif entry := catalogue.get(name):
         _pull_entry(entry, report)
-    elif _is_hub_name(name) and not Path(name).expanduser().is_dir():
+    elif _is_hub_name(name):
         report(Progress("downloading", f"{name} from the Hugging Face hub"))
         _hub_snapshot(name, online=True)
     model = resolve(name, catalogue=catalogue)
@@ -124,8 +128,24 @@ def pull(
 def _local(name: str, path: Path, source: Source, tier: Tier | None = None) -> LocalModel:
     if not any(path.glob("*.safetensors")):
         raise ModelSourceFailed(f"{path}: no .safetensors weights here; convert the model first")
+    if missing := _missing_shards(path):
+        raise ModelSourceFailed(f"{path}: {len(missing)} files of the weights are missing, {missing[0]} among them")
     made = model_cache.manifest_of(path)
     return LocalModel(name, path, made.digest, source, made.size_bytes, made.parameters, made.context_length, tier)
+
+
+def _is_model_folder(name: str) -> bool:
+    return name != "" and (Path(name).expanduser() / "config.json").is_file()
+
+
+def _missing_shards(path: Path) -> list[str]:
+    """What the index of weights in several files names and a download that broke off did not bring."""
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return []
+    shards = model_cache.read_config(index).get("weight_map")
+    names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+    return [name for name in names if not (path / name).is_file()]
 
 
 def _is_hub_name(name: str) -> bool:

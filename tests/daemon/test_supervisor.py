@@ -1,0 +1,53 @@
+"""The supervisor remembers its workers beyond its own death."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiermesh.adapters.process import Process, is_alive
+from tiermesh.adapters.worker import WorkerSpec
+from tiermesh.daemon.supervisor import FILE_NAME, Supervisor
+
+
+async def yes() -> bool:
+    return True
+
+
+def spec(folder: Path) -> WorkerSpec:
+    code = "import time; time.sleep(600)"
+    return WorkerSpec(name="it", argv=[sys.executable, "-c", code], log=folder / "log", is_ready=yes)
+
+
+async def test_it_lists_what_runs_and_ends_all_of_it(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    supervisor.start()
+    workers = [supervisor.worker(spec(tmp_path), lambda: None) for _ in range(2)]
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+    for worker in workers:
+        await worker.ready()
+    assert len(json.loads((tmp_path / FILE_NAME).read_text())) == 2
+    await supervisor.close()
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+    assert [worker.state for worker in workers] == ["closed", "closed"]
+    await supervisor.close()
+
+
+async def test_what_an_earlier_daemon_left_is_ended_at_the_start(tmp_path: Path) -> None:
+    orphan = await Process.spawn([sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "log")
+    record = {"pid": orphan.record.pid, "started": orphan.record.started}
+    (tmp_path / FILE_NAME).write_text(json.dumps([record]))
+    Supervisor(tmp_path).start()
+    assert await orphan.wait() == -signal.SIGKILL
+    assert not is_alive(orphan.record)
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '[{"pid": 1}]', "null"])
+def test_a_damaged_list_is_no_list(tmp_path: Path, damage: str) -> None:
+    (tmp_path / FILE_NAME).write_text(damage)
+    Supervisor(tmp_path).start()
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == []

@@ -1,0 +1,225 @@
+"""The kernel as the daemon's engine: started on demand, proxied, watched, and gone when its daemon is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+import pytest_asyncio
+from tests.kernel.workers import question
+
+from tiermesh.adapters.engines import kernel
+from tiermesh.adapters.engines.kernel import KernelEngine, kernel_available, why_unavailable
+from tiermesh.adapters.model_source import LocalModel
+from tiermesh.daemon.supervisor import FILE_NAME, Supervisor
+from tiermesh.errors import EngineFailed, Unavailable, UnknownModel
+from tiermesh.types import EngineInfo, Load
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+LONG = {"temperature": 0.0, "max_tokens": 4000}
+
+
+@asynccontextmanager
+async def opened(
+    folder: Path, model: Path | str, *, preload: bool = False, find: Callable[[str], LocalModel] | None = None
+) -> AsyncIterator[KernelEngine]:
+    supervisor = Supervisor(folder)
+    supervisor.start()
+    options: dict[str, Any] = {} if find is None else {"find": find}
+    engine = KernelEngine(
+        model=str(model),
+        tier=1,
+        hire=supervisor.worker,
+        state_dir=folder,
+        on_change=lambda: None,
+        threads=1,
+        preload=preload,
+        **options,
+    )
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+        await supervisor.close()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One engine for the tests that leave it as it was, and its state folder."""
+
+    engine: KernelEngine
+    folder: Path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kernel]:
+    folder = tmp_path_factory.mktemp("e")
+    async with opened(folder, tiny_folder, preload=True) as engine:
+        await until(lambda: bool(engine.models) and engine.models[0].state == "warm")
+        yield Kernel(engine, folder)
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.005)
+
+
+def pids(folder: Path) -> list[int]:
+    return [row["pid"] for row in json.loads((folder / FILE_NAME).read_text())]
+
+
+def socket_of(shared: Kernel) -> aiohttp.UnixConnector:
+    return aiohttp.UnixConnector(str(shared.folder / "kernel.sock"))
+
+
+async def ask(engine: KernelEngine, body: Mapping[str, object]) -> tuple[int, str, bytes]:
+    async with engine.chat(body) as reply:
+        return reply.status, reply.content_type, b"".join([chunk async for chunk in reply.chunks])
+
+
+async def test_whether_the_kernel_can_run_is_known_without_importing_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_available()
+    monkeypatch.setattr(kernel, "NEEDED", ("torch", "no_such_package"))
+    assert not kernel_available()
+    reason = why_unavailable()
+    assert reason is not None
+    assert "no_such_package" in reason
+    assert "pip install" in reason
+
+
+async def test_it_starts_with_the_first_prompt(tiny_folder: Path, tmp_path: Path) -> None:
+    async with opened(tmp_path, tiny_folder) as engine:
+        await until(lambda: bool(engine.models))
+        (model,) = engine.models
+        assert (model.tier, model.engine, model.state) == (1, "kernel", "cold")
+        assert model.digest.startswith("sha256:")
+        assert engine.info == EngineInfo("kernel", "kernel", "ready")
+        assert pids(tmp_path) == []
+        asking = asyncio.create_task(ask(engine, question("x", max_tokens=3)))
+        await until(lambda: engine.models[0].state == "loading")
+        assert engine.info.state == "starting"
+        assert engine.load == Load(active=1, slots=1, queued=0)
+        status, content_type, body = await asking
+        assert (status, content_type) == (200, "application/json")
+        assert json.loads(body)["usage"]["completion_tokens"] == 3
+        assert engine.models[0].state == "warm"
+        assert engine.load == Load(active=0, slots=1, queued=0)
+
+
+async def test_what_a_client_did_wrong_passes_through(shared: Kernel) -> None:
+    status, content_type, body = await ask(shared.engine, question("x", tools=[{"type": "function"}]))
+    assert (status, content_type) == (400, "application/json")
+    assert json.loads(body)["error"]["param"] == "tools"
+
+
+async def test_a_stream_passes_through_as_it_comes(shared: Kernel) -> None:
+    status, content_type, body = await ask(shared.engine, question("x", stream=True, max_tokens=5))
+    assert (status, content_type) == (200, "text/event-stream")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_leaving_stops_the_generation(shared: Kernel) -> None:
+    async with shared.engine.chat(question("x", stream=True, **LONG)) as reply:
+        await anext(aiter(reply.chunks))
+    async with asyncio.timeout(1.0), aiohttp.ClientSession(connector=socket_of(shared)) as session:
+        while True:
+            async with session.get("http://worker/health") as response:
+                if (await response.json())["active"] == 0:
+                    break
+            await asyncio.sleep(0.01)
+
+
+async def test_load_counts_who_waits_and_a_full_queue_is_told(shared: Kernel) -> None:
+    engine = shared.engine
+    waiting = [asyncio.create_task(ask(engine, question("x", **LONG))) for _ in range(18)]
+    await until(lambda: any(task.done() for task in waiting))
+    failed = [task for task in waiting if task.done()]
+    assert all(isinstance(task.exception(), Unavailable) for task in failed)
+    assert engine.load == Load(active=1, slots=1, queued=17 - len(failed))
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert engine.load == Load(active=0, slots=1, queued=0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_workers_death_fails_its_requests_within_a_second_and_it_comes_back(
+    shared: Kernel, stream: bool
+) -> None:
+    engine = shared.engine
+    await ask(engine, question("x", max_tokens=1))
+    asking = asyncio.create_task(ask(engine, question("x", stream=stream, **LONG)))
+    await until(lambda: engine.load.active == 1)
+    (pid,) = pids(shared.folder)
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(EngineFailed):
+        await asking
+    await until(lambda: engine.models[0].state == "loading")
+    assert time.monotonic() - began < 1.0
+    assert (await ask(engine, question("x", max_tokens=1)))[0] == 200
+    assert pids(shared.folder) != [pid]
+
+
+async def test_closing_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    async with opened(tmp_path, tiny_folder, preload=True) as engine:
+        await until(lambda: bool(engine.models) and engine.models[0].state == "warm")
+        (pid,) = pids(tmp_path)
+    assert not psutil.pid_exists(pid)
+    assert pids(tmp_path) == []
+    assert not (tmp_path / "kernel.sock").exists()
+    await engine.close()
+
+
+async def test_a_model_that_is_missing_is_found_once_it_is_pulled(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "LOOK_AGAIN_S", 0.01)
+    answers: list[LocalModel | None] = [None, None, LocalModel("m", tiny_folder, "sha256:1", "folder", 1, 1, None)]
+
+    def find(name: str) -> LocalModel:
+        found = answers.pop(0)
+        if found is None:
+            raise UnknownModel(f"{name} is not here; run `mesh model pull {name}`")
+        return found
+
+    async with opened(tmp_path, "m", find=find) as engine:
+        await until(lambda: engine.info.state == "down")
+        assert "mesh model pull m" in engine.missing
+        assert engine.models == ()
+        with pytest.raises(EngineFailed, match="mesh model pull"):
+            await ask(engine, question("x"))
+        await until(lambda: bool(engine.models))
+        assert (engine.info.state, engine.missing) == ("ready", "")
+
+
+async def test_a_model_that_can_not_be_loaded_is_told(tmp_path: Path) -> None:
+    broken = LocalModel("broken", tmp_path, "sha256:1", "folder", 1, 1, None)
+    async with opened(tmp_path, "broken", find=lambda _: broken) as engine:
+        await until(lambda: bool(engine.models))
+        with pytest.raises(EngineFailed, match="broken can't be served"):
+            await ask(engine, question("x"))
+        assert engine.info.state == "down"
+
+
+async def test_a_state_folder_with_a_long_name_still_has_a_socket(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    async with opened(folder, tiny_folder) as engine:
+        await until(lambda: bool(engine.models))
+        assert (await ask(engine, question("x", max_tokens=1)))[0] == 200
