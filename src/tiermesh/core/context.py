@@ -16,8 +16,9 @@ from tiermesh.core.membership import NEVER_JOINED, Roster, policy_stamp, success
 from tiermesh.core.messages import Key, Message, Pre, Stamp, Update, Uplink
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, Member, NodeId, Policy, SessionId, Status
 
-TERM_BITS = 16
-"""Terms step by up to 2^16: two halves that elect at the same time then rarely pick the same term."""
+TERM_BITS = 24
+"""Terms step by up to 2^24: two halves that elect at the same time hardly ever pick the same term, and 2^30 elections
+pass before JSON loses digits."""
 
 
 def next_term(term: int, node: NodeId) -> int:

@@ -155,8 +155,9 @@ class Candidacy(Unled):
 
     def tick(self, now: float) -> Next | None:
         """Win when nobody is waited for; fail when it is too late; else ask the silent again."""
-        if not self._silent:
-            return ToLead(tuple(self._granters))
+        won = self._won()
+        if won is not None:
+            return won
         if now >= self._ends:
             for node in self._silent:
                 self.context.absent[node] = now
@@ -172,7 +173,7 @@ class Candidacy(Unled):
                 if ballot == self.ballot and sender in self._silent and now < self._ends:
                     self._silent.discard(sender)
                     self._granters.append(sender)
-                return None
+                return self._won()
             case Deny(ballot):
                 return ToSeek(Wait.RETRY) if ballot == self.ballot else None
             case Pre(nonce):
@@ -196,7 +197,10 @@ class Candidacy(Unled):
         if target in self._silent:
             self._silent.discard(NodeId(target))
             self.context.refusing.add(NodeId(target))
-        return None
+        return self._won()
+
+    def _won(self) -> Next | None:
+        return None if self._silent else ToLead(tuple(self._granters))
 
     def _ask(self, now: float) -> None:
         self._ask_at = now + self.context.phase() / self.timing.resends

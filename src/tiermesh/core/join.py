@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tiermesh.core.context import Context, Held
-from tiermesh.core.messages import Join, Message, NoLead, Pre, Probe, Stamp, Welcome
+from tiermesh.core.messages import Come, Join, Message, NoLead, Pre, Probe, Stamp, Welcome
 from tiermesh.core.role import Next, ToFollow, ToJoin, ToSeek, Wait
 from tiermesh.core.unled import Unled, is_credible
-from tiermesh.types import NO_BALLOT, Address, Contact, NodeId, SessionId
+from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, SessionId
 
 
 class Joining(Unled):
@@ -50,7 +50,7 @@ class Joining(Unled):
                 return self._welcomed(now, message)
             case NoLead(uplink, other) if sender == self.target and uplink == self._uplink:
                 return self._sent_on(now, sender, other)
-            case Probe():
+            case Probe() | Come():
                 return None
             case _:
                 return super().receive(now, sender, session, message)
@@ -58,6 +58,10 @@ class Joining(Unled):
     def directed(self, now: float, sender: NodeId, coordinator: Contact) -> Next | None:
         """One thing at a time."""
         return None
+
+    def summoned(self, sender: NodeId, ballot: Ballot) -> Next | None:
+        """The one that is being joined repeats itself; another has won since."""
+        return None if sender == self.target else super().summoned(sender, ballot)
 
     def asked(self, now: float, sender: NodeId, session: SessionId, question: Pre) -> Next | None:
         """Answer when it is known whether the coordinator lives."""
@@ -99,7 +103,10 @@ class Joining(Unled):
         return ToSeek(Wait.RETRY)
 
     def _give_up(self, now: float, wait: Wait) -> Next:
+        failed_before = self.context.unreachable.get(self.target)
         self.context.unreachable[self.target] = now
         if wait is Wait.LOSS:
             self.context.lost = self.target
+            if failed_before is not None and now - failed_before < self.timing.patience:
+                return ToSeek(Wait.RETRY)  # others can reach it and this node can't: no haste
         return ToSeek(wait)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tiermesh.core.book import AddressBook
 from tiermesh.core.constants import TIMING, Timing
@@ -172,6 +173,8 @@ class Node:
     def describe(self, now: float, status: Status) -> list[Effect]:
         """The own status has changed. Its `latency_ms` is ignored: the node measures that itself."""
         self._begin(now)
+        if replace(status, latency_ms=self._context.status.latency_ms) == self._context.status:
+            return self._end(now, None, "describe")
         self._context.describe(status)
         return self._end(now, self._role.described(now), "describe")
 
@@ -211,9 +214,13 @@ class Node:
 
     def _end(self, now: float, wanted: Next | None, event: str) -> list[Effect]:
         """Carry out transitions, and at once what is due at once in the new state."""
-        while wanted is not None or (wanted := self._due_now(now)) is not None:
+        while True:
+            if wanted is None:
+                wanted, event = self._due_now(now), "tick"
+            if wanted is None:
+                break
             self._become(now, wanted, event)
-            wanted, event = None, "tick"
+            wanted = None
         self._due = self._role.deadline
         remembered = self._context.book.drain()
         if remembered:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from tiermesh.core.constants import TIMING
 from tiermesh.core.messages import Claim, Grant, Lead, Message
 from tiermesh.types import NO_BALLOT, Ballot, NodeId, View
 
 JUDGEMENT_S = 3.0
 """Sizes of groups are remembered for longer than a yield takes: a judgement may be a little old."""
+
+EPSILON = 1e-6
+"""Floats."""
 
 
 class Violation(AssertionError):
@@ -33,16 +37,21 @@ class Invariants:
     records: dict[NodeId, Record] = field(default_factory=dict)
     holders: dict[Ballot, tuple[NodeId, int]] = field(default_factory=dict)
     """Ballot to who led under it: node and run."""
+    terms: dict[int, NodeId] = field(default_factory=dict)
+    """Term to who led in it. That is no promise, but practically so."""
+    claims: dict[Ballot, float] = field(default_factory=dict)
+    """When a ballot was first claimed of somebody."""
     crowns: set[tuple[NodeId, int, Ballot]] = field(default_factory=set)
     sizes: dict[NodeId, deque[tuple[float, int]]] = field(default_factory=dict)
     """Sizes of the groups that nodes led lately, 0 for none, by the time from which they had them."""
 
-    def said(self, node: NodeId, durable: Ballot, message: Message) -> None:
+    def said(self, now: float, node: NodeId, durable: Ballot, message: Message) -> None:
         """A message leaves a node."""
         match message:
             case Grant(ballot):
                 self._granted(node, durable, ballot)
             case Claim(ballot) | Lead(ballot):
+                self.claims.setdefault(ballot, now)
                 self._candidate(node, durable, ballot)
             case _:
                 pass
@@ -62,8 +71,11 @@ class Invariants:
         if view.coordinator == node:
             self._held(view.ballot, (node, run))
 
-    def crowned(self, node: NodeId, run: int, ballot: Ballot) -> None:
+    def crowned(self, now: float, node: NodeId, run: int, ballot: Ballot) -> None:
         """A node has won."""
+        took = now - self.claims.get(ballot, now)
+        if took > TIMING.phase(len(self.sizes)) + EPSILON:
+            raise Violation(f"{node} won {ballot} {took:.3f} s after claiming it")
         if (node, run, ballot) in self.crowns:
             raise Violation(f"{node} holds {ballot} twice in one run")
         self.crowns.add((node, run, ballot))
@@ -111,6 +123,8 @@ class Invariants:
         other = self.holders.setdefault(ballot, holder)
         if other != holder:
             raise Violation(f"{ballot} was held by {other} and is held by {holder}")
+        if self.terms.setdefault(ballot.term, holder[0]) != holder[0]:
+            raise Violation(f"term {ballot.term} has two coordinators, {self.terms[ballot.term]} and {holder[0]}")
 
     def _record(self, node: NodeId) -> Record:
         record = self.records.get(node)

@@ -213,8 +213,9 @@ class Scenario:
 
     def _change_status(self) -> None:
         for machine in self._some([each for each in self.world.running() if not each.frozen], most=1):
-            machine.status = replace(machine.status, load=Load(active=self.rng.randint(0, 9)))
-            self._note(f"describe {machine.id}")
+            eligible = machine is self._machines()[0] or self.rng.random() < 0.7
+            machine.status = replace(machine.status, load=Load(active=self.rng.randint(0, 9)), eligible=eligible)
+            self._note(f"describe {machine.id}, eligible {eligible}")
             self.world.describe(machine)
 
     def _set_policy(self) -> None:
@@ -254,15 +255,16 @@ class Scenario:
 def is_agreed(group: list[Machine]) -> bool:
     """One coordinator, one ballot, one policy, everybody linked and shown as up; none, if nobody is eligible."""
     nodes = [machine.node for machine in group if machine.node is not None]
-    if not any(machine.status.eligible for machine in group if machine.node is not None):
-        return all(node.view.coordinator is None for node in nodes)
     views = [node.view for node in nodes]
     leaders = [node for node in nodes if node.role == "lead"]
+    if not leaders and not any(machine.status.eligible for machine in group if machine.node is not None):
+        return all(view.coordinator is None for view in views)
     return (
         len(leaders) == 1
         and leaders[0].size == len(nodes)
         and len({(view.ballot, view.coordinator, view.version) for view in views}) == 1
         and len({policy_stamp(view.policy) for view in views}) == 1
+        and all(view.members == views[0].members for view in views)
         and sum(member.state == "up" for member in views[0].members.values()) == len(nodes)
     )
 

@@ -245,7 +245,7 @@ class World:
 
     def _send(self, machine: Machine, to: NodeId, message: Message, session: SessionId | None) -> None:
         self.sent[type(message).__name__] += 1
-        self.invariants.said(machine.id, machine.disk.promised, message)
+        self.invariants.said(self.now, machine.id, machine.disk.promised, message)
         if self.on_send is not None:
             self.on_send(message)
         other = self.machines.get(to)
@@ -369,7 +369,7 @@ class World:
         assert machine.node is not None
         if after == "lead":
             self.elections += 1
-            self.invariants.crowned(machine.id, machine.run, machine.node.promised)
+            self.invariants.crowned(self.now, machine.id, machine.run, machine.node.promised)
         elif before == "lead" and after == "follow":
             target = machine.node.view.coordinator
             assert target is not None
