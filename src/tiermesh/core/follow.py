@@ -32,7 +32,7 @@ from tiermesh.core.messages import (
 )
 from tiermesh.core.role import Next, Role, ToFollow, ToJoin, ToSeek, Wait, deny
 from tiermesh.core.unled import consider_claim, is_credible
-from tiermesh.core.uplink import Pulse, smoothed
+from tiermesh.core.uplink import Pulse
 from tiermesh.types import Address, Ballot, Contact, NodeId, SessionId
 
 
@@ -186,10 +186,8 @@ class Follow(Role):
     def _acknowledged(self, now: float, ack: Ack) -> None:
         if ack.uplink != self._uplink or ack.ballot < self.context.promised:
             return
-        sample = self._pulse.acknowledge(now, ack.seq)
-        if sample is not None:
-            self.context.rtt_s = smoothed(self.context.rtt_s, sample)
-        if ack.seq == self._pulse.acked:
+        if self._pulse.acknowledge(now, ack.seq):
+            self.context.rtt_s = self._pulse.rtt_s
             self._in_doubt = False
             self._forget_offered(ack.seq)
             self._answer_held(ack.seq)

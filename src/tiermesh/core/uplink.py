@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from tiermesh.core.messages import Stamp, Uplink
@@ -9,8 +10,8 @@ from tiermesh.types import SessionId
 
 BEATS_TIMED = 8
 """Beats whose departure is remembered: more than stay unanswered before silence."""
-SMOOTHING = 0.2
-"""Weight of a new round trip: one slow packet moves the figure by a fifth."""
+SAMPLES = 9
+"""Round trips whose median counts: up to four that queued behind a view do not move it."""
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class Pulse:
     seq: int = 0
     acked: int = 0
     sent_at: dict[int, float] = field(default_factory=dict)
+    samples: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
 
     def beat(self, now: float) -> int:
         """Number the next beat."""
@@ -31,13 +33,20 @@ class Pulse:
             del self.sent_at[next(iter(self.sent_at))]
         return self.seq
 
-    def acknowledge(self, now: float, seq: int) -> float | None:
-        """A beat came back; its round trip, or None when that can't be told. Old news are none."""
+    def acknowledge(self, now: float, seq: int) -> bool:
+        """A beat came back; says whether that is news."""
         if not self.acked < seq <= self.seq:
-            return None
+            return False
         self.acked, self.heard_at = seq, now
         sent_at = self.sent_at.pop(seq, None)
-        return None if sent_at is None else now - sent_at
+        if sent_at is not None:
+            self.samples.append(now - sent_at)
+        return True
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Median of the last round trips."""
+        return sorted(self.samples)[len(self.samples) // 2] if self.samples else None
 
 
 @dataclass(slots=True)
@@ -50,8 +59,3 @@ class Link:
     sent: Stamp
     """The state that the member holds, once all that was sent has arrived."""
     sent_at: float
-
-
-def smoothed(old: float | None, sample: float) -> float:
-    """A round trip averaged over the last few."""
-    return sample if old is None else old + SMOOTHING * (sample - old)
