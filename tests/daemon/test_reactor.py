@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pytest
 
 from tiermesh.adapters import clock
+from tiermesh.core.effects import Quit
 from tiermesh.core.messages import Claim, decode, encode
 from tiermesh.core.node import Node
 from tiermesh.daemon.reactor import Reactor
@@ -59,8 +60,8 @@ class World:
     def on_announce(self) -> None:
         self._add("announced", None)
 
-    def on_quit(self, reason: str) -> None:
-        self._add("quit", reason)
+    def on_quit(self, cause: Quit) -> None:
+        self._add("quit", cause)
 
     def kinds(self) -> list[str]:
         return [kind for kind, _ in self.log]
@@ -130,7 +131,7 @@ async def test_a_node_that_can_not_keep_its_word_does_not_give_it(world: World, 
     sent = world.kinds().count("sent")
     reactor.on_message(PEER, RUN, encode(Claim(Ballot(70_000, PEER))))
     await world.until(lambda: "quit" in world.kinds())
-    assert ("quit", "the disk is full") in world.log
+    assert ("quit", Quit("the disk is full")) in world.log
     assert world.kinds().count("sent") == sent
 
 

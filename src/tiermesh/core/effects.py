@@ -7,6 +7,7 @@ the same call or a later one, waits until that persist is on disk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from tiermesh.core.messages import Message
 from tiermesh.types import Address, Ballot, Contact, NodeId, Policy, SessionId, View
@@ -64,9 +65,15 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Quit:
-    """This node can't go on: another daemon runs with its id, or it was removed. `reason` is for a person."""
+    """This node can't go on. `reason` is for a person; `twin` says that another daemon runs with its id."""
 
     reason: str
+    twin: bool = False
+
+    @classmethod
+    def as_twin(cls, session: SessionId) -> Self:
+        """Because of that run of another daemon with the same id."""
+        return cls(f"another daemon runs with this node's id (session {session}): was the state folder copied?", True)
 
 
 Effect = Persist | Remember | Send | Reach | Publish | Announce | Quit

@@ -302,9 +302,7 @@ class Node:
             self._quit_as_twin(elder)
 
     def _quit_as_twin(self, session: SessionId) -> None:
-        self._context.out.append(
-            Quit(f"another daemon runs with this node's id (session {session}): was the state folder copied?")
-        )
+        self._context.out.append(Quit.as_twin(session))
         self._stop()
 
     def _stop(self) -> None:

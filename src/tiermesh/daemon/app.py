@@ -26,6 +26,7 @@ from tiermesh.adapters.peers import LINK_PATH, Peers
 from tiermesh.adapters.store import Saved, Store
 from tiermesh.config import DaemonOptions
 from tiermesh.config.address import join_address
+from tiermesh.core.effects import Quit
 from tiermesh.core.messages import PROTOCOL
 from tiermesh.core.node import Node
 from tiermesh.daemon import banner, log, runtime
@@ -185,7 +186,7 @@ class Daemon:
     def on_twin(self, session: SessionId) -> None:
         """Of two daemons with one id the younger ends: the elder's word is already out."""
         if self._session > session:
-            self._quit(f"another daemon runs with this node's id (session {session}): was the state folder copied?")
+            self._quit(Quit.as_twin(session))
 
     def _make_reactor(self, saved: Saved, store: Store) -> Reactor:
         node = Node(
@@ -270,11 +271,10 @@ class Daemon:
         self._interfaces = interfaces
         self._portrait.change(addresses=self._addresses())
 
-    def _quit(self, reason: str) -> None:
+    def _quit(self, cause: Quit) -> None:
         """This node can't go on: end now, saying why."""
-        if "copied" in reason:
-            reason += f" Delete {self._options.state_dir} on the copy and start it again: it will be a node of its own"
-        self._failure = reason
+        remedy = f" Delete {self._options.state_dir} on the copy and start it again: it will be a node of its own"
+        self._failure = cause.reason + (remedy if cause.twin else "")
         self._stop_asked.set()
 
     async def _drain(self) -> None:

@@ -55,7 +55,7 @@ class Reactor:
         *,
         on_view: Callable[[View], None],
         on_announce: Callable[[], None],
-        on_quit: Callable[[str], None],
+        on_quit: Callable[[Quit], None],
     ) -> None:
         self._me = me
         self._node = node
@@ -153,7 +153,7 @@ class Reactor:
             # A node that can't keep its word must not give it: everything behind this is dropped.
             log.critical("the promise %s could not be saved: %s", effect.promised, error)
             self._queue.clear()
-            self._on_quit(str(error))
+            self._on_quit(Quit(str(error)))
             return
         finally:
             self._drain = None
@@ -174,8 +174,8 @@ class Reactor:
                 self._on_announce()
             case Remember(contacts):
                 self._write(contacts)
-            case Quit(reason):
-                self._on_quit(reason)
+            case Quit():
+                self._on_quit(effect)
             case _:
                 assert_never(effect)
 
