@@ -126,6 +126,14 @@ async def test_a_write_that_fails_is_typed(tmp_path: Path) -> None:
             await store.save_promise(Ballot(1, A), Policy())
 
 
+async def test_what_no_database_can_hold_is_typed_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, _):
+        with pytest.raises(StateUnwritable, match="surrogates"):
+            await store.save_promise(Ballot(1, NodeId("\ud800")), Policy())
+        with pytest.raises(StateUnwritable, match="too large"):
+            await store.save_promise(Ballot(2**64, A), Policy())
+
+
 def test_a_saved_promise_survives_sigkill(tmp_path: Path) -> None:
     """What `save_promise` returned from is there after the process was killed at once."""
     script = (

@@ -9,7 +9,7 @@ import pytest
 
 from tiermesh.adapters import clock
 from tiermesh.core.effects import Quit
-from tiermesh.core.messages import Claim, decode, encode
+from tiermesh.core.messages import Claim, Grant, decode, encode
 from tiermesh.core.node import Node
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.errors import StateUnwritable, Unavailable
@@ -133,6 +133,40 @@ async def test_a_node_that_can_not_keep_its_word_does_not_give_it(world: World, 
     await world.until(lambda: "quit" in world.kinds())
     assert ("quit", Quit("the disk is full")) in world.log
     assert world.kinds().count("sent") == sent
+    world.disk_error = None
+    reactor.on_message(PEER, RUN, encode(Claim(Ballot(70_000, PEER))))
+    assert world.kinds().count("sent") == sent, "the promise is in memory, but no disk has it"
+
+
+async def test_who_leads_no_more_sets_no_policy_though_its_view_still_waits_for_the_disk(
+    world: World, reactor: Reactor
+) -> None:
+    reactor.start(world)
+    reactor.on_refused(PEER)
+    await world.until(lambda: reactor.leads)
+    world.disk_works.clear()
+    reactor.set_policy({"routing": {}})
+    leaving = asyncio.ensure_future(reactor.leave())
+    await world.until(lambda: "saving" in world.kinds()[-1:])
+    await asyncio.sleep(0)
+    assert reactor.view.coordinator == ME
+    with pytest.raises(Unavailable, match="not the coordinator"):
+        reactor.set_policy({"routing": {"prefer_local": False}})
+    world.disk_works.set()
+    await leaving
+
+
+async def test_goodbye_waits_for_every_promise_before_it(world: World, reactor: Reactor) -> None:
+    reactor.start(world)
+    world.disk_works.clear()
+    for term in (70_000, 80_000):
+        reactor.on_message(PEER, RUN, encode(Claim(Ballot(term, PEER))))
+    leaving = asyncio.ensure_future(reactor.leave())
+    await world.until(lambda: "saving" in world.kinds())
+    world.disk_works.set()
+    await leaving
+    assert [what for kind, what in world.log if kind == "saved"][-1] == Ballot(80_000, PEER)
+    assert ("sent", Grant(Ballot(80_000, PEER))) in world.log
 
 
 async def test_only_a_coordinator_sets_the_policy(world: World, reactor: Reactor) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable
+from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable, TiermeshError
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
 T = TypeVar("T")
@@ -86,7 +86,9 @@ class Store:
     async def _run(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (OSError, sqlite3.Error) as error:
+        except TiermeshError:
+            raise
+        except (OSError, sqlite3.Error, ValueError, OverflowError) as error:  # the last two: what SQLite can't hold
             raise StateUnwritable(
                 f"the state folder {self._folder} can't be written: {error}. Free or repair the disk, then start again"
             ) from error

@@ -68,6 +68,8 @@ class Reactor:
         self._drain: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._mute = False
+        """Closed, or unable to keep its word: nothing leaves any more."""
         self._view = node.view
 
     @property
@@ -77,7 +79,9 @@ class Reactor:
 
     @property
     def leads(self) -> bool:
-        return self._view.coordinator == self._me
+        """Does this node coordinate, and has everybody been told? While a promise is on its way to the disk the
+        view lags behind the node."""
+        return self._node.role == "lead" and self._view.coordinator == self._me
 
     def start(self, transport: Transport) -> None:
         """Begin to keep time and to send."""
@@ -89,7 +93,9 @@ class Reactor:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        await asyncio.gather(*(task for task in (self._drain, *self._writes) if task), return_exceptions=True)
+        while writing := [task for task in (self._drain, *self._writes) if task]:
+            await asyncio.wait(writing)
+        self._mute = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -111,8 +117,8 @@ class Reactor:
     async def leave(self) -> None:
         """Say goodbye to the mesh, and wait until that is handed to the transport."""
         self._perform(self._node.leave(clock.now()))
-        if self._drain is not None:
-            await self._drain
+        while self._drain is not None:
+            await asyncio.wait((self._drain,))
 
     def on_message(self, sender: NodeId, session: SessionId, payload: Mapping[str, object]) -> None:
         """A peer said something. Raises `ValueError` when it can't be read."""
@@ -133,6 +139,8 @@ class Reactor:
         self._perform(self._node.identified(clock.now(), address, node))
 
     def _perform(self, effects: list[Effect], reply_to: SessionId | None = None) -> None:
+        if self._mute:
+            return
         self._queue.extend((effect, reply_to) for effect in effects)
         self._run_ready()
         self._schedule()
@@ -150,9 +158,10 @@ class Reactor:
         try:
             await self._disk.save_promise(effect.promised, effect.policy)
         except StateUnwritable as error:
-            # A node that can't keep its word must not give it: everything behind this is dropped.
+            # A node that can't keep its word must not give it: neither what waits behind this nor anything later.
             log.critical("the promise %s could not be saved: %s", effect.promised, error)
             self._queue.clear()
+            self._mute = True
             self._on_quit(Quit(str(error)))
             return
         finally:
