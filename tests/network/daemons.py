@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ class Daemon:
         *,
         cluster: str,
         name: str | None,
-        interface: str,
-        flags: Sequence[str] = (),
+        interface: str | None,
         token: str | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +42,6 @@ class Daemon:
         self._cluster = cluster
         self._name = name
         self._interface = interface
-        self._flags = tuple(flags)
         self._token = token
 
     def configure(self, config: Mapping[str, Any]) -> None:
@@ -117,10 +115,10 @@ class Daemon:
 
     def _arguments(self) -> list[str]:
         named = () if self._name is None else ("--name", self._name)
+        bound = () if self._interface is None else ("--interface", self._interface)
         return [
             *(str(PROGRAM), "up", "--state-dir", str(self.state_dir), "--config", str(self.folder / "cluster.yaml")),
-            *("--cluster", self._cluster, *named, "--port", str(self.seat.port), "--interface", self._interface),
-            *self._flags,
+            *("--cluster", self._cluster, *named, "--port", str(self.seat.port), *bound),
         ]
 
     def _environment(self) -> dict[str, str]:

@@ -67,6 +67,15 @@ class Lan:
         """Everybody on one switch."""
         self.partition(range(self.size))
 
+    def readdress(self, node: int, address: str) -> None:
+        """Give the node another address, as another Wi-Fi would."""
+        netns.ip(
+            f"addr del {self.address(node)}/24 dev eth0",
+            f"addr add {address}/24 dev eth0",
+            "route replace 224.0.0.0/4 dev eth0",
+            namespace=self.namespace(node),
+        )
+
     def _make(self) -> None:
         nodes = range(self.size)
         netns.ip(

@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ class Mesh:
         names: Mapping[int, str | None] | None = None,
         clusters: Mapping[int, str] | None = None,
         tokens: Mapping[int, str] | None = None,
+        interface: str | None = "eth0",
     ) -> None:
         self.lan = lan
         self.size = size
@@ -69,7 +70,7 @@ class Mesh:
                 folder / f"n{node}",
                 cluster=(clusters or {}).get(node, self.cluster),
                 name=(names or {}).get(node, f"n{node}"),
-                interface="127.0.0.1" if lan is None else "eth0",
+                interface="127.0.0.1" if lan is None else interface,
                 token=tokens.get(node),
             )
             for node in range(size)
@@ -101,12 +102,12 @@ class Mesh:
         self._configs[node] |= settings
         self.daemons[node].configure(self._configs[node])
 
-    def start(self, *nodes: int) -> None:
+    def start(self, *nodes: int, flags: Sequence[str] = ()) -> None:
         """Start these daemons (all, when none is named), without waiting for anything."""
         for node in nodes or range(self.size):
             self.watch.forget(node)
             self.started_at[node] = time.monotonic()
-            self.daemons[node].start()
+            self.daemons[node].start(*flags)
 
     async def form(self, *nodes: int) -> float:
         """Start these (or all) and wait until they agree and know what each of them serves; gives the moment."""

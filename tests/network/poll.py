@@ -33,6 +33,11 @@ class Seat:
     port: int
 
     @property
+    def address(self) -> str:
+        """As the others see it."""
+        return f"{self.host}:{self.port}"
+
+    @property
     def url(self) -> str:
         """As seen from inside: every daemon answers on loopback too."""
         return f"http://127.0.0.1:{self.port}"

@@ -12,7 +12,7 @@ from tests.network import trials
 from tests.network.frames import Announcements
 from tests.network.lan import Lan
 from tests.network.mesh import Mesh
-from tests.network.poll import agreed
+from tests.network.poll import Pictures, agreed
 
 pytestmark = pytest.mark.network
 
@@ -48,10 +48,42 @@ async def test_after_a_power_cut_they_meet_again_without_mdns_or_join(lan: Lan, 
         assert again.after_last_start_s < 15.0
 
 
+async def test_a_mesh_made_by_join_alone_meets_again_after_a_power_cut(
+    make_lan: Callable[[int], Lan], tmp_path: Path
+) -> None:
+    lan = make_lan(3)
+    async with Mesh(tmp_path, 3, lan=lan, engines=False) as mesh:
+        for node in range(3):
+            mesh.configure(node, discovery={"method": "explicit"})
+        mesh.start(0)
+        for node in (1, 2):
+            mesh.start(node, flags=("--join", mesh.seats[node - 1].address))
+        await mesh.until_agreed()
+        await trials.cut_power(mesh, random.Random(7))
+
+
 async def test_starved_of_processor_time_nobody_is_suspected(lan: Lan, tmp_path: Path) -> None:
     async with Mesh(tmp_path, 5, lan=lan, engines=False) as mesh:
         await mesh.form()
         assert await trials.starve(mesh, for_s=15) == (0, 0)
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+async def test_a_machine_whose_address_changes_is_found_again(
+    make_lan: Callable[[int], Lan], tmp_path: Path, moves: int
+) -> None:
+    lan = make_lan(2)
+    async with Mesh(tmp_path, 2, lan=lan, engines=False, interface=None) as mesh:
+        await mesh.form()
+        mover = mesh.coordinator() if moves == 0 else mesh.others(mesh.coordinator())[0]
+        stayer = mesh.others(mover)[0]
+        lan.readdress(mover, "10.77.0.77")
+
+        def found_again(pictures: Pictures) -> bool:
+            urls = [node["urls"] for node in mesh.watch.reports[stayer]["nodes"] if node["id"] == mesh.id_of(mover)]
+            return urls == [["http://10.77.0.77:8000"]] and agreed(pictures, (0, 1))
+
+        await mesh.watch.until(found_again, 30, "the mover is up under its new address")
 
 
 async def test_two_clusters_on_one_network_stay_apart(make_lan: Callable[[int], Lan], tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ async def test_a_daemon_is_ready_soon(tmp_path: Path) -> None:
     assert took_s <= 4.0
 
 
+@pytest.mark.slow
 async def test_an_idle_mesh_costs_little(tmp_path: Path) -> None:
     found = await processes.idle(tmp_path, nodes=3, for_s=20)
     for one in found:
