@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from tiermesh.adapters.interfaces import choose
 from tiermesh.adapters.mdns import TXT_LIMIT_BYTES, Mdns, Record, Sighting
@@ -19,7 +20,7 @@ CLUSTER = f"test-{secrets.token_hex(4)}"
 def record(name: str, *, cluster: str = CLUSTER, port: int = 4242, models: tuple[str, ...] = ()) -> Record:
     return Record(
         node_id=NodeId(secrets.token_hex(16)),
-        session=SessionId(secrets.token_hex(8)),
+        session=SessionId(f"1764000000000-{secrets.token_hex(4)}"),
         cluster=cluster,
         name=name,
         port=port,
@@ -81,6 +82,15 @@ async def test_clusters_stay_apart_and_nobody_sights_itself() -> None:
         await seen.until(late.node_id)
         assert {s.contact.node_id for s in seen.sightings} == {late.node_id}
         assert seen_by_them.sightings == []
+
+
+async def test_a_record_that_no_daemon_makes_is_ignored() -> None:
+    ours, late = record("ours"), record("late")
+    strange = replace(record("strange"), node_id=NodeId("x" * 32))
+    undated = replace(record("undated"), session=SessionId("0"))
+    async with announced(ours) as (_, seen), announced(strange), announced(undated), announced(late):
+        await seen.until(late.node_id)
+        assert {s.contact.node_id for s in seen.sightings} == {late.node_id}
 
 
 async def test_a_new_port_is_seen() -> None:

@@ -7,9 +7,11 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from tiermesh.adapters import peers
 from tiermesh.adapters.passport import Passport, Stamp, read_stamp
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.messages import PROTOCOL
@@ -84,9 +86,13 @@ class End:
         return [event[3] for event in self.told.events if event[0] == "message"]
 
 
+def new_session() -> str:
+    return f"{secrets.randbelow(10**13):013d}-{secrets.token_hex(4)}"
+
+
 @asynccontextmanager
 async def end(cluster: str = "home", node_id: str | None = None, session: str | None = None) -> AsyncIterator[End]:
-    passport = Passport(cluster, NodeId(node_id or secrets.token_hex(16)), SessionId(session or secrets.token_hex(8)))
+    passport = Passport(cluster, NodeId(node_id or secrets.token_hex(16)), SessionId(session or new_session()))
     one = End(passport)
 
     @web.middleware
@@ -131,6 +137,16 @@ async def end(cluster: str = "home", node_id: str | None = None, session: str | 
     finally:
         await one.peers.close()
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def raw_link(a: End, b: End) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """A link on which `a`'s daemon says what the test wants it to."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.ws_connect(f"http://{b.address}/mesh/v1/link", headers=a.passport.headers) as ws,
+    ):
+        yield ws
 
 
 def nowhere() -> Address:
@@ -224,6 +240,37 @@ async def test_a_message_that_can_not_be_read_does_not_end_the_link() -> None:
         assert b.payloads() == [{"n": 2}]
 
 
+@pytest.mark.parametrize("junk", ["[", "[" * 100_000, '{"a":' * 100_000, "1", '"text"', ""])
+async def test_garbage_does_not_end_the_link(junk: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with end() as a, end() as b, raw_link(a, b) as ws:
+        await ws.send_str(junk)
+        await ws.send_bytes(b"no text")
+        await ws.send_json({"n": 2})
+        await b.told.until_kind("message")
+        assert b.payloads() == [{"n": 2}]
+    assert "can't be read" in caplog.text
+
+
+async def test_a_message_beyond_all_measure_ends_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "LONGEST_MESSAGE_BYTES", 1000)
+    async with end() as a, end() as b, raw_link(a, b) as ws:
+        await ws.send_json({"n": "x" * 1000})
+        assert (await ws.receive(timeout=10)).type is aiohttp.WSMsgType.CLOSE
+        assert ws.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+        assert await b.told.until_kind("lost") == ("lost", a.id, a.passport.session)
+        assert b.payloads() == []
+
+
+async def test_an_address_that_is_none_costs_nothing_either() -> None:
+    none = (Address("a" * 64 + ".local:1"), Address("host:port"), Address(""), Address("[::1"), Address("h:99999"))
+    async with end() as a, end() as b:
+        a.peers.send(b.id, (*none, b.address), {"n": 1})
+        await b.told.until_kind("message")
+        assert await a.peers.ask(b.id, (*none, b.address), "/mesh/v1/question", {"n": 1}) == {"n": 1}
+        async with a.peers.generate(b.id, (*none, b.address), {}, request_id="r", deadline_s=5) as reply:
+            assert reply.status == 200
+
+
 async def test_a_prompt_travels_beside_the_links() -> None:
     async with end() as a, end() as b:
         async with a.peers.generate(b.id, (nowhere(), b.address), {}, request_id="r", deadline_s=5) as reply:
@@ -253,6 +300,8 @@ async def test_a_small_question_is_answered_refused_or_unanswerable() -> None:
         with pytest.raises(InvalidInput, match="n: must be 1") as caught:
             await a.peers.ask(b.id, at, "/mesh/v1/question", {"n": 2})
         assert caught.value.param == "n"
+        with pytest.raises(Unavailable, match="another node answers"):
+            await a.peers.ask(NodeId("c" * 32), (b.address,), "/mesh/v1/question", {"n": 1})
         with pytest.raises(Unavailable, match="can't be reached"):
             await a.peers.ask(b.id, (nowhere(),), "/mesh/v1/question", {"n": 1})
 
@@ -282,8 +331,28 @@ def test_a_token_travels_with_requests_alone() -> None:
     passport = Passport("home", NodeId("a"), SessionId("s"), token="secret")
     assert passport.headers["Authorization"] == "Bearer secret"
     assert "Authorization" not in passport.stamp
+    assert "secret" not in repr(passport), "and never into a log"
 
 
 def test_a_stranger_has_no_stamp() -> None:
     with pytest.raises(Forbidden, match="X-Mesh-Protocol"):
         read_stamp({})
+
+
+@pytest.mark.parametrize(
+    ("header", "wrong"),
+    [
+        ("X-Mesh-Protocol", "new"),
+        ("X-Mesh-Protocol", "9" * 5000),
+        ("X-Mesh-Peer", ""),
+        ("X-Mesh-Peer", "A" * 32),
+        ("X-Mesh-Peer", "a" * 31 + "\x1b"),
+        ("X-Mesh-Session", "0"),
+        ("X-Mesh-Session", "0000000000001-peer"),
+    ],
+)
+def test_a_stamp_that_no_daemon_makes_is_no_stamp(header: str, wrong: str) -> None:
+    good = Passport("home", NodeId("b" * 32), SessionId(new_session())).stamp
+    assert read_stamp(good).node_id == "b" * 32
+    with pytest.raises(Forbidden, match="not a Tiermesh peer"):
+        read_stamp(good | {header: wrong})

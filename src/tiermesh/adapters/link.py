@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import aiohttp
 from aiohttp import web
@@ -42,7 +42,7 @@ class Link:
         """Seconds since anything was said in either direction."""
         return clock.now() - self._last
 
-    async def run(self) -> AsyncIterator[str]:
+    async def run(self) -> AsyncGenerator[str, None]:
         """Write what is queued and yield what comes, until the link ends. Call once."""
         writer = asyncio.ensure_future(self._write())
         try:

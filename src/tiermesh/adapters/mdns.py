@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from tiermesh.adapters.background import Background
 from tiermesh.adapters.interfaces import Interface
+from tiermesh.adapters.passport import checked_node_id, checked_session
 from tiermesh.config.address import join_address
 from tiermesh.types import Contact, NodeId, SessionId, Tier
 
@@ -78,7 +80,7 @@ class Mdns:
         self._info: AsyncServiceInfo | None = None
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._busy = asyncio.Lock()
         """Registering and updating take several steps, and zeroconf does not like them mixed."""
 
@@ -106,9 +108,7 @@ class Mdns:
 
     async def close(self) -> None:
         """Say goodbye and stop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         if self._browser is not None:
             await self._browser.async_cancel()
         if self._zeroconf is not None:
@@ -140,7 +140,7 @@ class Mdns:
     async def _broadcast(self, registering: object) -> None:
         """Announcements are repeated for a second or so; that goes on in the background."""
         repeated = await registering  # type: ignore[misc]
-        self._keep(_quietly(repeated))
+        self._background.start(_quietly(repeated))
 
     def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
@@ -149,7 +149,7 @@ class Mdns:
         if info.load_from_cache(zeroconf):
             self._sighted(info)
         else:
-            self._keep(self._resolve(zeroconf, info))
+            self._background.start(self._resolve(zeroconf, info))
 
     async def _resolve(self, zeroconf: Zeroconf, info: AsyncServiceInfo) -> None:
         if await info.async_request(zeroconf, RESOLVE_TIMEOUT_MS):
@@ -158,18 +158,16 @@ class Mdns:
     def _sighted(self, info: AsyncServiceInfo) -> None:
         assert self._record is not None
         txt = info.decoded_properties
-        session = SessionId(txt.get("session") or "")
-        if txt.get("cluster") != self._record.cluster or session == self._record.session or not info.port:
+        if txt.get("cluster") != self._record.cluster or not info.port:
             return
-        found, port = info.parsed_addresses(), info.port
-        contact = Contact(tuple(join_address(ip, port) for ip in found), NodeId(txt.get("id") or ""))
-        if contact.addresses and contact.node_id:
-            self._on_sighting(Sighting(contact, session))
-
-    def _keep(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        try:
+            node_id, session = checked_node_id(txt.get("id") or ""), checked_session(txt.get("session") or "")
+        except ValueError as error:
+            log.debug("ignored the mDNS record %r: %s", info.name, error)
+            return
+        addresses = tuple(join_address(ip, info.port) for ip in info.parsed_addresses())
+        if addresses and session != self._record.session:
+            self._on_sighting(Sighting(Contact(addresses, node_id), session))
 
 
 async def _quietly(repeated: object) -> None:

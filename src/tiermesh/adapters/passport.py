@@ -6,8 +6,9 @@ or a stranger is known before the first message.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tiermesh.core.messages import PROTOCOL, PROTOCOL_MINIMUM
 from tiermesh.errors import DuplicateNode, Forbidden, IncompatibleVersion, WrongCluster
@@ -18,6 +19,10 @@ HEADER_PROTOCOL_MINIMUM = "X-Mesh-Protocol-Minimum"
 HEADER_CLUSTER = "X-Mesh-Cluster"
 HEADER_PEER = "X-Mesh-Peer"
 HEADER_SESSION = "X-Mesh-Session"
+
+
+_NODE_ID = re.compile(r"[0-9a-f]{32}")
+_SESSION = re.compile(r"[0-9]{13}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Passport:
     cluster: str
     node_id: NodeId
     session: SessionId
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
     @property
     def stamp(self) -> dict[str, str]:
@@ -76,8 +81,24 @@ def read_stamp(given: Mapping[str, str]) -> Stamp:
             protocol=int(given[HEADER_PROTOCOL]),
             minimum=int(given[HEADER_PROTOCOL_MINIMUM]),
             cluster=given[HEADER_CLUSTER],
-            node_id=NodeId(given[HEADER_PEER]),
-            session=SessionId(given[HEADER_SESSION]),
+            node_id=checked_node_id(given[HEADER_PEER]),
+            session=checked_session(given[HEADER_SESSION]),
         )
-    except (KeyError, ValueError) as error:
-        raise Forbidden(f"not a Tiermesh peer: header {error} is missing or wrong") from None
+    except KeyError as error:
+        raise Forbidden(f"not a Tiermesh peer: header {error} is missing") from None
+    except ValueError as error:
+        raise Forbidden(f"not a Tiermesh peer: {error}") from None
+
+
+def checked_node_id(text: str) -> NodeId:
+    """Raises ValueError for what is no node's id: it is kept on disk, compared and shown."""
+    if not _NODE_ID.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is no node id")
+    return NodeId(text)
+
+
+def checked_session(text: str) -> SessionId:
+    """Raises ValueError for what is no session; of two runs of one node the younger ends."""
+    if not _SESSION.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is no session")
+    return SessionId(text)

@@ -23,6 +23,7 @@ from typing import Protocol
 import aiohttp
 from aiohttp import web
 
+from tiermesh.adapters.background import Background
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.link import Link
 from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
@@ -45,6 +46,12 @@ IDLE_S = 30.0
 
 WAITING_LIMIT = 16
 """Messages kept for one peer while its link opens; the oldest go first, and the protocol repeats what matters."""
+
+LONGEST_MESSAGE_BYTES = 64 * 1024 * 1024
+"""The full view of a thousand nodes takes a few megabytes; whoever sends more than this is cut off."""
+
+UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
+"""What a request that gets nowhere raises; the last one for an address that can be no host's name."""
 
 UNACKNOWLEDGED_MS = 1500
 """A connection whose data stays unacknowledged this long is dead: after a cut has healed, a new connection works at
@@ -72,7 +79,7 @@ class Peers:
         self._events = events
         self._links: defaultdict[NodeId, list[Link]] = defaultdict(list)
         self._waiting: dict[NodeId | Address, list[str]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._told: set[str] = set()
         self._closing = False
         self._http: aiohttp.ClientSession | None = None
@@ -83,15 +90,13 @@ class Peers:
         self._http = aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(None, sock_connect=DIAL_S)
         )
-        self._keep(self._run_sweeps())
+        self._background.start(self._run_sweeps())
 
     async def close(self) -> None:
         """Say goodbye on every link and end every task."""
         self._closing = True
         await asyncio.gather(*(link.close(1001) for links in self._links.values() for link in tuple(links)))
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         if self._http is not None:
             await self._http.close()
 
@@ -118,7 +123,7 @@ class Peers:
 
     async def accept(self, request: web.Request) -> web.StreamResponse:
         """Serve a link that a peer opens; its stamp has been judged, and the answer gets this node's."""
-        ws = web.WebSocketResponse(max_msg_size=0, compress=False)
+        ws = web.WebSocketResponse(max_msg_size=LONGEST_MESSAGE_BYTES, compress=False)
         await ws.prepare(request)
         if request.transport is not None:
             give_up_on_silence(request.transport.get_extra_info("socket"))
@@ -147,9 +152,9 @@ class Peers:
                     response = await stack.enter_async_context(
                         self._http.post(f"http://{address}/mesh/v1/generate", data=io.BytesIO(data), headers=stamped)
                     )
-                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                except UNREACHABLE as error:
                     failures.append(f"{address}: {_reason(error)}")
-                    if not isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+                    if not isinstance(error, _NEVER_ARRIVED):
                         break  # it may have begun to work: another address of the same node is no remedy
                     continue
                 if response.headers.get(HEADER_PEER) != node:
@@ -172,8 +177,11 @@ class Peers:
                         f"http://{address}{path}", json=body, headers=self._passport.headers
                     ) as response:
                         answer = await response.json()
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            except (*UNREACHABLE, ValueError) as error:
                 reasons.append(f"{address}: {_reason(error)}")
+                continue
+            if response.headers.get(HEADER_PEER) != node:
+                reasons.append(f"{address}: another node answers there")
                 continue
             if response.status == 200 and isinstance(answer, dict):
                 return answer
@@ -198,7 +206,7 @@ class Peers:
             del waiting[:-WAITING_LIMIT]
             return
         self._waiting[target] = [text]
-        self._keep(self._connect(target, addresses))
+        self._background.start(self._connect(target, addresses))
 
     async def _connect(self, target: NodeId | Address, addresses: tuple[Address, ...]) -> None:
         """Try all addresses at once; hand what waited to the first right answer, or report a refusal by all."""
@@ -239,16 +247,17 @@ class Peers:
         try:
             async with asyncio.timeout(DIAL_S):
                 ws = await self._http.ws_connect(
-                    f"http://{address}{LINK_PATH}", headers=self._passport.headers, max_msg_size=0
+                    f"http://{address}{LINK_PATH}",
+                    headers=self._passport.headers,
+                    max_msg_size=LONGEST_MESSAGE_BYTES,
                 )
+                return await self._check(address, ws)
         except aiohttp.WSServerHandshakeError as error:
             self._turned_away(address, error)
         except aiohttp.ClientConnectorError as error:
             return isinstance(error.os_error, ConnectionRefusedError)
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except UNREACHABLE:
             pass
-        else:
-            return await self._check(address, ws)
         return False
 
     async def _check(self, address: Address, ws: aiohttp.ClientWebSocketResponse) -> Link | bool:
@@ -280,8 +289,9 @@ class Peers:
         peer, session = link.stamp.node_id, link.stamp.session
         self._links[peer].append(link)
         try:
-            async for text in link.run():
-                self._deliver(link, text)
+            async with contextlib.aclosing(link.run()) as texts:
+                async for text in texts:
+                    self._deliver(link, text)
         finally:
             links = self._links[peer]
             links.remove(link)
@@ -297,7 +307,7 @@ class Peers:
             if not isinstance(payload, dict):
                 raise TypeError("not an object")
             self._events.on_message(link.stamp.node_id, link.stamp.session, payload)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             self._tell_once(f"ignored a message that can't be read from node {link.stamp.node_id[:8]}: {error}")
 
     async def _run_sweeps(self) -> None:
@@ -315,10 +325,9 @@ class Peers:
             self._told.add(text)
             log.warning("%s", text)
 
-    def _keep(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+_NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, UnicodeError)
+"""Of these, those after which nobody can have begun to work."""
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -334,7 +343,8 @@ def _refusal(status: int, answer: object) -> TiermeshError:
     told = detail if isinstance(detail, dict) else {}
     message = str(told.get("message") or f"HTTP {status}")
     if 400 <= status < 500:
-        return InvalidInput(message, param=told.get("param"))
+        param = told.get("param")
+        return InvalidInput(message, param=param if isinstance(param, str) else None)
     return Unavailable(message)
 
 

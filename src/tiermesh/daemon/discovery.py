@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 
+from tiermesh.adapters.background import Background
 from tiermesh.adapters.interfaces import Interface, choose
 from tiermesh.adapters.mdns import Mdns, Record, Sighting
 from tiermesh.errors import InvalidConfig
@@ -39,11 +40,11 @@ class Discovery:
         self._announced: Record | None = None
         self._on_moved = on_moved
         self._mdns = Mdns(service=service, interfaces=interfaces, on_sighting=on_sighting) if service else None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     async def open(self) -> str | None:
         """Start; gives the reason when mDNS does not work here, which is no reason not to run."""
-        self._keep(self._run_watch())
+        self._background.start(self._run_watch())
         if self._mdns is None:
             return "switched off by discovery.method: explicit"
         self._announced = self._record()
@@ -60,13 +61,11 @@ class Discovery:
         record = self._record()
         if self._mdns is not None and (anew or record != self._announced):
             self._announced = record
-            self._keep(self._mdns.announce(record))
+            self._background.start(self._mdns.announce(record))
 
     async def close(self) -> None:
         """Say goodbye."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         if self._mdns is not None:
             await self._mdns.close()
 
@@ -85,8 +84,3 @@ class Discovery:
         if self._mdns is not None:
             await self._mdns.rescan(found)
             self.announce()
-
-    def _keep(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

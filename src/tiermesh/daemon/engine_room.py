@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+from tiermesh.adapters.background import Background
 from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.engines.detect import Detector
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
@@ -34,7 +35,7 @@ class EngineRoom:
         self._engines: dict[str, Engine] = {}
         self._detector: Detector | None = None
         self._supervisor = Supervisor(options.state_dir)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._reason = "switched off by --no-engine"
 
     @property
@@ -67,9 +68,7 @@ class EngineRoom:
         """Stop all of them."""
         if self._detector is not None:
             await self._detector.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         await asyncio.gather(*(engine.close() for engine in self._engines.values()))
         await self._supervisor.close()
         self._engines.clear()
@@ -108,7 +107,7 @@ class EngineRoom:
                 on_change=self._on_change,
             )
         )
-        self._keep(self._fetch(model))
+        self._background.start(self._fetch(model))
 
     async def _fetch(self, model: str) -> None:
         """What isn't on this machine is fetched once, by a process of its own that may be stopped at any time."""
@@ -137,8 +136,3 @@ class EngineRoom:
         self._engines[engine.info.name] = engine
         await engine.start()
         self._on_change()
-
-    def _keep(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
