@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tiermesh.core.constants import TIMING
-from tiermesh.core.messages import Claim, Grant, Lead, Message
+from tiermesh.core.messages import Claim, Deny, Grant, Lead, Message
 from tiermesh.types import NO_BALLOT, Ballot, NodeId, View
 
 JUDGEMENT_S = 3.0
-"""Sizes of groups are remembered for longer than a yield takes: a judgement may be a little old."""
+"""A judgement may be a little old: a size for as long as a yield takes, a refusal for as long as its reader froze."""
 
 EPSILON = 1e-6
 """Floats."""
@@ -39,19 +40,24 @@ class Invariants:
     """Ballot to who led under it: node and run."""
     terms: dict[int, NodeId] = field(default_factory=dict)
     """Term to who led in it. That is no promise, but practically so."""
-    claims: dict[Ballot, float] = field(default_factory=dict)
-    """When a ballot was first claimed of somebody."""
+    claims: dict[Ballot, dict[NodeId, float]] = field(default_factory=dict)
+    """Ballot to whom it was claimed of, and first when."""
+    denials: set[tuple[NodeId, Ballot]] = field(default_factory=set)
     crowns: set[tuple[NodeId, int, Ballot]] = field(default_factory=set)
     sizes: dict[NodeId, deque[tuple[float, int]]] = field(default_factory=dict)
     """Sizes of the groups that nodes led lately, 0 for none, by the time from which they had them."""
 
-    def said(self, now: float, node: NodeId, durable: Ballot, message: Message) -> None:
+    def said(self, now: float, node: NodeId, durable: Ballot, to: NodeId, message: Message) -> None:
         """A message leaves a node."""
         match message:
             case Grant(ballot):
                 self._granted(node, durable, ballot)
-            case Claim(ballot) | Lead(ballot):
-                self.claims.setdefault(ballot, now)
+            case Deny(ballot):
+                self.denials.add((node, ballot))
+            case Claim(ballot):
+                self.claims.setdefault(ballot, {}).setdefault(to, now)
+                self._candidate(node, durable, ballot)
+            case Lead(ballot):
                 self._candidate(node, durable, ballot)
             case _:
                 pass
@@ -71,11 +77,17 @@ class Invariants:
         if view.coordinator == node:
             self._held(view.ballot, (node, run))
 
-    def crowned(self, now: float, node: NodeId, run: int, ballot: Ballot) -> None:
-        """A node has won."""
-        took = now - self.claims.get(ballot, now)
-        if took > TIMING.phase(len(self.sizes)) + EPSILON:
-            raise Violation(f"{node} won {ballot} {took:.3f} s after claiming it")
+    def crowned(
+        self, now: float, node: NodeId, run: int, ballot: Ballot, has_run_since: Callable[[NodeId, float], bool]
+    ) -> None:
+        """A node has won: in time, and with a grant of everybody it asked, but for those who were dead a moment ago."""
+        for voter, asked_at in self.claims.get(ballot, {}).items():
+            if now - asked_at > TIMING.phase(len(self.sizes)) + EPSILON:
+                raise Violation(f"{node} won {ballot} {now - asked_at:.3f} s after claiming it")
+            granted = self._record(voter).grants.get(ballot.term) == node
+            slack = 0.0 if (voter, ballot) in self.denials else JUDGEMENT_S
+            if not granted and has_run_since(voter, asked_at - slack):
+                raise Violation(f"{node} won {ballot} without a grant of {voter}")
         if (node, run, ballot) in self.crowns:
             raise Violation(f"{node} holds {ballot} twice in one run")
         self.crowns.add((node, run, ballot))

@@ -64,6 +64,7 @@ class Machine:
     session: SessionId = NO_SESSION
     run: int = 0
     """Counts starts and crashes, so that what was meant for an earlier run is known as such."""
+    started_at: float = 0.0
     frozen: bool = False
     mailbox: list[tuple[Callable[..., None], tuple[object, ...]]] = field(default_factory=list)
     """What arrived while frozen."""

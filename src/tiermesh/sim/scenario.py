@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tiermesh.core.membership import policy_stamp
 from tiermesh.sim.invariants import Violation
-from tiermesh.sim.machine import Machine, WatchedNode
+from tiermesh.sim.machine import Machine, Transition, WatchedNode
 from tiermesh.sim.network import ROUGH_WIFI, ROUGH_WIRED, WIFI, WIRED, Weather
 from tiermesh.sim.world import World
 from tiermesh.types import TIERS, Load
@@ -51,6 +51,8 @@ class Scenario:
         self.log: list[str] = []
         self.agreements: list[float] = []
         """Seconds from the end of the faults to agreement."""
+        self._may_freeze_candidates = False
+        self.world.on_move = self._freeze_candidate
         self._populate(rng.randint(*nodes))
 
     def run(self) -> None:
@@ -92,11 +94,13 @@ class Scenario:
         self._note(f"trouble, {'rough' if rough else 'calm'} weather")
         if rough:
             self.world.network.weather = self.climate.rough
+        self._may_freeze_candidates = self.rng.random() < 0.3
         until = self.world.now + self.rng.uniform(1.0, 8.0)
         for _ in range(self.rng.randint(1, 10)):
             self.world.clock.at(self.rng.uniform(self.world.now, until), self._fault)
         self.world.run(until - self.world.now)
         self.world.network.weather = self.climate.calm
+        self._may_freeze_candidates = False
 
     def _quiet_groups(self) -> list[list[Machine]]:
         """End all faults; the network may stay in clean halves."""
@@ -178,7 +182,17 @@ class Scenario:
 
     def _freeze(self) -> None:
         for machine in self._some(self.world.running(), most=2):
-            duration = self.rng.choice((0.3, 1.3, 1.6, 3.0, 10.0))
+            self._freeze_for(machine, machine.run, self.rng.choice((0.3, 1.3, 1.6, 3.0, 10.0)))
+
+    def _freeze_candidate(self, machine: Machine, transition: Transition) -> None:
+        """The worst moment to be frozen: while grants are under way, for longer than they are good."""
+        if transition[2] == "claim" and self._may_freeze_candidates and self.rng.random() < 0.5:
+            delay = self.rng.uniform(0.0, 4 * self.climate.calm.median)
+            duration = self.rng.choice((0.6, 1.0, 1.4))
+            self.world.clock.at(self.world.now + delay, self._freeze_for, machine, machine.run, duration)
+
+    def _freeze_for(self, machine: Machine, run: int, duration: float) -> None:
+        if machine.run == run and machine.node is not None and not machine.frozen:
             self._note(f"freeze {machine.id} for {duration}")
             self.world.freeze(machine)
             self.world.clock.at(self.world.now + duration, self._thaw, machine, machine.run)

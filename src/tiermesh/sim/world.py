@@ -43,6 +43,7 @@ class World:
         self.quits: list[tuple[NodeId, str]] = []
         self.mdns = mdns
         self.on_view: Callable[[Machine, View], None] | None = None
+        self.on_move: Callable[[Machine, Transition], None] | None = None
         self.on_send: Callable[[Message], None] | None = None
         self._disk_latency = disk_latency
         self._cpu = cpu_per_message
@@ -88,6 +89,7 @@ class World:
         """Start the daemon with what is on its disk."""
         assert machine.node is None
         machine.run += 1
+        machine.started_at = self.now
         machine.session = SessionId(f"{int(self.now * 1000):013d}-{machine.run:08x}")
         machine.busy_until = machine.wake_at = self.now
         machine.discovered.clear()
@@ -245,7 +247,7 @@ class World:
 
     def _send(self, machine: Machine, to: NodeId, message: Message, session: SessionId | None) -> None:
         self.sent[type(message).__name__] += 1
-        self.invariants.said(self.now, machine.id, machine.disk.promised, message)
+        self.invariants.said(self.now, machine.id, machine.disk.promised, to, message)
         if self.on_send is not None:
             self.on_send(message)
         other = self.machines.get(to)
@@ -363,14 +365,20 @@ class World:
 
     # What is watched
 
+    def _has_run_since(self, node: NodeId, since: float) -> bool:
+        machine = self.machines[node]
+        return machine.node is not None and machine.started_at <= since
+
     def _moved(self, machine: Machine, transition: Transition) -> None:
         self.transitions[transition] += 1
         before, _, after = transition
         assert machine.node is not None
         if after == "lead":
             self.elections += 1
-            self.invariants.crowned(self.now, machine.id, machine.run, machine.node.promised)
+            self.invariants.crowned(self.now, machine.id, machine.run, machine.node.promised, self._has_run_since)
         elif before == "lead" and after == "follow":
             target = machine.node.view.coordinator
             assert target is not None
             self.invariants.yielded(self.now, machine.id, target)
+        if self.on_move is not None:
+            self.on_move(machine, transition)
