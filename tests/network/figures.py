@@ -305,6 +305,7 @@ async def measured(name: str, scale: Scale) -> list[Row]:
     if why_not is not None:
         return [Row(name, "", why_not, ok=False)]
     began_at = time.monotonic()
+    seen = len(resolution.gaps_s)
     say(f"· {name} ...")
     try:
         rows = await MEASURES[name](scale)
@@ -313,7 +314,8 @@ async def measured(name: str, scale: Scale) -> list[Row]:
         rows = [Row(name, "", f"failed: {str(error).splitlines()[0] if str(error) else repr(error)}", ok=False)]
     for row in rows:
         say(f"  {row.what}: {row.measured}{'' if row.ok else '  MISSED'}")
-    say(f"  took {time.monotonic() - began_at:.0f} s")
+    slowest_s = max(resolution.gaps_s[seen:], default=0.0)
+    say(f"  took {time.monotonic() - began_at:.0f} s; longest time between two answers of a node: {slowest_s:.3f} s")
     return rows
 
 
