@@ -79,6 +79,11 @@ WRONG = [
     ("routing: 7", "routing", "is 7, but must be a group of settings"),
     ("routing: {aliases: {gpt-4o: 4}}", "routing.aliases.gpt-4o", "put it in quotes"),
     ("routing: {aliases: {'': m}}", "routing.aliases", "text that is not empty"),
+    (
+        f"routing: {{aliases: {{{', '.join(f'a{i}: m' for i in range(1001))}}}}}",
+        "routing.aliases",
+        "no longer than 1000 entries",
+    ),
     ("discovery: {method: multicast}", "discovery.method", "'explicit' or 'mdns'"),
     ("discovery: {mdns_service: tiermesh}", "discovery.mdns_service", "like _tiermesh._tcp.local."),
     ("nodes: {a: b}", "nodes", "is a group of settings, but must be a list"),

@@ -70,6 +70,8 @@ def _right(kind: str, error: Mapping[str, Any]) -> str:
         return str(context["expected"])
     if kind in _BOUNDS:
         return f"{_BOUNDS[kind]} {next(iter(context.values()))}"
+    if kind == "too_long":
+        return f"no longer than {context['max_length']} entries"
     if kind == "string_too_long":
         return f"at most {context['max_length']} characters long"
     if kind == "value_error":

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tiermesh.config.explain import explain
 
+ALIAS_LIMIT = 1000
+"""More than any catalogue of models; the policy travels whole, between all nodes."""
+
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -27,12 +30,12 @@ class Routing(Section):
     """When the tier wanted has nobody: try the others (2>1>0, 1>2>0, 0>1>2), or refuse and say so."""
     load_balance: bool = True
     """Spread over the nodes of a tier by load; off, the best one gets everything until it is full."""
-    aliases: Mapping[Name, Name] = Field(default_factory=dict)
+    aliases: Mapping[Name, Name] = Field(default_factory=dict, max_length=ALIAS_LIMIT)
     """Other names for models, so that a program asking for `gpt-4o` gets one of yours."""
 
 
 class Admission(Section):
-    """What the coordinator demands before it admits new jobs."""
+    """What the coordinator demands before it admits new jobs. Kept and published; without jobs, nothing heeds it."""
 
     min_members: int = Field(1, ge=1, le=1000)
     """Nodes that must be up. 1, because a home has two machines as often as twenty; raise it where a lone half of a
