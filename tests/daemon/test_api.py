@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -9,11 +10,15 @@ from typing import Any
 
 import openai
 import pytest
-from tests.daemon.still_mesh import MAX_BODY_BYTES, StillMesh, still_mesh
+from tests.daemon.still_mesh import MAX_BODY_BYTES, StillMesh, still_mesh, until
 
+from tiermesh.core.routing import Candidate
+from tiermesh.daemon.api import bodies, relay
+from tiermesh.daemon.api.complete import Assembly
+from tiermesh.errors import EngineFailed
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteDone, CompleteResponse
-from tiermesh.types import Gpu, Hardware
+from tiermesh.types import Gpu, Hardware, Model, NodeId
 
 JSON = {"Content-Type": "application/json"}
 HELLO = [{"role": "user", "content": "hello"}]
@@ -145,6 +150,28 @@ async def events(mesh: StillMesh, body: dict[str, Any]) -> list[dict[str, Any]]:
         return [json.loads(line[6:]) async for line in reply.content if line.strip()]
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [{"delta": {"content": ["parts"]}}],
+        [{"delta": {"content": "\ud83d"}}],
+        [{"delta": {}, "finish_reason": 7}],
+        [{"delta": {"tool_calls": [{"index": 0}, {"index": "1"}]}}],
+    ],
+)
+def test_pieces_that_make_no_answer_are_the_engines_failure(pieces: list[dict[str, Any]]) -> None:
+    candidate = Candidate(NodeId("a" * 32), "one", Model("m", "", 1, "fake", "warm"), 0, 4, None, True)
+
+    def put_together() -> CompleteDone:
+        assembly = Assembly()
+        for piece in pieces:
+            assembly.add(json.dumps({"choices": [piece]}))
+        return assembly.whole(candidate)
+
+    with pytest.raises(EngineFailed, match="can't be read"):
+        put_together()
+
+
 async def test_the_policy_can_be_shown_and_changed(mesh: StillMesh) -> None:
     status, body, _ = await mesh.post("one", "/api/config", {"routing": {"aliases": {"gpt": "m"}}})
     assert (status, body["version"], body["policy"]["routing"]["aliases"]) == (200, 1, {"gpt": "m"})
@@ -158,6 +185,39 @@ def chat(**fields: object) -> bytes:
     return json.dumps({"model": "m", "messages": HELLO} | fields).encode()
 
 
+async def test_a_body_that_is_not_what_its_headers_say_is_a_400(mesh: StillMesh) -> None:
+    url = mesh.nodes["desk"].url + "/api/complete"
+    async with mesh.http.post(url, data=chat(), headers=JSON | {"Content-Encoding": "gzip"}, compress=False) as reply:
+        error = (await reply.json())["error"]
+    assert (reply.status, error["type"]) == (400, "invalid_request")
+    assert "gzip" in error["message"]
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(mesh: StillMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "BODY_S", 0.05)
+
+    async def drip() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with mesh.http.post(mesh.nodes["desk"].url + "/api/complete", data=drip(), headers=JSON) as reply:
+        assert reply.status == 400
+        assert "did not come within" in (await reply.json())["error"]["message"]
+
+
+async def test_a_client_that_takes_nothing_loses_its_place(mesh: StillMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "TAKE_S", 0.2)
+    (engine,) = mesh.nodes["one"].engines.values()
+    body = chat(stream=True, messages=[{"role": "user", "content": "word " * 40_000}])
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(mesh.nodes["one"].url.rpartition(":")[2]), limit=1)
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await reader.readexactly(1)
+    assert engine.load.active == 1
+    await until(lambda: engine.load.active == 0, 20)
+    writer.close()
+
+
 DEEP = b'{"model": "m", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BIG = chat(messages=[{"role": "user", "content": "x" * (3 * 1024 * 1024)}])
 
@@ -168,7 +228,7 @@ BAD_INPUT = {
     "invalid UTF-8": (b'{"model": "\xff"}', 400, None, "UTF-8"),
     "NaN": (b'{"model": "m", "temperature": NaN}', 400, None, "NaN"),
     "infinity by overflow": (b'{"model": "m", "temperature": 1e999}', 400, None, "too large"),
-    "an endless number": (b'{"model": ' + b"1" * 10_000 + b"}", 400, None, "valid JSON"),
+    "an endless number": (b'{"model": ' + b"1" * 10_000 + b"}", 400, None, "11111... is too large a number"),
     "deep nesting": (DEEP, 400, None, "nested"),
     "unknown role": (chat(messages=[{"role": "robot", "content": "x"}]), 400, "messages[0].role", "'user'"),
     "no role": (chat(messages=[*HELLO, {"content": "x"}]), 400, "messages[1].role", "required"),

@@ -90,7 +90,15 @@ async def test_an_open_mesh_answers_to_names_that_no_stranger_can_own(
 
 @pytest.mark.parametrize(
     ("origin", "status"),
-    [("{own}", 200), (None, 200), ("http://evil.example", 403), ("null", 403), ("http://127.0.0.1:1", 403), ("", 403)],
+    [
+        ("{own}", 200),
+        (None, 200),
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://127.0.0.1:1", 403),
+        ("", 403),
+        ("http://[", 403),
+    ],
 )
 async def test_an_open_mesh_serves_no_strangers_web_page(open_mesh: StillMesh, origin: str | None, status: int) -> None:
     headers = {} if origin is None else {"Origin": origin.format(own=open_mesh.nodes["desk"].url)}

@@ -43,7 +43,7 @@ class Attempt:
         except TimeoutError:
             if self.down:
                 raise EngineFailed("the node went down") from None
-            if asyncio.get_running_loop().time() >= deadline:
+            if silence_s is None or asyncio.get_running_loop().time() >= deadline:
                 raise DeadlineExceeded("no complete answer within the time limit of the request") from None
             raise EngineFailed(f"silent for {silence_s:g} s") from None
         finally:

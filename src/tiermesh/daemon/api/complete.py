@@ -13,7 +13,7 @@ from tiermesh.core.routing import Candidate, RouteRequest
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.errors import error_data
-from tiermesh.daemon.api.relay import request_id, served_by, stream_response
+from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
 from tiermesh.daemon.gateway import Answer, Ask
 from tiermesh.daemon.sse import data_of, error_in, event
 from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError
@@ -86,16 +86,19 @@ class Assembly:
             raise EngineFailed(f"an event that can't be read ({error!r})") from None
 
     def whole(self, candidate: Candidate) -> CompleteDone:
-        """All of it, after the last event."""
-        return CompleteDone(
-            content="".join(self.texts) or (None if self.calls else ""),
-            tool_calls=[self.calls[index] for index in sorted(self.calls)] or None,
-            finish_reason=self.finish_reason,
-            usage=self.usage,
-            model=candidate.model.name,
-            node=candidate.node_name,
-            tier=candidate.model.tier,
-        )
+        """All of it, after the last event. Raises `EngineFailed` when the pieces make no answer."""
+        try:
+            return CompleteDone(
+                content="".join(self.texts) or (None if self.calls else ""),
+                tool_calls=[self.calls[index] for index in sorted(self.calls)] or None,
+                finish_reason=self.finish_reason,
+                usage=self.usage,
+                model=candidate.model.name,
+                node=candidate.node_name,
+                tier=candidate.model.tier,
+            )
+        except (TypeError, ValueError) as error:
+            raise EngineFailed(f"{candidate.node_name} streamed an answer that can't be read ({error!r})") from None
 
     def _take(self, chunk: Mapping[str, Any]) -> str:
         self.usage = _usage(chunk.get("usage")) or self.usage
@@ -107,8 +110,11 @@ class Assembly:
         for call in delta.get("tool_calls") or ():
             self._take_call(call)
         text = delta.get("content") or ""
+        if not isinstance(text, str):
+            raise TypeError(f"content is a {type(text).__name__}")
+        text.encode()  # half of a surrogate pair is no text
         self.texts.append(text)
-        return str(text)
+        return text
 
     def _take_call(self, piece: Mapping[str, Any]) -> None:
         """The first piece of a call has its id and name; later ones add to the arguments."""
@@ -129,7 +135,7 @@ async def _stream(request: web.Request, ask: Ask, answer: Answer) -> web.StreamR
             async for piece in answer.events:
                 text = "".join([assembly.add(data) for data in data_of(piece)])
                 if text:
-                    await response.write(event(CompleteDelta(content=text).model_dump_json()))
+                    await send(response, event(CompleteDelta(content=text).model_dump_json()))
             await response.write(event(assembly.whole(answer.candidate).model_dump_json()))
         except TiermeshError as error:
             await response.write(event(json.dumps({"type": "error", **json.loads(error_data(request, error))})))

@@ -13,7 +13,7 @@ from aiohttp import web
 from tiermesh.adapters.engines import Engine
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT, Context
-from tiermesh.daemon.api.relay import hang_up
+from tiermesh.daemon.api.relay import hang_up, send
 from tiermesh.daemon.api.report import policy_report
 from tiermesh.daemon.gateway import REQUEST_TIMEOUT_S
 from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unavailable, UnknownModel
@@ -48,7 +48,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
         complete = False
         try:
             async for chunk in reply.chunks:
-                await response.write(chunk)
+                await send(response, chunk)
             await response.write_eof()
             complete = True
         except TiermeshError:

@@ -12,7 +12,7 @@ from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.complete import answer_complete
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.errors import error_data
-from tiermesh.daemon.api.relay import request_id, served_by, stream_response
+from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
 from tiermesh.daemon.api.report import cluster_report, health_report, policy_report
 from tiermesh.daemon.gateway import Ask
 from tiermesh.daemon.sse import DONE, event
@@ -74,7 +74,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         async with stream_response(request, served_by(ask, answer)) as response:
             try:
                 async for piece in answer.events:
-                    await response.write(piece)
+                    await send(response, piece)
             except TiermeshError as error:
                 await response.write(event(error_data(request, error)) + DONE)
         return response

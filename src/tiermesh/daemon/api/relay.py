@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -35,6 +36,10 @@ def served_by(ask: Ask, answer: Answer) -> dict[str, str]:
     }
 
 
+TAKE_S = 60.0
+"""A client that reads is never this slow to make room for a few bytes more; one whose lid was closed is."""
+
+
 @asynccontextmanager
 async def stream_response(request: web.Request, extra: Mapping[str, str]) -> AsyncIterator[web.StreamResponse]:
     """An event stream that is ended properly when the block is left normally, and cut off otherwise.
@@ -53,6 +58,16 @@ async def stream_response(request: web.Request, extra: Mapping[str, str]) -> Asy
             hang_up(request)
 
 
+async def send(response: web.StreamResponse, piece: bytes) -> None:
+    """Write a piece. Raises `ConnectionResetError` for a client that keeps the connection and takes nothing: what it
+    has asked for holds a place in an engine."""
+    try:
+        async with asyncio.timeout(TAKE_S):
+            await response.write(piece)
+    except TimeoutError:
+        raise ConnectionResetError(f"the client has taken nothing for {TAKE_S:g} s") from None
+
+
 def hang_up(request: web.Request) -> None:
     """Close the connection without finishing the answer."""
     if request.transport is not None:
@@ -60,4 +75,5 @@ def hang_up(request: web.Request) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """What others call their nodes and models may hold signs that no header can."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())

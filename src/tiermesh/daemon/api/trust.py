@@ -91,7 +91,7 @@ def _check_host(host: str | None, context: Context) -> None:
 
 
 def _check_origin(origin: str | None, host: str | None) -> None:
-    if origin is not None and urlsplit(origin).netloc.lower() != (host or "").lower():
+    if origin is not None and _host_and_port(origin) != (host or "").lower():
         raise Forbidden(
             f"requests from web pages of {origin[:200]!r} are not served; set MESH_TOKEN to serve any caller"
         )
@@ -103,6 +103,13 @@ def _check_content_type(request: web.Request) -> None:
             f"send the body as JSON, with the header `Content-Type: application/json`, not {request.content_type!r}",
             param="Content-Type",
         )
+
+
+def _host_and_port(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str | None:
