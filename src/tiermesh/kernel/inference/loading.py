@@ -55,6 +55,7 @@ def load(folder: Path, *, threads: int) -> LoadedModel:
         folder, dtype=dtype, local_files_only=True, use_safetensors=True
     )
     model.eval().to(device)
+    _warm_up(model, device)
     context_length = _context_length(model.config, tokenizer)
     return LoadedModel(
         model=model,
@@ -64,6 +65,12 @@ def load(folder: Path, *, threads: int) -> LoadedModel:
         end_tokens=_end_tokens(model, tokenizer),
         _decoder=copy.deepcopy(tokenizer),
     )
+
+
+def _warm_up(model: Any, device: torch.device) -> None:
+    """Touch every weight once, so that a model that can't run fails here and the first prompt pays for nothing."""
+    with torch.inference_mode():
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
