@@ -104,6 +104,12 @@ async def test_complete_gives_the_answer_and_who_gave_it(mesh: StillMesh) -> Non
     assert headers["X-Mesh-Node"] == "one"
 
 
+async def test_a_name_that_no_header_can_hold_is_shown_without_what_is_wrong(mesh: StillMesh) -> None:
+    mesh.mark("one", "up", name="o\r\nSet-Cookie: n\x00\x1b\ud800e")
+    status, _, headers = await mesh.post("desk", "/api/complete", {"messages": HELLO})
+    assert (status, headers["X-Mesh-Node"]) == (200, "o Set-Cookie: n e")
+
+
 async def test_complete_passes_on_exactly_what_was_given(mesh: StillMesh) -> None:
     settings = {"temperature": 0.0, "max_tokens": 1, "top_p": 0.5, "stop": ["x"], "seed": 7, "tools": [TOOL]}
     messages = [*HELLO, {"role": "tool", "content": "22", "tool_call_id": "c", "name": "weather"}]

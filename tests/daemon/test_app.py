@@ -15,6 +15,7 @@ from tests.openai_fake import FakeOpenAI
 
 from tiermesh.client import RemoteClient
 from tiermesh.config import DaemonOptions, Flags, resolve_options
+from tiermesh.daemon import app
 from tiermesh.daemon.app import Daemon
 from tiermesh.errors import DuplicateNode, InvalidConfig, InvalidInput, Unavailable
 from tiermesh.protocol.cluster import ClusterReport
@@ -205,6 +206,18 @@ async def test_a_copied_state_folder_is_refused_by_name(
         said = capsys.readouterr().err
         assert f"Delete {copy}" in said
         assert not a.ended.done()
+
+
+async def test_who_never_asks_is_not_kept(make: Callable[..., DaemonOptions], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "KEEPALIVE_S", 0.2)
+    async with running(make("a")) as a:
+        await a.sees(1)
+        port = json.loads((a.options.state_dir / "runtime.json").read_text())["port"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: loc")
+        async with asyncio.timeout(LIMIT_S):
+            assert await reader.read() == b""
+        writer.close()
 
 
 async def test_one_folder_serves_one_daemon(make: Callable[..., DaemonOptions]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tiermesh.adapters.interfaces import choose
@@ -32,3 +35,18 @@ def test_loopback_is_always_among_the_named_addresses() -> None:
     finally:
         for sock in sockets:
             sock.close()
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"), [(64, 4096, 4096), (64, 20_000, 10_000), (15_000, 20_000, 15_000)]
+)
+def test_a_daemon_may_open_as_many_files_as_it_is_let(soft: int, hard: int, expected: int) -> None:
+    script = (
+        "import resource, sys\n"
+        "from tiermesh.daemon.sockets import allow_connections\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[1:])))\n"
+        "allow_connections()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+    )
+    command = [sys.executable, "-c", script, str(soft), str(hard)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=True).stdout == b"%d\n" % expected

@@ -38,10 +38,14 @@ from tiermesh.daemon.in_flight import InFlight
 from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait
 from tiermesh.daemon.reactor import Reactor
-from tiermesh.daemon.sockets import listen
+from tiermesh.daemon.sockets import allow_connections, listen
 from tiermesh.errors import TiermeshError
 from tiermesh.hardware.profile import derive_tier, read_profile
 from tiermesh.types import Address, Contact, Hardware, NodeId, SessionId, Status, Tier, View
+
+KEEPALIVE_S = 75.0
+"""Connections on which nothing is asked are closed after this, those that never asked anything too; longer than other
+nodes keep theirs."""
 
 CLOSE_S = 0.25
 """How long HTTP connections may take to close once nothing runs on them."""
@@ -50,6 +54,7 @@ CLOSE_S = 0.25
 def run(options: DaemonOptions) -> int:
     """Run a daemon until it is told to stop; the process's exit code."""
     log.set_up(options.log_format, options.log_level)
+    allow_connections()
     try:
         return asyncio.run(_serve(options))
     except TiermeshError as error:
@@ -221,7 +226,9 @@ class Daemon:
         app = make_app(context, max_body_bytes=self._options.policy.limits.max_body_bytes)
         app.middlewares.append(self._requests.middleware())
         app.router.add_get(LINK_PATH, self._peers.accept)
-        runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_S)
+        runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=CLOSE_S
+        )
         await runner.setup()
         self._exit.push_async_callback(runner.cleanup)
         for sock in sockets:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import resource
 import socket
 from collections.abc import Iterable
 
@@ -13,6 +15,9 @@ PORTS_TRIED = 50
 """When nobody chose the port and it is taken, this many after it are tried."""
 
 BACKLOG = 1024
+
+DESCRIPTORS = 10_000
+"""Every request, its engine and every link take one each. macOS allows 10240 without being asked nicely."""
 
 
 def listen(interfaces: Iterable[Interface] | None, port: int, *, may_move: bool) -> tuple[list[socket.socket], int]:
@@ -30,6 +35,15 @@ def listen(interfaces: Iterable[Interface] | None, port: int, *, may_move: bool)
                 raise InvalidConfig(f"can't listen on port {candidate}: {error.strerror}", param="port") from error
     taken = f"port {port} is taken" if last == port else f"ports {port} to {last} are taken"
     raise InvalidConfig(f"{taken} by other programs on this machine; choose another with --port", param="port")
+
+
+def allow_connections() -> None:
+    """Let this process open `DESCRIPTORS` files, as far as it may: shells give it 1024, or 256 on macOS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _hosts(interfaces: Iterable[Interface] | None) -> list[str]:
