@@ -12,7 +12,7 @@ from tiermesh.core.context import Context
 from tiermesh.core.effects import Effect, Persist
 from tiermesh.core.messages import Deny, Grant, Lives, Message, Pre
 from tiermesh.core.role import Next, ToJoin, ToSeek, Wait
-from tiermesh.types import NO_BALLOT, Ballot, Contact, NodeId, SessionId
+from tiermesh.types import NO_BALLOT, Ballot, NodeId, SessionId
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -160,7 +160,9 @@ def apply_any_delta(patch: pytest.MonkeyPatch) -> None:
     original = membership.Roster.apply
 
     def apply(self: membership.Roster, update: Any) -> bool:
-        return original(self, update) or (self._extend(update) or True)
+        if not original(self, update):
+            self._extend(update)
+        return True
 
     patch.setattr(membership.Roster, "apply", apply)
 
@@ -175,16 +177,17 @@ def judge_by_the_own_uplink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(follow.Follow, "_asked", asked)
 
 
-def believe_hearsay(patch: pytest.MonkeyPatch) -> None:
-    """Join the lost coordinator again because others still follow it."""
-
-    def is_credible(self: Context, now: float, sender: NodeId, coordinator: Contact) -> bool:
-        return coordinator.node_id not in (None, self.me)
-
-    patch.setattr(unled, "is_credible", is_credible)
+def have_no_patience(patch: pytest.MonkeyPatch) -> None:
+    """Let members who can reach their coordinator veto for ever."""
+    patch.setattr(election.PreVote, "_vetoed", lambda self, now, sender, message: ToJoin(message.coordinator))
 
 
-MUTATIONS: Mapping[str, Mutation] = {
+def step_down_for_every_joiner(patch: pytest.MonkeyPatch) -> None:
+    """Let the higher ballot win, whatever the sizes."""
+    patch.setattr(meet.Meeting, "_is_lesser", lambda self, now, probe, size: False)
+
+
+CAUGHT_BY_SCENARIOS: Mapping[str, Mutation] = {
     each.__name__: each
     for each in (
         skip_a_persist,
@@ -202,7 +205,13 @@ MUTATIONS: Mapping[str, Mutation] = {
         trust_silence,
         never_probe,
         apply_any_delta,
-        judge_by_the_own_uplink,
-        believe_hearsay,
+        step_down_for_every_joiner,
     )
 }
+"""Caught by an invariant, or by what is demanded when the faults end."""
+
+CAUGHT_BY_DRILLS: Mapping[str, tuple[Mutation, str, float]] = {
+    judge_by_the_own_uplink.__name__: (judge_by_the_own_uplink, "failover by silence", 1.5),
+    have_no_patience.__name__: (have_no_patience, "out of the coordinator's reach only", 8.0),
+}
+"""Caught by a drill, by name, that takes longer than this many seconds: these break no promise, they cost time."""

@@ -164,10 +164,19 @@ class Context:
         self.roster.set_policy(policy)
         self.out.append(Persist(self.promised, policy))
 
-    def learn(self, update: Update) -> None:
-        """Note in the book where members say they are reached, and when this node was given a number."""
+    def take(self, update: Update) -> bool:
+        """Make a coordinator's update this node's own, on disk where it matters. False when the full view is needed."""
+        assert update.ballot >= self.promised
+        policy = self.roster.policy
+        if not self.roster.apply(update):
+            return False
+        if update.ballot > self.promised or self.roster.policy is not policy:
+            self.promised = update.ballot
+            self.out.append(Persist(self.promised, self.roster.policy))
+        self.leader_policy = update.policy_stamp
         for member in update.changed:
             self.book.told(member.id, member.status.addresses)
+        return True
 
     def unled(self, now: float) -> None:
         """Nobody leads this node from now on."""

@@ -212,13 +212,10 @@ class Follow(Role):
         if update.ballot < context.promised:
             return
         before = context.roster.stamp
-        if not context.roster.apply(update):
+        if not context.take(update):
             self._beat(now, behind=True)
             return
-        context.promise(update.ballot)
-        context.leader_policy = update.policy_stamp
         if context.roster.stamp != before:
-            context.learn(update)
             context.publish(self._leader)
 
     def _asked(self, now: float, sender: NodeId, session: SessionId, question: Pre) -> None:

@@ -87,13 +87,10 @@ class Joining(Unled):
         update = welcome.update
         if update.ballot < self.context.promised:
             return None
-        if not self.context.roster.apply(update):
+        if not self.context.take(update):
             self._holds = (NO_BALLOT, 0)
             self._ask(now)
             return None
-        self.context.promise(update.ballot)
-        self.context.leader_policy = update.policy_stamp
-        self.context.learn(update)
         return ToFollow(self.target, self._uplink)
 
     def _sent_on(self, now: float, sender: NodeId, other: Contact | None) -> Next:

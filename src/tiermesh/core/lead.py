@@ -327,9 +327,6 @@ class Leader(Role):
         context, old = self.context, self.context.roster.ballot
         if not self.meeting.is_welcomed(now, sender, welcome):
             return None
-        context.promise(welcome.update.ballot)
-        context.leader_policy = welcome.update.policy_stamp
-        context.learn(welcome.update)
         for node in self.links:
             if node != sender:
                 context.send(node, Moved(old, context.contact(sender)))

@@ -101,7 +101,7 @@ class Meeting:
             return False
         if welcome.update.ballot < context.promised:
             return False
-        if not context.roster.apply(welcome.update):
+        if not context.take(welcome.update):
             attempt.holds = (NO_BALLOT, 0)
             self._ask(now, attempt)
             return False

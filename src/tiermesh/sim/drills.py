@@ -131,6 +131,15 @@ def power_cut(seed: int, weather: Weather) -> float:
     return _time(world, lambda: is_led(machines))
 
 
+def out_of_reach(seed: int, weather: Weather) -> float:
+    """One member can reach all but the coordinator: until it leads itself and is shown as down by the others."""
+    world, machines = _stable(seed, weather)
+    leader = _leader(machines)
+    member = _without(machines, leader)[0]
+    world.network.cut(leader.id, member.id)
+    return _time(world, lambda: is_led([member]) and _is_shown(_without(machines, member), member, "down"))
+
+
 DRILLS: Mapping[str, Drill] = {
     "formation from a standing start": formation,
     "failover by end-of-file": failover_by_end_of_file,
@@ -143,6 +152,7 @@ DRILLS: Mapping[str, Drill] = {
     "member out by silence": member_cut,
     "coordinator wakes, until a member": thaw,
     "power cut, no mDNS": power_cut,
+    "out of the coordinator's reach only": out_of_reach,
 }
 
 

@@ -267,7 +267,7 @@ class Scenario:
 
 
 def is_agreed(group: list[Machine]) -> bool:
-    """One coordinator, one ballot, one policy, everybody linked and shown as up; none, if nobody is eligible."""
+    """One coordinator, one ballot, one policy (on disk too), everybody linked and shown as up; none, if nobody may."""
     nodes = [machine.node for machine in group if machine.node is not None]
     views = [node.view for node in nodes]
     leaders = [node for node in nodes if node.role == "lead"]
@@ -279,6 +279,7 @@ def is_agreed(group: list[Machine]) -> bool:
         and len({(view.ballot, view.coordinator, view.version) for view in views}) == 1
         and len({policy_stamp(view.policy) for view in views}) == 1
         and all(view.members == views[0].members for view in views)
+        and all(machine.disk.policy == views[0].policy for machine in group if machine.node is not None)
         and sum(member.state == "up" for member in views[0].members.values()) == len(nodes)
     )
 
