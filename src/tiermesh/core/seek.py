@@ -25,9 +25,15 @@ class Seek(Unled):
         self._hello_at = now + self._quiet_s()
         self._slow_from = now + self.timing.hello_quick
         self._hellos_left = self.timing.hello_burst
-        self._to_greet: deque[NodeId | Address] = deque()
+        self._burst_at = now
+        self._asked_now: set[NodeId | Address] = set()
+        """In this burst."""
+        self._hinted: dict[NodeId | Address, None] = {}
+        """New ones, which go before the round of all."""
+        self._round: deque[NodeId | Address] = deque()
         if wanted.first is not None:
-            self._greet(now, wanted.first)
+            self._hinted[wanted.first] = None
+            self._greet_some(now)
 
     @property
     def deadline(self) -> float:
@@ -37,6 +43,9 @@ class Seek(Unled):
     def tick(self, now: float) -> Next | None:
         """Greet some, campaign when it is time."""
         if now >= self._hello_at:
+            self._hello_at = now + (self.timing.hello if now < self._slow_from else self.timing.probe)
+            if not self._round:
+                self._round.extend(self._everyone())
             self._greet_some(now)
         if now < self.campaign_at:
             return None
@@ -54,11 +63,8 @@ class Seek(Unled):
         targets: tuple[NodeId | Address, ...] = contact.addresses
         if contact.node_id is not None and contact.node_id != self.context.me:
             targets = (contact.node_id,)
-        for target in targets:
-            if self._hellos_left > 0:
-                self._greet(now, target)
-            else:
-                self._to_greet.appendleft(target)
+        self._hinted.update(dict.fromkeys(targets))
+        self._greet_some(now)
         return None
 
     def lost(self, now: float, peer: NodeId) -> Next | None:
@@ -104,12 +110,15 @@ class Seek(Unled):
         return 0.0
 
     def _greet_some(self, now: float) -> None:
-        self._hello_at = now + (self.timing.hello if now < self._slow_from else self.timing.probe)
-        self._hellos_left = self.timing.hello_burst
-        if not self._to_greet:
-            self._to_greet.extend(self._everyone())
-        for _ in range(min(self._hellos_left, len(self._to_greet))):
-            self._greet(now, self._to_greet.popleft())
+        """As many as the bound of a burst still allows."""
+        if now >= self._burst_at + self.timing.hello:
+            self._burst_at, self._hellos_left = now, self.timing.hello_burst
+            self._asked_now.clear()
+        while self._hellos_left > 0 and (self._hinted or self._round):
+            target = next(iter(self._hinted)) if self._hinted else self._round.popleft()
+            self._hinted.pop(target, None)
+            if target not in self._asked_now:
+                self._greet(target)
 
     def _everyone(self) -> list[NodeId | Address]:
         """All known peers: the successors of the last view first; without one in any order, to spread the load."""
@@ -120,9 +129,10 @@ class Seek(Unled):
         context.rng.shuffle(known)
         return known
 
-    def _greet(self, now: float, target: NodeId | Address) -> None:
+    def _greet(self, target: NodeId | Address) -> None:
         context = self.context
         hello = Hello(context.status.addresses, context.key)
+        self._asked_now.add(target)
         self._hellos_left -= 1
         if target in context.book.loose:
             context.reach(Address(target), hello)
