@@ -179,7 +179,7 @@ async def _add(
         wall=lambda: WALL,
         policy=lambda: mesh.view.policy,
         apply_policy=apply,
-        publish_policy=mesh.set_policy,
+        publish_policy=apply,
         draining=lambda: node.draining,
     )
     app = make_app(context, max_body_bytes=MAX_BODY_BYTES)

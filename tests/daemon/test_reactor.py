@@ -180,6 +180,21 @@ async def test_only_a_coordinator_sets_the_policy(world: World, reactor: Reactor
     await world.until(lambda: reactor.view.policy.version == 1)
 
 
+async def test_who_sets_a_policy_can_wait_until_it_is_on_disk(world: World, reactor: Reactor) -> None:
+    reactor.start(world)
+    reactor.on_refused(PEER)
+    await world.until(lambda: reactor.leads)
+    world.disk_works.clear()
+    reactor.set_policy({"routing": {}})
+    waiting = asyncio.ensure_future(reactor.saved())
+    await world.until(lambda: "saving" in world.kinds()[-1:])
+    assert not waiting.done()
+    world.disk_error = StateUnwritable("the disk is full")
+    world.disk_works.set()
+    with pytest.raises(Unavailable, match="can't write"):
+        await waiting
+
+
 async def test_what_can_not_be_read_is_a_value_error(reactor: Reactor) -> None:
     for junk in ({}, {"t": "no such message"}, {"t": "claim", "ballot": 7}):
         with pytest.raises(ValueError):

@@ -31,7 +31,7 @@ class PolicyDesk:
         """Have the coordinator publish `body`, wherever it is. Raises `InvalidConfig` or `Unavailable`."""
         document = PolicyDocument.parse(body)
         if self._reactor.leads:
-            return self._reactor.set_policy(document.to_body())
+            return await self._publish(document)
         view = self._reactor.view
         leader = view.members.get(view.coordinator) if view.coordinator else None
         if leader is None:
@@ -40,11 +40,17 @@ class PolicyDesk:
         report = PolicyReport.model_validate(answer)
         return Policy(Ballot(report.ballot.term, NodeId(report.ballot.node_id)), report.version, report.policy)
 
-    def apply_here(self, body: Mapping[str, object]) -> Policy:
+    async def apply_here(self, body: Mapping[str, object]) -> Policy:
         """Publish `body` as coordinator. Raises `InvalidConfig`, or `Unavailable` when this node is none."""
-        return self._reactor.set_policy(PolicyDocument.from_body(body).to_body())
+        return await self._publish(PolicyDocument.from_body(body))
 
     def settle(self) -> None:
         """A mesh that has no policy yet gets the one from its first coordinator's file."""
         if self._reactor.leads and self._reactor.view.policy.version == 0:
             self._reactor.set_policy(self._default.to_body())
+
+    async def _publish(self, document: PolicyDocument) -> Policy:
+        """On disk when it returns: whoever asked for it is told that it holds."""
+        policy = self._reactor.set_policy(document.to_body())
+        await self._reactor.saved()
+        return policy

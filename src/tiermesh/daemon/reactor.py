@@ -114,6 +114,13 @@ class Reactor:
         self._perform(self._node.set_policy(clock.now(), body))
         return self._node.view.policy
 
+    async def saved(self) -> None:
+        """Wait until what was decided so far is on disk. Raises `Unavailable` when it can't be written there."""
+        while self._drain is not None:
+            await asyncio.wait((self._drain,))
+        if self._mute:
+            raise Unavailable("this node can't write its state folder and is about to end; ask another one")
+
     async def leave(self) -> None:
         """Say goodbye to the mesh, and wait until that is handed to the transport."""
         self._perform(self._node.leave(clock.now()))

@@ -31,7 +31,7 @@ class Context:
     policy: Callable[[], Policy]
     apply_policy: Callable[[Mapping[str, object]], Awaitable[Policy]]
     """Have the coordinator publish a new policy, wherever it is. Raises `InvalidConfig` or `Unavailable`."""
-    publish_policy: Callable[[Mapping[str, object]], Policy]
+    publish_policy: Callable[[Mapping[str, object]], Awaitable[Policy]]
     """The same, as coordinator. Raises `InvalidConfig`, or `Unavailable` when this node is none."""
     draining: Callable[[], bool]
     """Is this node about to leave? Then it takes no work from other nodes."""

@@ -61,7 +61,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
 
 async def publish_policy(request: web.Request) -> web.Response:
     """`POST /mesh/v1/policy`: another node asks its coordinator to publish the body."""
-    policy = request.app[CONTEXT].publish_policy(await read_object(request))
+    policy = await request.app[CONTEXT].publish_policy(await read_object(request))
     return web.json_response(policy_report(policy).model_dump(mode="json"))
 
 
