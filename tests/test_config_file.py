@@ -98,6 +98,7 @@ WRONG = [
     ("engines: [{url: 'http://h', name: kernel}]", None, "that one is built in"),
     ("engines: [{url: 'http://h:1'}, {url: 'http://h:1/v1'}]", None, "'h-1' is given 2 times"),
     ("cluster: 'my home'", "cluster", "letters, digits"),
+    (f"cluster: {'𠀀' * 63}", "cluster", "letters, digits"),
     ("cluster: ''", "cluster", "letters, digits"),
     ("name: no", "name", "is false, but must be text; put it in quotes"),
     ("grace_s: .nan", "grace_s", "is nan"),

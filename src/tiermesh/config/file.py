@@ -23,13 +23,16 @@ KERNEL: Literal["kernel"] = "kernel"
 SIZE_LIMIT_BYTES = 1024 * 1024
 """A configuration is written by hand; anything larger is some other file."""
 
+LABEL_LIMIT_BYTES = 240
+"""One string of a DNS record holds 255 bytes, its key included; only rare scripts come near it with 63 letters."""
+
 ServerKind = Literal["ollama", "vllm", "sglang", "llamacpp", "openai"]
 Backend = Literal["kernel", "ollama", "vllm", "sglang", "llamacpp", "openai"]
 
 
 def check_label(text: str) -> str:
     """A name of a node, an engine or a cluster: it is shown in tables and travels in a DNS record."""
-    if not re.fullmatch(r"[^\W_]([\w.-]{0,61}[^\W_])?", text):
+    if not re.fullmatch(r"[^\W_]([\w.-]{0,61}[^\W_])?", text) or len(text.encode()) > LABEL_LIMIT_BYTES:
         raise ValueError(
             "1 to 63 letters, digits, dots, dashes or underscores, and begin and end with a letter or digit"
         )
