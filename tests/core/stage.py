@@ -187,12 +187,14 @@ class Stage:
     def own_tier(self) -> Tier | None:
         return self.view.members[self.me].status.tier
 
-    def beats(self) -> list[Beat]:
-        return [effect.message for effect in self.all if isinstance(effect, Send) and isinstance(effect.message, Beat)]
+    def last(self, kind: type[M]) -> M:
+        """The last message of this kind that it sent in any call."""
+        said = (effect.message for effect in reversed(self.all) if isinstance(effect, Send))
+        return next(message for message in said if isinstance(message, kind))
 
     def acks(self, leader: NodeId = A, ballot: Ballot | None = None) -> Stage:
         """The coordinator answers the last beat."""
-        beat = self.beats()[-1]
+        beat = self.last(Beat)
         return self.hears(leader, Ack(beat.uplink, beat.seq, ballot or self.view.ballot))
 
     def leads(self, *voters: NodeId) -> Stage:
@@ -210,8 +212,7 @@ class Stage:
         """It asks, all `voters` say yes, and it claims."""
         self.asks(*voters)
         for voter in voters:
-            (pre, *_) = [e.message for e in self.all if isinstance(e, Send) and isinstance(e.message, Pre)][-1:]
-            self.hears(voter, Yes(pre.nonce, term))
+            self.hears(voter, Yes(self.last(Pre).nonce, term))
         return self
 
     def asks(self, *voters: NodeId) -> Stage:

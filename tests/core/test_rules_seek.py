@@ -7,7 +7,7 @@ from tests.core.stage import ME, A, B, C, D, E, Stage, address, contact, member,
 
 from tiermesh.core.constants import TIMING
 from tiermesh.core.context import next_term
-from tiermesh.core.messages import Ack, Claim, Deny, Follows, Grant, Hello, Join, Lead, Pre, Probe, Welcome, Yes
+from tiermesh.core.messages import Ack, Beat, Claim, Deny, Follows, Grant, Hello, Join, Lead, Pre, Probe, Welcome, Yes
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId
 
 
@@ -187,7 +187,7 @@ class TestRule5Loss:
 
     def test_an_old_runs_end_of_file_does_not_count(self) -> None:
         stage = Stage().follows()
-        stage.hears(A, Ack(stage.beats()[-1].uplink, 99, stage.view.ballot), run=2)
+        stage.hears(A, Ack(stage.last(Beat).uplink, 99, stage.view.ballot), run=2)
         stage.note(stage.node.lost(stage.now, A, session(A, 1)))
         assert stage.role == "follow"
         stage.note(stage.node.lost(stage.now, A, session(A, 2)))
