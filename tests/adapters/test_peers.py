@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from tiermesh.adapters import peers
 from tiermesh.adapters.passport import Passport, Stamp, read_stamp
@@ -208,6 +209,32 @@ async def test_clusters_and_versions_do_not_mix() -> None:
         await c.told.until_kind("message")
         assert b.told.events == []
         assert a.told.events == [("identified", c.address, c.id)]
+
+
+@pytest.mark.parametrize(
+    ("status", "speaks", "reason"),
+    [
+        (426, "99", "update the older one"),
+        (401, "1", "set the same MESH_TOKEN"),
+        (403, "1", "join it by its IP address"),
+        (500, "1", "HTTP 500"),
+    ],
+)
+async def test_who_is_turned_away_says_why(
+    status: int, speaks: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Passport("home", NodeId("b" * 32), SessionId(new_session())).stamp
+    stamp = other | {"X-Mesh-Protocol": speaks, "X-Mesh-Protocol-Minimum": speaks}
+
+    async def refuse(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=status, headers=stamp)
+
+    async with end() as a, RawTestServer(refuse) as server:
+        a.peers.reach(Address(f"127.0.0.1:{server.port}"), {})
+        async with asyncio.timeout(10):
+            while "turned this node away" not in caplog.text:
+                await asyncio.sleep(0.005)
+    assert reason in caplog.text
 
 
 async def test_a_twin_is_told_apart_from_oneself() -> None:

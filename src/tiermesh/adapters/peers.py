@@ -279,10 +279,25 @@ class Peers:
             self._events.on_identified(address, stamp.node_id)
             if stamp.session != self._passport.session:
                 self._events.on_twin(stamp.session)
-        elif error.status == 401:
-            self._tell_once(f"{address} demands another token: set the same MESH_TOKEN on every node of the cluster")
         else:
-            self._tell_once(f"{address} turned this node away (HTTP {error.status})")
+            self._tell_once(f"{address} turned this node away: {self._why_not(stamp, error.status)}")
+
+    def _why_not(self, stamp: Stamp, status: int) -> str:
+        """A refused handshake has no body: the reason is in the stamp or the status."""
+        try:
+            self._passport.judge(stamp)
+        except TiermeshError as error:
+            return str(error)
+        match status:
+            case 401:
+                return "it demands another token; set the same MESH_TOKEN on every node of the cluster"
+            case 403:
+                return (
+                    "without a token it serves private addresses only, and answers to its IP address or a local name; "
+                    "join it by its IP address, or set MESH_TOKEN on every node"
+                )
+            case _:
+                return f"HTTP {status}"
 
     async def _serve(self, link: Link) -> None:
         """Read a link until it closes; report the loss of a peer whose last link broke."""
