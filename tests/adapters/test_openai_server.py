@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 from tests.openai_fake import FakeOpenAI
 
+from tiermesh.adapters.engines import openai_server
 from tiermesh.adapters.engines.openai_server import DEFAULT_SLOTS, OpenAIServer
 from tiermesh.errors import EngineFailed, Unavailable
 
@@ -248,3 +250,22 @@ async def test_a_daemon_of_a_mesh_is_no_engine() -> None:
     async with running(f"http://127.0.0.1:{runner.addresses[0][1]}") as engine:
         assert engine.info.state == "down"
     await runner.cleanup()
+
+
+async def test_a_failed_server_that_does_not_say_why_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_server, "REASON_S", 0.02)
+    async with FakeOpenAI("x", "m") as fake, running(fake.url, watch_s=60) as engine:
+        server = RawTestServer(_fail_and_stall)
+        async with server:
+            engine.url = str(server.make_url("")).rstrip("/")
+            async with asyncio.timeout(5):
+                with pytest.raises(EngineFailed, match="HTTP 500"):
+                    async with engine.chat(BODY):
+                        pass
+
+
+async def _fail_and_stall(request: web.BaseRequest) -> web.StreamResponse:
+    response = web.StreamResponse(status=500)
+    await response.prepare(request)
+    await asyncio.Event().wait()
+    return response

@@ -5,6 +5,7 @@ An answer and a verdict are returned; everything else raises `EngineFailed`, or 
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -17,6 +18,9 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
 MAX_ERROR_BYTES = 64 * 1024
 """As much of an error's body as is read; a longer one is no reasoned verdict."""
+
+ERROR_S = 5.0
+"""For an error's body to come once its head has."""
 
 NOT_THE_CALLERS = frozenset({401, 403, 404, 408, 409, 426})
 """4xx that speak of the engine or the way to it: a wrong key of ours, a model that is gone, another cluster."""
@@ -47,7 +51,11 @@ async def read_completion(reply: Reply) -> bytes:
 
 async def read_verdict(reply: Reply) -> bytes:
     """The body of a verdict on the request itself. Raises when it is a failure of the candidate."""
-    body = await _read(reply, MAX_ERROR_BYTES)
+    try:
+        async with asyncio.timeout(ERROR_S):
+            body = await _read(reply, MAX_ERROR_BYTES)
+    except TimeoutError:
+        raise EngineFailed(f"HTTP {reply.status} and no reason within {ERROR_S:g} s") from None
     if reply.status in (429, 503):
         raise Unavailable(_told(reply, body), retry_after_s=_retry_after_s(reply))
     if reply.status in NOT_THE_CALLERS or not 400 <= reply.status < 500:

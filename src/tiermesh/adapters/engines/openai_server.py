@@ -40,6 +40,9 @@ DEFAULT_SLOTS = 4
 MAX_REASON_BYTES = 2048
 """As much of an error page as goes into our own message."""
 
+REASON_S = 1.0
+"""A server that has failed and is slow to say why is not waited for: somebody else may answer."""
+
 
 class OpenAIServer:
     """One server at `url`, with or without `/v1`. `kind` None: found out by asking it. `model` None: all its models.
@@ -185,8 +188,9 @@ class OpenAIServer:
 async def _failure(name: str, response: aiohttp.ClientResponse) -> EngineFailed | Unavailable:
     """5xx as an error; 503 asks for patience."""
     try:
-        said = (await response.content.read(MAX_REASON_BYTES)).decode("utf-8", "replace").strip()
-    except (aiohttp.ClientError, OSError):
+        async with asyncio.timeout(REASON_S):
+            said = (await response.content.read(MAX_REASON_BYTES)).decode("utf-8", "replace").strip()
+    except (aiohttp.ClientError, OSError, TimeoutError):
         said = ""
     message = f"{name} answered HTTP {response.status}: {said}"
     if response.status == 503:
