@@ -215,6 +215,15 @@ class Stage:
             self.hears(voter, Yes(self.last(Pre).nonce, term))
         return self
 
+    def campaigns_again(self, *voters: NodeId) -> Stage:
+        """It asks already; all `voters` say yes and grant."""
+        for voter in voters:
+            self.hears(voter, Yes(self.last(Pre).nonce, 0))
+        for voter in voters:
+            self.hears(voter, Grant(self.node.promised))
+        assert self.role == "lead"
+        return self
+
     def asks(self, *voters: NodeId) -> Stage:
         """It is past its window and its rank, and asks those it was hinted."""
         if voters:

@@ -128,9 +128,9 @@ class Follow(Role):
         self._beat(now)
         return None
 
-    def excuse(self, lag: float) -> None:
-        """The coordinator's acknowledgements waited here."""
-        self._pulse.heard_at += lag
+    def excuse(self, now: float, lag: float) -> None:
+        """The coordinator's acknowledgements waited here, and may still."""
+        self._pulse.heard_at = max(self._pulse.heard_at + lag, now - self._silence + self.timing.beat(self.context.n))
 
     def leave(self, now: float) -> None:
         """The coordinator tells the others."""

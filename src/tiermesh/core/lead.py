@@ -159,10 +159,14 @@ class Leader(Role):
         self._note_own(now)
         return None
 
-    def excuse(self, lag: float) -> None:
-        """The members' beats waited here."""
+    def excuse(self, now: float, lag: float) -> None:
+        """The members' beats waited here, and may still."""
+        n = self.context.n
+        least = now - self.timing.silence(n) + self.timing.beat(n)
         for link in self.links.values():
-            link.heard_at += lag
+            link.heard_at = max(link.heard_at + lag, least)
+        for node in self._awaited:
+            self._awaited[node] += lag
 
     def leave(self, now: float) -> None:
         """The members need not wait for silence."""

@@ -129,11 +129,11 @@ class Meeting:
         due: list[tuple[float, NodeId | Address]] = []
         for node, peer in book.peers.items():
             pace = timing.probe if now - peer.fresh_at() < timing.idle_after else timing.probe_idle
-            if node not in self._members and now - peer.asked_at > pace / 2:
+            if node not in self._members and now - peer.asked_at >= pace - timing.hello:
                 due.append((peer.asked_at, node))
         for address, loose in book.loose.items():
             pace = timing.probe if now - loose.hinted_at < timing.idle_after else timing.probe_idle
-            if now - loose.asked_at > pace / 2:
+            if now - loose.asked_at >= pace - timing.hello:
                 due.append((loose.asked_at, address))
         for _, target in nsmallest(self._probes_left, due):
             if target in book.peers:

@@ -136,6 +136,8 @@ class Node:
     def receive(self, now: float, sender: NodeId, session: SessionId, message: Message) -> list[Effect]:
         """`message` came in; the transport vouches for sender and session."""
         self._begin(now)
+        if isinstance(self._role, Gone):
+            return []
         if isinstance(message, Taken):
             self._disputed(now, message.session)
             return self._end(now, None, "taken")
@@ -210,7 +212,7 @@ class Node:
         if late > timing.silence(n) + timing.beat(n) and not isinstance(self._role, Gone):
             self._become(now, ToSeek(Wait.BOOT, first=self._role.coordinator), "thaw")
         elif late > timing.lag:
-            self._role.excuse(late)
+            self._role.excuse(now, late)
 
     def _end(self, now: float, wanted: Next | None, event: str) -> list[Effect]:
         """Carry out transitions, and at once what is due at once in the new state."""

@@ -116,8 +116,8 @@ class Role(ABC):
         self.context.publish(self.coordinator)
         return None
 
-    def excuse(self, lag: float) -> None:
-        """This node's loop was late: nobody is suspected for that time."""
+    def excuse(self, now: float, lag: float) -> None:
+        """This node's loop was late: nobody is suspected for that time, nor for mail that is not read yet."""
         return
 
     def leave(self, now: float) -> None:
