@@ -17,7 +17,7 @@ from tiermesh.client import RemoteClient
 from tiermesh.config import DaemonOptions, Flags, resolve_options
 from tiermesh.daemon import app
 from tiermesh.daemon.app import Daemon
-from tiermesh.errors import DuplicateNode, InvalidConfig, InvalidInput, Unavailable
+from tiermesh.errors import DuplicateNode, InvalidConfig, InvalidInput, Unavailable, UnknownModel
 from tiermesh.protocol.cluster import ClusterReport
 
 LIMIT_S = 20.0
@@ -241,6 +241,12 @@ async def test_what_can_not_run_says_why(
         more["state_dir"] = Path(str(more["state_dir"]))
     with pytest.raises(InvalidConfig, match=words):
         async with running(make("a", **more)):
+            pass
+
+
+async def test_a_model_that_is_nowhere_is_refused_at_the_start(make: Callable[..., DaemonOptions]) -> None:
+    with pytest.raises(UnknownModel, match="no model nosuch"):
+        async with running(make("a", no_engine=False, model="nosuch")):
             pass
 
 

@@ -93,6 +93,11 @@ def resolve(name: str, *, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE) -
     )
 
 
+def can_pull(name: str, *, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE) -> bool:
+    """Is this a name that `pull` would know where to look for?"""
+    return name in catalogue or _is_hub_name(name)
+
+
 def list_models(*, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE) -> list[KnownModel]:
     """The catalogue, and what of it is on this machine."""
     rows = []

@@ -9,20 +9,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from tiermesh.adapters.background import Background
+from tiermesh.adapters.catalogue import DEFAULT_MODEL
 from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.engines.detect import Detector
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
 from tiermesh.adapters.engines.openai_server import OpenAIServer
-from tiermesh.adapters.model_source import resolve
+from tiermesh.adapters.model_source import can_pull, resolve
 from tiermesh.config import DaemonOptions, EngineEntry
 from tiermesh.daemon.supervisor import Supervisor
-from tiermesh.errors import InvalidConfig, ModelSourceFailed, UnknownModel
+from tiermesh.errors import InvalidConfig, UnknownModel
 from tiermesh.types import Tier
 
 log = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "smollm2:135m"
-"""What a node serves that has torch, no other engine, and was told nothing: small enough for every machine."""
 
 
 class EngineRoom:
@@ -97,6 +95,9 @@ class EngineRoom:
             if self._options.model:
                 raise InvalidConfig(f"can't run {model}: {self._reason}", param="model")
             return
+        missing = await asyncio.to_thread(_missing, model)
+        if missing is not None and not can_pull(model):
+            raise missing
         await asyncio.to_thread(self._supervisor.start)
         await self._add(
             KernelEngine(
@@ -107,19 +108,12 @@ class EngineRoom:
                 on_change=self._on_change,
             )
         )
-        self._background.start(self._fetch(model))
+        if missing is not None:
+            log.info("%s is not on this machine yet; fetching it now", model)
+            self._background.start(self._fetch(model))
 
     async def _fetch(self, model: str) -> None:
-        """What isn't on this machine is fetched once, by a process of its own that may be stopped at any time."""
-        try:
-            await asyncio.to_thread(resolve, model)
-        except UnknownModel as error:
-            log.info("%s; fetching it now", error)
-        except ModelSourceFailed as error:
-            log.error("%s", error)
-            return
-        else:
-            return
+        """Fetch what isn't on this machine, once, by a process of its own that may be stopped at any time."""
         command = (sys.executable, "-m", "tiermesh.cli.main", "model", "pull", model)
         pull = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
         try:
@@ -136,3 +130,12 @@ class EngineRoom:
         self._engines[engine.info.name] = engine
         await engine.start()
         self._on_change()
+
+
+def _missing(model: str) -> UnknownModel | None:
+    """Why this machine has no such model; None when it has. Blocks for a look at the disk."""
+    try:
+        resolve(model)
+    except UnknownModel as error:
+        return error
+    return None
