@@ -28,7 +28,7 @@ def succession_key(member: Member) -> Key:
     """Order of succession, lower first: may lead, higher tier, longer membership, id."""
     status = member.status
     barred = not status.eligible or member.state != "up" or status.state != "up"
-    return (int(barred), -1 if status.tier is None else -1 - status.tier, member.joined, member.id)
+    return (int(barred), 0 if status.tier is None else -1 - status.tier, member.joined, member.id)
 
 
 def policy_stamp(policy: Policy) -> Stamp:

@@ -19,7 +19,7 @@ PROTOCOL_MINIMUM = 1
 """The oldest version this one still talks with."""
 
 Key = tuple[int, int, int, NodeId]
-"""Place in the succession, lower first: (may not lead, minus tier, join number, id)."""
+"""Place in the succession, lower first: (may not lead, minus one minus tier, join number, id)."""
 Stamp = tuple[Ballot, int]
 """Ballot and version of a view or policy, totally ordered."""
 Uplink = NewType("Uplink", int)
