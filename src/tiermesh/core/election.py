@@ -1,4 +1,29 @@
-"""Campaigns."""
+"""Campaigns: how a group that has no coordinator gets exactly one.
+
+Theory of operation
+-------------------
+A home has two machines as often as twenty, so there is no quorum: whoever is granted by *all* it could reach leads
+*them*. A partition therefore has a coordinator on each side, and what keeps that safe is not that it can't happen but
+that ballots differ. A ballot is (term, node id). What is held at all times:
+
+- A node grants a term to one candidate only. It compares terms, not ballots, and the promise is on disk before the
+  grant leaves (`core.effects`: effects in order, whatever follows a persist waits for it).
+- A node obeys nothing below the highest ballot it has promised, by granting or by following, also after a restart.
+- No ballot is held twice: a candidate steps above all that it has promised and persists before it claims.
+- Terms step by a hash of (node, term): two halves that elect at the same time do not pick the same term.
+
+A campaign has two phases. The **pre-vote** costs nothing and changes nothing: it asks everybody known whether a
+campaign is welcome. Whom it must hear is the last view without the lost coordinator and without those lately silent.
+One living coordinator in reach ends it, for `Lives` comes from the coordinator, or from a follower that has just
+exchanged a beat with it: a follower asked in the milliseconds before its own end-of-file would veto for a dead one
+if it judged by its uplink's last state. Of two who ask, the better (`membership.succession_key`) says `Busy`, the
+worse stands down. The **claim** then takes a term above all that was heard, persists it, and needs a grant of every
+single one who said yes, before a deadline that is checked by the clock when a grant is read, not by a timer: a
+frozen candidate must not win with what it finds on waking. Silence fails a claim; a refused connection only drops
+that voter, since nobody is there.
+
+Who may start when is spread out by rank x step, so that one campaign runs at a time; when two meet all the same,
+`Busy`, `Deny` and jitter part them, and what never meets does not matter: it is another group, see `core.meet`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,42 @@
-"""The one protocol object."""
+"""The one protocol object: what happens goes in with the time it happens at, and effects come out.
+
+Theory of operation
+-------------------
+A node is always in one of seven states, each a `Role` in a module of its own:
+
+    seek     nobody leads it; it asks around and waits for its turn to campaign       core.seek
+    join     it was told of a coordinator and asks it for membership, for a second    core.join
+    prevote  it asks whether a campaign is welcome                                    core.election
+    claim    it claims a ballot and collects grants                                   core.election
+    lead     it is the coordinator: uplinks, roster, views; meets its equals          core.lead, core.meet
+    follow   it is a member: one uplink, beats up, acknowledgements and views down    core.follow
+    gone     it left, was removed, or is the younger of two with one id               here
+
+What outlives a state (the promise, the roster, the address book, who was silent lately) is in `core.context`. A role
+asks for the next one by returning it; only this module makes transitions. Rows are states, columns are what happens:
+
+             end of uplink    told of a         asked `pre`        `claim`          deadline
+             (EOF, silence,   coordinator
+             bye, nolead)
+    seek     -                join              yes, or busy       grant: seek,     hello; prevote when
+                                                when just granted  else deny        it is its turn
+    join     seek, or the     (one at a time)   held until known   as seek          seek after a second
+             one named
+    prevote  ask again        join              busy, or yes and   as seek          claim
+                                                seek when worse
+    claim    ask that voter   a higher winner:  busy               higher term:     seek (some were silent)
+             again            join                                 grant, seek
+    lead     member down      probe it          lives              deny             beats missed: member
+                                                                                    down; probe; flush
+    follow   seek, or the     says who leads    beats first, then  deny, but grant  beat; seek after silence
+             one named                          lives or yes       when in doubt
+
+    prevote: lives -> join; busy -> seek; all answered -> claim.   claim: all granted -> lead; one denied -> seek.
+    join: welcome -> follow.   follow: drop, moved -> join.   lead: welcome (as the one that yields) -> follow.
+    any, after the clock jumped (sleep, freeze): seek, the old coordinator first.   leave, quit -> gone.
+
+`sim.coverage` has the same table as data; the simulation reports which of it was seen, and fails on what is not in
+it."""
 
 from __future__ import annotations
 

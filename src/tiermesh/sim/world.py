@@ -13,6 +13,7 @@ from tiermesh.sim.clock import Clock
 from tiermesh.sim.invariants import Invariants, Violation
 from tiermesh.sim.machine import Letter, Machine, Transition, WatchedNode
 from tiermesh.sim.network import WIRED, Network, Weather
+from tiermesh.sim.processor import Processor
 from tiermesh.types import Address, Contact, NodeId, SessionId, Status, Tier, View
 
 SPINS = 1000
@@ -34,6 +35,7 @@ class World:
     ) -> None:
         self.rng = random.Random(seed)
         self.clock = Clock()
+        self._processor = Processor(self.clock)
         self.network = Network(random.Random(seed + 1), weather)
         self.machines: dict[NodeId, Machine] = {}
         self.invariants = Invariants()
@@ -124,7 +126,7 @@ class World:
             other = self.machines[peer]
             other.links.discard(machine.id)
             if self.network.passes(machine.id, peer):
-                self._later(self.network.latency(), other, self._end_of_file, other, machine.id, session)
+                self._processor.later(self.network.latency(), other, self._end_of_file, other, machine.id, session)
         machine.links.clear()
 
     def leave(self, machine: Machine) -> None:
@@ -161,7 +163,7 @@ class World:
         if self.rng.random() < 0.5:
             self._call(machine, machine.node.tick)
         for action, arguments in mail:
-            self._enter(machine, machine.run, action, arguments)
+            self._processor.enter(machine, machine.run, action, arguments)
         self._arm(machine)
         self._carry_out(machine)
 
@@ -270,46 +272,11 @@ class World:
         for _ in range(self.network.copies()):
             latency = self.network.latency()
             if other.node is None:
-                self._later(2 * latency, machine, self._refused, machine, target)
+                self._processor.later(2 * latency, machine, self._refused, machine, target)
             else:
                 departs_in = max(machine.busy_until - self.now, 0.0)
                 letter = Letter(machine, machine.run, machine.session, message, target)
-                self._later(departs_in + latency, other, self._arrive, other, letter)
-
-    # What happens to a machine, unless it has ended before; when it is frozen or busy it happens later
-
-    def _later(self, delay: float, machine: Machine, action: Callable[..., None], *arguments: object) -> None:
-        self.clock.at(self.now + delay, self._enter, machine, machine.run, action, arguments)
-
-    def _enter(self, machine: Machine, run: int, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
-        if run != machine.run or machine.node is None:
-            return
-        if machine.frozen:
-            machine.mailbox.append((action, arguments))
-        elif machine.busy_until > self.now or machine.inbox:
-            self._queue(machine, action, arguments)
-        else:
-            action(*arguments)
-
-    def _queue(self, machine: Machine, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
-        machine.inbox.append((action, arguments))
-        if len(machine.inbox) == 1:
-            self.clock.at(machine.busy_until, self._work, machine, machine.run)
-
-    def _work(self, machine: Machine, run: int) -> None:
-        """The processor is free: take the next of what waits."""
-        if run != machine.run or not machine.inbox:
-            return
-        action, arguments = machine.inbox[0]
-        if machine.frozen:
-            machine.mailbox.extend(machine.inbox)
-            machine.inbox.clear()
-            return
-        action(*arguments)
-        if run == machine.run:
-            machine.inbox.popleft()
-            if machine.inbox:
-                self.clock.at(machine.busy_until, self._work, machine, run)
+                self._processor.later(departs_in + latency, other, self._arrive, other, letter)
 
     def _arrive(self, machine: Machine, letter: Letter) -> None:
         sender, node = letter.sender, machine.node
@@ -318,7 +285,7 @@ class World:
             machine.links.add(sender.id)
             sender.links.add(machine.id)
             if letter.target == machine.address:
-                self._later(self.network.latency(), sender, self._identified, sender, machine)
+                self._processor.later(self.network.latency(), sender, self._identified, sender, machine)
         self._call(machine, node.receive, sender.id, letter.session, letter.message)
 
     def _identified(self, machine: Machine, other: Machine) -> None:
@@ -348,7 +315,7 @@ class World:
         machine.discovered.add(found.id)
         contact = Contact((found.address,), found.id)
         delay = self.network.latency() + self.rng.uniform(0.001, 0.02)
-        self._later(delay, machine, self._hint, machine, contact)
+        self._processor.later(delay, machine, self._hint, machine, contact)
 
     def _exit(self, machine: Machine, run: int) -> None:
         if machine.run == run and machine.node is not None:
