@@ -176,6 +176,19 @@ async def test_an_error_body_becomes_its_error(
                 assert raised.value.param == error.get("param")
 
 
+async def test_what_is_no_daemon_is_told_apart(mesh: FakeMesh) -> None:
+    async with RemoteClient("ftp://x") as client:
+        with pytest.raises(InvalidInput, match="is no URL of a node"):
+            await client.cluster()
+    async with RemoteClient(mesh.url.replace("http:", "https:")) as client:
+        with pytest.raises(Unavailable, match=r"no TLS with https://.*A daemon speaks plain http://"):
+            await client.cluster()
+    mesh.failure = (404, {}, {})
+    async with RemoteClient(mesh.url) as client:
+        with pytest.raises(NotFound, match="HTTP 404 and no reason given: is it a Tiermesh daemon"):
+            await client.cluster()
+
+
 async def test_nobody_answers() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -49,3 +49,8 @@ def test_an_answer_that_breaks_off_is_said(fake: FakeMesh, mesh: Mesh) -> None:
     fake.ending = "error"
     done = mesh("ask", "x")
     assert (done.exit_code, done.stdout, done.stderr) == (1, "Paris.\n", "mesh: the engine died\n")
+
+
+def test_another_tier_than_the_one_asked_for_is_said(mesh: Mesh) -> None:
+    assert "tier 2 in place of 1, " in mesh("ask", "x", "--tier", "1").stderr
+    assert "in place of" not in mesh("ask", "x", "--tier", "2").stderr

@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from tiermesh.client import RemoteClient
     from tiermesh.client.remote import Options
     from tiermesh.protocol.complete import CompleteResponse
+    from tiermesh.types import Tier
 
 
 def ask(
     prompt: Annotated[str, typer.Argument(help="The question; `-` reads it from standard input.")],
     model: Annotated[str | None, typer.Option(help="A model, an alias, tier:N or auto. [default: auto]")] = None,
-    tier: Annotated[int | None, typer.Option(min=0, max=2, help="0 fast, 1 medium, 2 powerful.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 always takes the likeliest word.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="End the answer after so many tokens.")] = None,
+    tier: Annotated[int | None, typer.Option(metavar="N", min=0, max=2, help="0 fast, 1 medium, 2 powerful.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="N", min=0, max=2, help="0 always takes the likeliest word.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="End the answer after so many tokens.")
+    ] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is whole.")] = False,
     as_json: connect.JsonOption = False,
     url: connect.UrlOption = None,
@@ -52,7 +57,7 @@ async def _ask(url: str | None, question: str, options: Options, *, whole: bool,
         return
     if whole:
         print(answer.content or "")
-    print(_served(answer, time.monotonic() - started), file=sys.stderr)
+    print(_served(answer, options.get("tier"), time.monotonic() - started), file=sys.stderr)
 
 
 async def _stream(mesh: RemoteClient, question: str, options: Options) -> CompleteResponse:
@@ -70,7 +75,8 @@ async def _stream(mesh: RemoteClient, question: str, options: Options) -> Comple
     return stream.result
 
 
-def _served(answer: CompleteResponse, took_s: float) -> str:
+def _served(answer: CompleteResponse, wanted: Tier | None, took_s: float) -> str:
     tokens = f", {answer.usage.completion_tokens} tokens" if answer.usage else ""
     cut = " (cut at the token limit)" if answer.finish_reason == "length" else ""
-    return f"— {answer.model} on {answer.node}, tier {answer.tier}{tokens}, {took_s:.1f} s{cut}"
+    instead = "" if wanted in (None, answer.tier) else f" in place of {wanted}"
+    return f"— {answer.model} on {answer.node}, tier {answer.tier}{instead}{tokens}, {took_s:.1f} s{cut}"

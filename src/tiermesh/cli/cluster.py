@@ -48,7 +48,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again every second, until Ctrl-C.")] = False,
     url: connect.UrlOption = None,
 ) -> None:
-    """Show every node: tier, state, role, models, load, latency, hardware."""
+    """Show every node and what it serves. Tier, state, role, models, load, latency, hardware."""
     if watch:
         with suppress(KeyboardInterrupt):
             connect.run(_watch(url, as_json))

@@ -50,7 +50,8 @@ async def open_mesh(url: str | None, *, timeout_s: float = LOOK_S) -> AsyncItera
         try:
             yield client
         except Unauthenticated as error:
-            raise Unauthenticated(f"{client.url} demands a token: set MESH_TOKEN to the mesh's ({error})") from error
+            said = "refuses the token given" if client.token else "demands a token"
+            raise Unauthenticated(f"{client.url} {said}: set MESH_TOKEN to the mesh's ({error})") from error
 
 
 async def _find(file: ClusterFile) -> str:

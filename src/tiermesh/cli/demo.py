@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 MODEL = "smollm2:135m"
 FIRST_QUESTION = "What is the capital of France?"
-SECOND_QUESTION = "What is the capital of Italy?"
+SECOND_QUESTION = "What is the capital of Japan?"
 
 FORMATION_LIMIT_S = 60.0
 """Three interpreters that start at once need most of it on a small machine; the election takes under a second."""

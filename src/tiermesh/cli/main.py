@@ -29,9 +29,11 @@ app.add_typer(model.app, name="model")
 
 @app.command("demo")
 def demo(
-    keep_logs: Annotated[bool, typer.Option(help="When a step fails, print what the daemons said.")] = False,
+    keep_logs: Annotated[
+        bool, typer.Option("--keep-logs", help="When a step fails, print what the daemons said.")
+    ] = False,
 ) -> None:
-    """Show a mesh of three daemons on this machine: found, asked, hit, and asked again."""
+    """Show a mesh of three daemons on this machine. It is formed, asked, hit, and asked again."""
     from tiermesh.cli.demo import run
 
     raise typer.Exit(run(keep_logs=keep_logs))

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 200
 """Columns of a table when nobody's terminal sets a limit: wide enough that nothing is wrapped."""
 
+WRAPPED = ("models", "hardware", "about")
+"""Columns that a narrow terminal breaks into lines; the others are short, and of use only when whole."""
+
 NAMES_SHOWN = 8
 """More names than this are a number."""
 
@@ -155,7 +158,9 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        made.add_column(name, no_wrap=name not in WRAPPED, overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     return made

@@ -10,17 +10,28 @@ import typer
 
 def up(
     state_dir: Annotated[
-        Path | None, typer.Option(help="Where this node keeps what it must remember.", file_okay=False)
+        Path | None,
+        typer.Option(
+            help="Where this node keeps what it must remember. [default: $MESH_STATE_DIR, else the user's]",
+            file_okay=False,
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="This node's name. [default: the host name]")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="[default: 8000, or the next free one; 0 is any free one]")
+        int | None,
+        typer.Option(
+            metavar="N", min=0, max=65535, help="Where it listens; 0 is any free one. [default: 8000, or the next free]"
+        ),
     ] = None,
     cluster: Annotated[str | None, typer.Option(help="Nodes with the same one form a mesh. [default: home]")] = None,
     tier: Annotated[
-        int | None, typer.Option(min=0, max=2, help="0 fast, 1 medium, 2 powerful. [default: by the hardware]")
+        int | None,
+        typer.Option(metavar="N", min=0, max=2, help="0 fast, 1 medium, 2 powerful. [default: by the hardware]"),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model that this node runs itself: a name, or a folder.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model that this node runs itself: a name from `mesh model list`, a folder, or ORG/NAME."),
+    ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="An OpenAI-compatible server to put into the mesh; repeatable."),
@@ -39,12 +50,13 @@ def up(
         typer.Option(metavar="HOST:PORT", help="A node of the mesh, where mDNS can't find one; repeatable."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="[default: $MESH_CONFIG, ./cluster.yaml, the user's]")
+        Path | None,
+        typer.Option(dir_okay=False, help="A cluster.yaml. [default: $MESH_CONFIG, ./cluster.yaml, the user's]"),
     ] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option()] = "text",
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option()] = "info",
 ) -> None:
-    """Run this machine's daemon: join or found the mesh, and answer prompts.
+    """Run this machine's daemon. It joins or founds the mesh, and answers prompts.
 
     The token of the mesh, if it has one, is taken from $MESH_TOKEN or from the file.
     """

@@ -48,7 +48,7 @@ def error_of(body: object, status: int = 500, retry_after: str | None = None) ->
     """The error that an `{"error": {...}}` body stands for; OpenAI's shape has our type in `code`."""
     detail = body.get("error") if isinstance(body, dict) else None
     detail = detail if isinstance(detail, dict) else {}
-    message = str(detail.get("message") or f"HTTP {status}")
+    message = str(detail.get("message") or f"HTTP {status} and no reason given: is it a Tiermesh daemon?")
     fallback = _BY_STATUS.get(status) or (InvalidInput if 400 <= status < 500 else TiermeshError)
     kind = _by_type().get(str(detail.get("code") or detail.get("type")), fallback)
     if issubclass(kind, InvalidInput):
@@ -61,6 +61,10 @@ def error_of(body: object, status: int = 500, retry_after: str | None = None) ->
 
 def unreachable(url: str, error: Exception) -> Unavailable:
     """Nobody answers at all."""
+    if isinstance(error, aiohttp.ClientSSLError):
+        reason = getattr(getattr(error, "os_error", None), "reason", None)
+        told = str(reason).replace("_", " ").lower() if reason else str(error)
+        return Unavailable(f"no TLS with {url}: {told}. A daemon speaks plain http://, unless a proxy is before it")
     system = getattr(error, "os_error", None)
     reason = os.strerror(system.errno) if system and (system.errno or 0) > 0 else getattr(system, "strerror", None)
     return Unavailable(f"no daemon answers at {url}: {str(reason or error).lower()}. Is `mesh up` running there?")

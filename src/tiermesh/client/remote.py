@@ -149,7 +149,7 @@ class RemoteClient:
         try:
             async with self._session.request(method, self.url + path, json=body, timeout=limits) as response:
                 yield response
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise InvalidInput(f"{self.url!r} is no URL of a node, for example http://192.168.1.20:8000") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise unreachable(self.url, error) from error
