@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.core.stage import ME, A, B, member, status
 
-from tiermesh.core.codec import LARGEST_INTEGER, LONGEST_TEXT
+from tiermesh.core.codec import DEEPEST, LARGEST_INTEGER, LONGEST_TEXT
 from tiermesh.core.messages import (
     PROTOCOL,
     PROTOCOL_MINIMUM,
     Ack,
     Beat,
     Bye,
+    Claim,
     Hello,
     Message,
     Update,
@@ -212,3 +213,19 @@ def _with_one_part_replaced(value: Any, data: st.DataObject) -> Any:
 
 def test_an_acknowledgement_is_small() -> None:
     assert len(json.dumps(encode(Ack(Uplink(1), 1000, Ballot(10**9, B))))) < 120
+
+
+def test_text_that_nobody_can_write_down_is_refused() -> None:
+    claim = encode(Claim(Ballot(5, A)))
+    with pytest.raises(ValueError, match="text"):
+        decode({**claim, "ballot": {"term": 5, "node_id": "\ud800"}})
+    assert decode({**claim, "ballot": {"term": 5, "node_id": "é\U0001f600"}})
+
+
+def test_a_policy_nested_too_deeply_is_refused() -> None:
+    def nested(levels: int) -> object:
+        return {"x": nested(levels - 1)} if levels else 1
+
+    assert policy_from_dict({"body": nested(DEEPEST)})
+    with pytest.raises(ValueError, match="levels"):
+        policy_from_dict({"body": nested(DEEPEST + 1)})

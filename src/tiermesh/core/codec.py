@@ -15,6 +15,8 @@ from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_
 
 LONGEST_TEXT = 4096
 """Characters of any one string: names, addresses, digests are far shorter."""
+DEEPEST = 32
+"""Levels of plain data within data: a policy has four. What is deeper could be read here and not be written again."""
 LARGEST_INTEGER = 2**53
 """Beyond it JSON readers lose digits. A term reaches it after 2^37 elections."""
 
@@ -127,7 +129,7 @@ def _tuple_decoder(arguments: tuple[Any, ...]) -> Decoder:
 
 
 def _mapping_decoder(inner: Any) -> Decoder:
-    decoder: Decoder = (lambda data: data) if inner is object else _decoder(inner)
+    decoder: Decoder = _plain if inner is object else _decoder(inner)
 
     def decode(data: object) -> object:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -143,10 +145,24 @@ def _list(data: object) -> list[object]:
     return data
 
 
+def _plain(data: object, room: int = DEEPEST) -> object:
+    """Any JSON data that is not nested too deeply."""
+    if not room:
+        raise ValueError(f"data of at most {DEEPEST} levels was expected")
+    if isinstance(data, dict):
+        return {key: _plain(each, room - 1) for key, each in data.items()}
+    return [_plain(each, room - 1) for each in data] if isinstance(data, list) else data
+
+
 def _text(data: object) -> str:
-    if not isinstance(data, str) or len(data) > LONGEST_TEXT:
+    if not isinstance(data, str) or len(data) > LONGEST_TEXT or not _is_unicode(data):
         raise ValueError(f"text of at most {LONGEST_TEXT} characters was expected")
     return data
+
+
+def _is_unicode(text: str) -> bool:
+    """Has no lone surrogate, which JSON may carry and no disk or wire takes."""
+    return text.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _integer(data: object) -> int:
