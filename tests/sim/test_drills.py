@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from tiermesh.sim import drills
 from tiermesh.sim.drills import DRILLS
+from tiermesh.sim.machine import Machine
 from tiermesh.sim.network import WIFI, WIRED
 
 SEEDS = range(14)
@@ -38,3 +42,24 @@ def test_wired(name: str) -> None:
 @pytest.mark.parametrize("name", DRILLS)
 def test_wifi(name: str) -> None:
     assert max(DRILLS[name](seed, WIFI) for seed in SEEDS) <= BOUNDS_S[name][1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_starved_loops_suspect_nobody(seed: int) -> None:
+    """Two minutes in which every daemon stands still for up to 0.3 s again and again: no election, nobody down."""
+    world, machines = drills.stable(seed, WIRED)
+    rng = random.Random(seed)
+
+    def stall(machine: Machine) -> None:
+        world.freeze(machine)
+        world.clock.at(world.now + rng.uniform(0.05, 0.3), resume, machine)
+
+    def resume(machine: Machine) -> None:
+        world.thaw(machine)
+        world.clock.at(world.now + rng.uniform(0.001, 0.3), stall, machine)
+
+    for machine in machines:
+        stall(machine)
+    before = world.transitions.copy()
+    world.run(120.0)
+    assert world.transitions == before

@@ -31,7 +31,7 @@ class Seek(Unled):
         self._hinted: dict[NodeId | Address, None] = {}
         """New ones, which go before the round of all."""
         self._round: deque[NodeId | Address] = deque()
-        if wanted.first is not None:
+        if wanted.first not in (None, context.me):
             self._hinted[wanted.first] = None
             self._greet_some(now)
 

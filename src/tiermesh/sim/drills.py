@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tiermesh.sim.machine import Machine
-from tiermesh.sim.network import WIRED, Weather
+from tiermesh.sim.network import Weather
 from tiermesh.sim.world import World
 
 LIMIT_S = 20.0
@@ -27,6 +27,16 @@ def is_led(machines: list[Machine]) -> bool:
     }
 
 
+def stable(seed: int, weather: Weather) -> tuple[World, list[Machine]]:
+    """A mesh of 3 to 9 nodes that has agreed and come to rest."""
+    world, machines = _world(seed, weather)
+    for machine in machines:
+        world.start(machine)
+    _await(world, lambda: is_led(machines))
+    world.run(3.0 + world.rng.random())
+    return world, machines
+
+
 def formation(seed: int, weather: Weather) -> float:
     """All start at once and never met."""
     world, machines = _world(seed, weather)
@@ -38,7 +48,7 @@ def formation(seed: int, weather: Weather) -> float:
 
 def failover_by_end_of_file(seed: int, weather: Weather) -> float:
     """The coordinator is killed."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     leader = _leader(machines)
     world.crash(leader)
     return _time(world, lambda: is_led(_without(machines, leader)))
@@ -46,7 +56,7 @@ def failover_by_end_of_file(seed: int, weather: Weather) -> float:
 
 def failover_by_silence(seed: int, weather: Weather) -> float:
     """The coordinator's cable is pulled."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     leader = _leader(machines)
     _isolate(world, [leader])
     return _time(world, lambda: is_led(_without(machines, leader)))
@@ -54,7 +64,7 @@ def failover_by_silence(seed: int, weather: Weather) -> float:
 
 def failover_of_two(seed: int, weather: Weather) -> float:
     """The cables of the coordinator and of its first successor are pulled."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     leader = _leader(machines)
     assert leader.node is not None
     others = sorted(_without(machines, leader), key=lambda each: leader.node.view.members[each.id].joined)  # type: ignore[union-attr]
@@ -64,7 +74,7 @@ def failover_of_two(seed: int, weather: Weather) -> float:
 
 def merge_of_met(seed: int, weather: Weather) -> float:
     """Two halves of one mesh, each with a coordinator, can see each other again."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     halves = _halves(world, machines)
     _await(world, lambda: all(map(is_led, halves)))
     world.run(5.0 + world.rng.random())
@@ -86,7 +96,7 @@ def merge_of_strangers(seed: int, weather: Weather) -> float:
 
 def join(seed: int, weather: Weather) -> float:
     """A node starts beside a mesh."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     newcomer = world.add("newcomer", tier=2)
     world.start(newcomer)
     return _time(world, lambda: _is_shown([*machines, newcomer], newcomer, "up"))
@@ -94,7 +104,7 @@ def join(seed: int, weather: Weather) -> float:
 
 def member_killed(seed: int, weather: Weather) -> float:
     """A member is killed: until it is marked down everywhere."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     member = _without(machines, _leader(machines))[0]
     world.crash(member)
     return _time(world, lambda: _is_shown(_without(machines, member), member, "down"))
@@ -102,7 +112,7 @@ def member_killed(seed: int, weather: Weather) -> float:
 
 def member_cut(seed: int, weather: Weather) -> float:
     """A member's cable is pulled: until it is marked down everywhere."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     member = _without(machines, _leader(machines))[0]
     _isolate(world, [member])
     return _time(world, lambda: _is_shown(_without(machines, member), member, "down"))
@@ -110,7 +120,7 @@ def member_cut(seed: int, weather: Weather) -> float:
 
 def thaw(seed: int, weather: Weather) -> float:
     """A coordinator that slept for ten seconds wakes: until it is a member."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     leader = _leader(machines)
     world.freeze(leader)
     world.run(10.0)
@@ -120,7 +130,7 @@ def thaw(seed: int, weather: Weather) -> float:
 
 def power_cut(seed: int, weather: Weather) -> float:
     """All are killed and start again within a second in any order, with no mDNS and no `--join`."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     world.mdns = False
     for machine in machines:
         world.crash(machine)
@@ -133,7 +143,7 @@ def power_cut(seed: int, weather: Weather) -> float:
 
 def out_of_reach(seed: int, weather: Weather) -> float:
     """One member can reach all but the coordinator: until it leads itself and is shown as down by the others."""
-    world, machines = _stable(seed, weather)
+    world, machines = stable(seed, weather)
     leader = _leader(machines)
     member = _without(machines, leader)[0]
     world.network.cut(leader.id, member.id)
@@ -160,15 +170,6 @@ def _world(seed: int, weather: Weather) -> tuple[World, list[Machine]]:
     world = World(seed, weather=weather)
     count = LEAST + seed % (MOST - LEAST + 1)
     return world, [world.add(f"n{index}", tier=1) for index in range(count)]
-
-
-def _stable(seed: int, weather: Weather = WIRED) -> tuple[World, list[Machine]]:
-    world, machines = _world(seed, weather)
-    for machine in machines:
-        world.start(machine)
-    _await(world, lambda: is_led(machines))
-    world.run(3.0 + world.rng.random())
-    return world, machines
 
 
 def _leader(machines: list[Machine]) -> Machine:
