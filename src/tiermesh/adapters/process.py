@@ -58,7 +58,8 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env={**os.environ, **(env or {})},
-            start_new_session=True,
+            # Not a session of its own: Linux schedules sessions as equals (autogroup), and its niceness would be void.
+            process_group=0,
         )
         return cls(child, ProcessRecord(child.pid, _start_time(child.pid)), log)
 
@@ -107,10 +108,17 @@ class Process:
     async def _copy_log(self, path: Path) -> None:
         assert self._child.stdout is not None
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = b""
         with _RotatingFile(path) as file:
             while block := await self._child.stdout.read(READ_BYTES):
                 file.write(block)
-                self._tail.extend(line for line in block.decode(errors="replace").splitlines() if line.strip())
+                *lines, unfinished = (unfinished[-READ_BYTES:] + block).split(b"\n")
+                self._keep(lines)
+        self._keep([unfinished])
+
+    def _keep(self, lines: Iterable[bytes]) -> None:
+        texts = (line.decode(errors="replace").rstrip() for line in lines)
+        self._tail.extend(text for text in texts if text)
 
 
 class _RotatingFile:
