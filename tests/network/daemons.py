@@ -68,7 +68,8 @@ class Daemon:
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env=self._environment(),
-                start_new_session=True,
+                # Linux schedules sessions as equals (autogroup): niced work is niced among those of its own session.
+                process_group=0,
             )
 
     def kill(self, *, reap: bool = True) -> None:
