@@ -64,6 +64,15 @@ def test_no_engine_is_a_node_that_only_routes(tmp_path: Path) -> None:
     assert (options.kernel, options.detect, options.engines) == (False, False, ())
     with pytest.raises(InvalidConfig, match="contradict"):
         resolve(tmp_path, engines=("http://h",), no_engine=True)
+    with pytest.raises(InvalidConfig, match="contradict"):
+        resolve(tmp_path, model="smollm2:135m", no_engine=True)
+
+
+def test_an_empty_name_is_a_mistake_and_not_the_default(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="--cluster is '', but must be"):
+        resolve(tmp_path, cluster="")
+    with pytest.raises(InvalidConfig, match="--name is '', but must be"):
+        resolve(tmp_path, name="")
 
 
 def test_detection_is_turned_off_by_either(tmp_path: Path) -> None:

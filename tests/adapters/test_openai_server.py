@@ -130,7 +130,9 @@ async def test_a_server_that_goes_and_comes_back_is_down_in_between() -> None:
         await fake.close()
 
 
-async def test_a_request_that_finds_the_server_gone_makes_the_engine_look_at_once() -> None:
+async def test_a_request_that_finds_the_server_gone_makes_the_engine_look_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     changes = Changes()
     async with FakeOpenAI("f", "m") as fake, running(fake.url, changes, watch_s=60) as engine:
         await fake.close()
@@ -138,6 +140,7 @@ async def test_a_request_that_finds_the_server_gone_makes_the_engine_look_at_onc
             async with engine.chat(BODY):
                 pass
         await changes.until(lambda: engine.info.state == "down")
+        assert caplog.messages == [f"engine {engine.info.name}: {fake.url} does not answer: connection refused"]
 
 
 async def test_requests_are_counted_while_they_run_and_passed_on_unchanged() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -235,6 +236,26 @@ async def test_who_is_turned_away_says_why(
             while "turned this node away" not in caplog.text:
                 await asyncio.sleep(0.005)
     assert reason in caplog.text
+
+
+async def test_an_address_to_join_at_which_nobody_answers_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        nobody = Address(f"127.0.0.1:{sock.getsockname()[1]}")
+        async with end() as a, asyncio.timeout(10):
+            for times in (1, 2):
+                a.peers.reach(nobody, {})
+                while len(a.told.events) < times:
+                    await asyncio.sleep(0.005)
+    assert caplog.messages == [f"no node answers at {nobody} (connection refused); it is tried again and again"]
+
+
+async def test_an_address_of_another_mesh_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async with end() as a, end(cluster="other") as b:
+        a.peers.reach(b.address, {})
+        async with asyncio.timeout(10):
+            while "is of cluster 'other'" not in caplog.text:
+                await asyncio.sleep(0.005)
 
 
 async def test_a_twin_is_told_apart_from_oneself() -> None:

@@ -238,7 +238,7 @@ BAD_INPUT = {
     "deep nesting": (DEEP, 400, None, "nested"),
     "unknown role": (chat(messages=[{"role": "robot", "content": "x"}]), 400, "messages[0].role", "'user'"),
     "no role": (chat(messages=[*HELLO, {"content": "x"}]), 400, "messages[1].role", "required"),
-    "empty messages": (chat(messages=[]), 400, "messages", "at least 1"),
+    "empty messages": (chat(messages=[]), 400, "messages", "must not be empty"),
     "no messages": (b'{"model": "m"}', 400, "messages", "required"),
     "messages of the wrong type": (chat(messages="hello"), 400, "messages", "list"),
     "a message of the wrong type": (chat(messages=["hello"]), 400, "messages[0]", "object"),

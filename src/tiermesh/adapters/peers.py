@@ -27,6 +27,7 @@ from tiermesh.adapters.background import Background
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.link import Link
 from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
+from tiermesh.adapters.reasons import reason_of
 from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable
 from tiermesh.protocol import headers
 from tiermesh.types import Address, NodeId, SessionId
@@ -153,7 +154,7 @@ class Peers:
                         self._http.post(f"http://{address}/mesh/v1/generate", data=io.BytesIO(data), headers=stamped)
                     )
                 except UNREACHABLE as error:
-                    failures.append(f"{address}: {_reason(error)}")
+                    failures.append(f"{address}: {reason_of(error)}")
                     if not isinstance(error, _NEVER_ARRIVED):
                         break  # it may have begun to work: another address of the same node is no remedy
                     continue
@@ -178,7 +179,7 @@ class Peers:
                     ) as response:
                         answer = await response.json()
             except (*UNREACHABLE, ValueError) as error:
-                reasons.append(f"{address}: {_reason(error)}")
+                reasons.append(f"{address}: {reason_of(error)}")
                 continue
             if response.headers.get(HEADER_PEER) != node:
                 reasons.append(f"{address}: another node answers there")
@@ -212,7 +213,7 @@ class Peers:
         """Try all addresses at once; hand what waited to the first right answer, or report a refusal by all."""
         known = target not in addresses
         refusals = 0
-        attempts = [asyncio.ensure_future(self._try(address)) for address in addresses]
+        attempts = [asyncio.ensure_future(self._try(address, named=not known)) for address in addresses]
         link: Link | None = None
         try:
             for attempt in asyncio.as_completed(attempts):
@@ -241,8 +242,11 @@ class Peers:
         elif refusals == len(addresses):
             self._events.on_refused(target, known=known)
 
-    async def _try(self, address: Address) -> Link | bool:
-        """A link with whoever is at `address`, or whether the connection was refused."""
+    async def _try(self, address: Address, *, named: bool) -> Link | bool:
+        """A link with whoever is at `address`, or whether the connection was refused.
+
+        `named`: a person gave this address, no node did, and waits to see whether it is the right one.
+        """
         assert self._http is not None, "open() comes first"
         try:
             async with asyncio.timeout(DIAL_S):
@@ -254,10 +258,12 @@ class Peers:
                 return await self._check(address, ws)
         except aiohttp.WSServerHandshakeError as error:
             self._turned_away(address, error)
-        except aiohttp.ClientConnectorError as error:
-            return isinstance(error.os_error, ConnectionRefusedError)
-        except UNREACHABLE:
-            pass
+        except UNREACHABLE as error:
+            if named:
+                self._tell_once(f"no node answers at {address} ({reason_of(error)}); it is tried again and again")
+            return isinstance(error, aiohttp.ClientConnectorError) and isinstance(
+                error.os_error, ConnectionRefusedError
+            )
         return False
 
     async def _check(self, address: Address, ws: aiohttp.ClientWebSocketResponse) -> Link | bool:
@@ -273,8 +279,10 @@ class Peers:
 
     def _turned_away(self, address: Address, error: aiohttp.WSServerHandshakeError) -> None:
         stamp = _stamp_of(error)
-        if stamp is None or stamp.cluster != self._passport.cluster:
-            log.debug("%s is not of this cluster (HTTP %s)", address, error.status)
+        if stamp is None:
+            self._tell_once(f"{address} is no node of a mesh: it answered HTTP {error.status}")
+        elif stamp.cluster != self._passport.cluster:
+            self._tell_once(f"{address} is of cluster {stamp.cluster!r}, this node of {self._passport.cluster!r}")
         elif stamp.node_id == self._passport.node_id:
             self._events.on_identified(address, stamp.node_id)
             if stamp.session != self._passport.session:
@@ -350,7 +358,7 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         async for chunk in response.content.iter_any():
             yield chunk
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise EngineFailed(f"the answer broke off: {_reason(error)}") from error
+        raise EngineFailed(f"the answer broke off: {reason_of(error)}") from error
 
 
 def _refusal(status: int, answer: object) -> TiermeshError:
@@ -388,7 +396,3 @@ def _stamp_of(error: aiohttp.WSServerHandshakeError) -> Stamp | None:
         return read_stamp(error.headers)
     except TiermeshError:
         return None
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__

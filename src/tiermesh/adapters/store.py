@@ -101,8 +101,9 @@ class Store:
             db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
             _migrate(db)
         except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or error
             raise InvalidConfig(
-                f"can't use the state folder {self._folder}: {error}. Choose another with --state-dir, or move it "
+                f"can't use the state folder {self._folder}: {reason}. Choose another with --state-dir, or move it "
                 "aside to start as a new node",
                 param="state_dir",
             ) from error

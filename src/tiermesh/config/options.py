@@ -80,12 +80,12 @@ class DaemonOptions:
 def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> DaemonOptions:
     """Read the file and merge. Raises `InvalidConfig` naming the option or the field."""
     file = load(flags.config, env)
-    name = _label(flags.name or file.name or host_name(), "--name")
+    name = _label(host_name() if (said := _first(flags.name, file.name)) is None else said, "--name")
     own_port, own_tier, own_model = _own_facts(file, name)
     port = _first(flags.port, file.port, own_port)
     return DaemonOptions(
         state_dir=flags.state_dir.expanduser().absolute() if flags.state_dir else default_state_dir(env),
-        cluster=_label(flags.cluster or file.cluster, "--cluster"),
+        cluster=_label(file.cluster if flags.cluster is None else flags.cluster, "--cluster"),
         name=name,
         port=DEFAULT_PORT if port is None else port,
         port_may_move=port is None,
@@ -123,6 +123,8 @@ def _own_facts(file: ClusterFile, name: str) -> tuple[int | None, Tier | None, s
 
 
 def _engines(flags: Flags, file: ClusterFile) -> tuple[EngineEntry, ...]:
+    if flags.no_engine and flags.model:
+        raise InvalidConfig("--no-engine and --model contradict each other; leave one out", param="--model")
     if flags.no_engine and flags.engines:
         raise InvalidConfig("--no-engine and --engine contradict each other; leave one out", param="--engine")
     if flags.no_engine:

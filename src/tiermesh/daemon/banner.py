@@ -41,7 +41,7 @@ def lines(facts: Facts) -> str:
         ("tier", f"{facts.tier}  ({facts.tier_reason})" if facts.tier is not None else "none: this node has no engine"),
         ("hardware", hardware_line(facts.hardware)),
         ("engines", ", ".join(f"{e.name} ({e.kind})" for e in facts.engines) or f"none ({facts.no_engine_reason})"),
-        ("models", ", ".join(f"{m.name} (tier {m.tier})" for m in facts.models) or "none yet"),
+        ("models", _models(facts)),
     ]
     return "\n".join([f"Tiermesh {facts.version}", *(f"  {label:<10} {text}" for label, text in rows)])
 
@@ -52,6 +52,11 @@ def hardware_line(hardware: Hardware) -> str:
     parts.append(f"{hardware.ram_bytes / GIB:.0f} GiB" if hardware.ram_bytes else None)
     parts += [f"{g.name} {g.memory_bytes / GIB:.0f} GiB" if g.memory_bytes else g.name for g in hardware.gpus]
     return ", ".join(part for part in parts if part) or "unknown"
+
+
+def _models(facts: Facts) -> str:
+    named = ", ".join(f"{m.name} (tier {m.tier})" for m in facts.models)
+    return named or ("none yet" if facts.engines else "none of its own: other nodes answer what it is asked")
 
 
 def _trust(is_open: bool) -> str:

@@ -18,6 +18,8 @@ _PLAIN = {
     "model_type": "must be a JSON object",
     "dict_type": "must be a JSON object",
     "list_type": "must be a JSON list",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
 }
 """In the words of JSON what pydantic says in those of Python."""
 
@@ -50,5 +52,5 @@ def _path(location: Sequence[int | str]) -> str:
 
 
 def _sentence(path: str, message: str) -> str:
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ").replace("Input should be ", "must be ", 1)
     return f"{path}: {message}" if path else f"the body: {message}"

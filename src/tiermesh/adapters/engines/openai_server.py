@@ -17,6 +17,7 @@ import aiohttp
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.engines.server_kinds import Listing, Server, list_models, recognise
+from tiermesh.adapters.reasons import reason_of
 from tiermesh.errors import EngineFailed, Unavailable
 from tiermesh.types import EngineInfo, EngineState, Load, Model, Tier
 
@@ -133,12 +134,12 @@ class OpenAIServer:
         try:
             return await self._http.post(f"{self.url}/v1/chat/completions", data=data, headers=headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self._set("down", self._listing)
+            self._lost(f"{self.url} does not answer: {reason_of(error)}")
             self._look_now.set()
-            raise EngineFailed(f"{self.name} can't be reached: {_reason(error)}") from error
+            raise EngineFailed(f"{self.name} can't be reached: {reason_of(error)}") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._look_now.set()
-            raise EngineFailed(f"{self.name} closed the connection: {_reason(error)}") from error
+            raise EngineFailed(f"{self.name} closed the connection: {reason_of(error)}") from error
 
     async def _run_watch(self) -> None:
         failures = 0
@@ -158,14 +159,20 @@ class OpenAIServer:
                 self._listing = Listing(await recognise(server) or "openai")
             listing = await list_models(server, self._listing.kind)
         except EngineFailed as error:
-            if self._state != "down":
-                log.warning("engine %s: %s", self.name, error)
-            self._set("down", self._listing)
+            self._lost(str(error))
             return False
-        if self._state != "ready":
-            log.info("engine %s (%s) at %s is ready", self.name, listing.kind, self.url)
+        anew = self._state != "ready"
         self._set("ready", listing)
+        if anew:
+            names = ", ".join(model.name for model in self._models) or "no model"
+            log.info("engine %s (%s) at %s is ready with %s", self.name, listing.kind, self.url, names)
         return True
+
+    def _lost(self, why: str) -> None:
+        """The server is down; said once, however it was noticed."""
+        if self._state != "down":
+            log.warning("engine %s: %s", self.name, why)
+        self._set("down", self._listing)
 
     def _set(self, state: EngineState, listing: Listing) -> None:
         models: tuple[Model, ...] = ()
@@ -204,8 +211,4 @@ async def _chunks(name: str, response: aiohttp.ClientResponse) -> AsyncIterator[
         async for chunk in response.content.iter_any():
             yield chunk
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise EngineFailed(f"{name} broke off: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+        raise EngineFailed(f"{name} broke off: {reason_of(error)}") from error

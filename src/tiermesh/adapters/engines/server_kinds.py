@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+from tiermesh.adapters.reasons import reason_of
 from tiermesh.errors import EngineFailed
 from tiermesh.protocol.headers import NODE
 from tiermesh.types import ModelState
@@ -67,7 +68,7 @@ class Server:
                     raise EngineFailed(f"{self.base}{path} answered HTTP {reply.status}")
                 return json.loads(body), reply.headers
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EngineFailed(f"{self.base} does not answer: {str(error) or type(error).__name__}") from error
+            raise EngineFailed(f"{self.base} does not answer: {reason_of(error)}") from error
         except (ValueError, RecursionError):
             raise EngineFailed(f"{self.base}{path} is not JSON") from None
 
