@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
 from tiermesh.client.answers import decoded, error_of
-from tiermesh.errors import EngineFailed
+from tiermesh.errors import EngineFailed, TiermeshError
 from tiermesh.protocol.complete import CompleteDone, CompleteResponse
 
 EVENT_LIMIT_BYTES = 64 * 1024 * 1024
 """The last event repeats the whole answer; no answer of a language model is longer than this."""
+
+END_S = 0.5
+"""The answer is whole: a body that does not end soon is worth less than the time."""
 
 
 class Stream:
@@ -59,6 +64,7 @@ class Stream:
                         yield str(event["content"])
                     case "done":
                         self._result = decoded(CompleteDone, event)
+                        await _read_out(chunks)
                         return
                     case "error":
                         raise error_of(event)
@@ -66,6 +72,14 @@ class Stream:
             if isinstance(chunks, AsyncGenerator):
                 await chunks.aclose()
         raise EngineFailed(f"the answer of {self._url} broke off before its end")
+
+
+async def _read_out(chunks: AsyncIterator[bytes]) -> None:
+    """The end of the body, which comes on the heels of the last event: only then the connection can be used again."""
+    with suppress(TimeoutError, TiermeshError):
+        async with asyncio.timeout(END_S):
+            async for _ in chunks:
+                pass
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, object]]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
+from logging import getLogger
 
 from aiohttp import web
 
@@ -286,6 +287,7 @@ class Daemon:
 
     async def _drain(self) -> None:
         """Tell everybody, finish what runs within the grace time, and say goodbye."""
+        getLogger(__name__).info("stopping: what runs may finish, new requests go to other nodes")
         self._requests.refuse()
         self._portrait.change(state="draining")
         with suppress(TimeoutError):

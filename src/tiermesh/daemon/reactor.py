@@ -214,11 +214,7 @@ class Reactor:
             log.info("coordinator: %s (term %d)", _name(view, view.coordinator) or "none", view.ballot.term)
         for node_id, member in view.members.items():
             old = before.members.get(node_id)
-            if old is not None and old.state == member.state:
-                continue
-            if node_id == self._me and member.state == "draining":
-                log.info("stopping: what runs may finish, new requests go to other nodes")
-            else:
+            if node_id != self._me and (old is None or old.state != member.state):
                 log.info("node %s is %s", member.status.name, member.state)
         self._on_view(view)
 
