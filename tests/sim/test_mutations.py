@@ -10,7 +10,7 @@ from tiermesh.sim.invariants import Violation
 from tiermesh.sim.network import WIRED
 from tiermesh.sim.scenario import Scenario
 
-SCENARIOS = 60
+SCENARIOS = 40
 """Each mutation is caught within so many seeds."""
 DRILL_SEEDS = 10
 

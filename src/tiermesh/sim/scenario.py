@@ -156,6 +156,7 @@ class Scenario:
     def _fault(self) -> None:
         faults: tuple[tuple[int, Callable[[], None]], ...] = (
             (5, self._crash),
+            (5, self._contest),
             (6, self._restart),
             (4, self._freeze),
             (4, self._cut),
@@ -175,6 +176,18 @@ class Scenario:
             self.world.crash(machine)
             if self.rng.random() < 0.4:
                 self.world.clock.at(self.world.now + self.rng.choice((0.0, 0.1, 0.5)), self._start, machine)
+
+    def _contest(self) -> None:
+        """The coordinator dies and the successors hear of it with delays of about a step: they campaign at once."""
+        for machine in self.world.running():
+            assert machine.node is not None
+            if machine.node.role == "lead":
+                self._note(f"contest: crash {machine.id}")
+                self.world.crash(machine)
+                for other in self.world.running():
+                    if self.rng.random() < 0.5:
+                        self._freeze_for(other, other.run, self.rng.choice((0.24, 0.25, 0.26, 0.5, 0.51)))
+                return
 
     def _restart(self) -> None:
         for machine in self._some([each for each in self._machines() if each.node is None], most=9):
