@@ -164,6 +164,7 @@ class _Demo:
     async def _ask(self, name: str, client: RemoteClient, question: str) -> None:
         """Ask and print the answer as it streams, then who gave it."""
         print(f"\n  asking {name}: {question}\n  ", end="", flush=True)
+        before = await report_of(client)
         started, first_s, text = time.monotonic(), 0.0, ""
         stream = client.stream(question, temperature=0.0, max_tokens=32)
         try:
@@ -177,7 +178,9 @@ class _Demo:
         if not text.strip():
             raise StepFailed(f"{name} gave an empty answer")
         took_s, by = time.monotonic() - started, stream.result
-        print(f"\n  - answered by {by.node}, tier {by.tier}; first token {first_s:.2f} s, whole {took_s:.2f} s\n")
+        loaded = " (its model was loaded first)" if before and by.node in without_warm_model(before) else ""
+        told = f"first token {first_s:.2f} s{loaded}, whole {took_s:.2f} s"
+        print(f"\n  - answered by {by.node}, tier {by.tier}; {told}\n")
 
     async def _hit(self, leader: str, survivors: dict[str, RemoteClient]) -> None:
         """SIGKILL the coordinator while prompts run through the others; measure from outside."""
@@ -252,6 +255,11 @@ def agree(reports: Iterable[ClusterReport | None], size: int) -> bool:
     return all(
         sum(n.state == "up" for n in r.nodes) == size and sum(bool(n.models) for n in r.nodes) >= 2 for r in present
     )
+
+
+def without_warm_model(report: ClusterReport) -> set[str]:
+    """The names of the nodes that have to load a model before they can answer."""
+    return {node.name for node in report.nodes if not any(model.state == "warm" for model in node.models)}
 
 
 async def until(look: Callable[[], Awaitable[T | None]], limit_s: float, what: str) -> T:
