@@ -25,6 +25,9 @@ from tests.network.prompts import Prompts
 LATE_S = 30.0
 """After this a trial has failed, whatever its bound; far above every bound, so that a miss shows its size."""
 
+BETWEEN_STARTS_S = 0.5
+"""Machines that lost power together start one after the other; up to this much lies between two of ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Formation:
@@ -216,7 +219,9 @@ async def cut_power(mesh: Mesh, chance: random.Random) -> PowerCut:
     order = list(range(mesh.size))
     chance.shuffle(order)
     started_at = time.monotonic()
-    mesh.start(*order)
+    for node in order:
+        mesh.start(node)
+        await asyncio.sleep(chance.random() * BETWEEN_STARTS_S)
     again_at = await mesh.until_agreed(within_s=LATE_S)
     assert {node: mesh.id_of(node) for node in range(mesh.size)} == ids
     for change in mesh.watch.since(started_at):
