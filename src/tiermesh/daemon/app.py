@@ -40,7 +40,7 @@ from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.daemon.sockets import allow_connections, listen
-from tiermesh.errors import TiermeshError
+from tiermesh.errors import InvalidInput, TiermeshError
 from tiermesh.hardware.profile import derive_tier, read_profile
 from tiermesh.types import Address, Contact, Hardware, NodeId, SessionId, Status, Tier, View
 
@@ -60,7 +60,7 @@ def run(options: DaemonOptions) -> int:
         return asyncio.run(_serve(options))
     except TiermeshError as error:
         print(f"mesh up: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, InvalidInput) else 1
     except KeyboardInterrupt:
         return 130
 
@@ -111,7 +111,7 @@ class Daemon:
         self._peers = Peers(self._passport, self)
         await self._peers.open()
         self._exit.push_async_callback(self._peers.close)
-        self._portrait = Portrait(self._first_status(), self._described)
+        self._portrait = Portrait(self._first_status(), self._described, tier=self._tier)
         self._exit.callback(self._portrait.close)
         self._rooms = EngineRoom(options, tier=self._tier, on_change=self._portrait.redraw)
         self._exit.push_async_callback(self._rooms.close)
@@ -165,7 +165,7 @@ class Daemon:
                 urls=[f"http://{address}" for address in self._addresses()],
                 moved_from=options.port if options.port and options.port != self._port else None,
                 open=options.token is None,
-                tier=self._tier,
+                tier=self._portrait.status.tier,
                 tier_reason=self._tier_reason,
                 hardware=self._hardware,
                 engines=[engine.info for engine in self._rooms],
@@ -239,7 +239,7 @@ class Daemon:
         return Status(
             name=self._options.name,
             addresses=self._addresses(),
-            tier=self._tier,
+            tier=self._options.tier,
             hardware=self._hardware,
             version=__version__,
         )

@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from tiermesh.adapters.engines import Engine
-from tiermesh.types import Load, Status
+from tiermesh.types import Load, Status, Tier
 
 GAP_S = 0.05
 """At most one new status in this time: load changes with every request, and each change travels to the coordinator."""
 
 
 class Portrait:
-    """Watches the engines and tells `on_change` each new status. Owner of `status`."""
+    """Watches the engines and tells `on_change` each new status. Owner of `status`.
 
-    def __init__(self, first: Status, on_change: Callable[[Status], None]) -> None:
+    `first.tier` is what was declared, if anything was; `tier` is this node's tier as soon as it has an engine.
+    """
+
+    def __init__(self, first: Status, on_change: Callable[[Status], None], *, tier: Tier) -> None:
         self._status = first
+        self._tier_without_engine = first.tier
+        self._tier = tier
         self._on_change = on_change
         self._engines: Callable[[], Iterable[Engine]] = tuple
         self._timer: asyncio.TimerHandle | None = None
@@ -52,6 +57,7 @@ class Portrait:
         self._tell(
             replace(
                 self._status,
+                tier=self._tier if engines else self._tier_without_engine,
                 models=tuple(model for engine in engines for model in engine.models),
                 engines=tuple(engine.info for engine in engines),
                 load=total_load(engine.load for engine in engines),
