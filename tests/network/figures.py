@@ -66,9 +66,8 @@ class Resolution:
             return "nothing was polled"
         ordered = sorted(self.gaps_s)
         middle, p99 = (ordered[math.floor(len(ordered) * part)] for part in (0.5, 0.99))
-        return (
-            f"polled every {middle * 1000:.0f} ms (median), {p99 * 1000:.0f} ms (p99), {ordered[-1] * 1000:.0f} ms (max)"
-        )
+        shown = ((middle, "median"), (p99, "p99"), (ordered[-1], "max"))
+        return "polled every " + ", ".join(f"{seconds * 1000:.0f} ms ({name})" for seconds, name in shown)
 
 
 resolution = Resolution()
