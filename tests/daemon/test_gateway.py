@@ -144,6 +144,18 @@ async def test_a_pending_candidate_whose_node_goes_down_is_left_at_once(mesh: St
     await fake.wait_until("abandoned")
 
 
+async def test_a_node_that_appeared_while_another_failed_is_asked_too(mesh: StillMesh) -> None:
+    first, second = make_worse(mesh, "hang")
+    mesh.mark(second, "down")
+    pending = asyncio.create_task(post_text(mesh))
+    fake = mesh.nodes[first].fake
+    assert fake is not None
+    await fake.wait_until("started")
+    mesh.mark(second, "up")
+    mesh.mark(first, "down")
+    assert await pending == (f"{second}: are you there", None)
+
+
 async def post_text(mesh: StillMesh) -> tuple[str, None]:
     _, answer, _ = await mesh.post("desk", CHAT, ask("m"))
     return content(answer), None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from tiermesh.adapters.engines import Engine, Reply
 from tiermesh.adapters.peers import Peers
 from tiermesh.config import PolicyDocument
-from tiermesh.core.routing import Candidate, Refusal, Route, RouteRequest, RoutingPolicy, is_up, plan_route
+from tiermesh.core.routing import Candidate, Refusal, Route, RouteRequest, RoutingPolicy, plan_route
 from tiermesh.daemon.attempt import Attempt
 from tiermesh.daemon.loads import Loads
 from tiermesh.daemon.replies import first_event, read_completion, read_verdict
@@ -117,12 +117,9 @@ class Gateway:
         `Answer.events` may raise the latter two.
         """
         deadline = asyncio.get_running_loop().time() + ask.timeout_s
-        candidates = self.plan(ask.route).candidates
         failures: list[tuple[Candidate, TiermeshError]] = []
         async with AsyncExitStack() as stack:
-            for candidate in candidates:
-                if failures and not self._still_up(candidate):
-                    continue
+            while (candidate := self._next(ask.route, failures)) is not None:
                 async with AsyncExitStack() as trial:
                     try:
                         answer = await self._try(candidate, ask, deadline, len(failures) + 1, trial)
@@ -134,6 +131,17 @@ class Gateway:
                 yield answer
                 return
         raise _verdict(failures)
+
+    def _next(self, request: RouteRequest, failures: list[tuple[Candidate, TiermeshError]]) -> Candidate | None:
+        """The best candidate that has not failed. Planned anew each time: a failure may have taken a second or two."""
+        failed = {(candidate.node, candidate.model.engine, candidate.model.name) for candidate, _ in failures}
+        try:
+            candidates = self.plan(request).candidates
+        except (UnknownModel, Unavailable):
+            if not failures:
+                raise
+            return None
+        return next((c for c in candidates if (c.node, c.model.engine, c.model.name) not in failed), None)
 
     async def _try(
         self, candidate: Candidate, ask: Ask, deadline: float, attempts: int, stack: AsyncExitStack
@@ -196,10 +204,6 @@ class Gateway:
         finally:
             self._attempts.discard(attempt)
             self._loads.in_flight[candidate.node] -= 1
-
-    def _still_up(self, candidate: Candidate) -> bool:
-        member = self._view().members.get(candidate.node)
-        return member is not None and is_up(member, self._me)
 
     def _routing_policy(self, policy: Policy) -> RoutingPolicy:
         if policy is not self._policy[0]:
