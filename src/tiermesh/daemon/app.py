@@ -133,7 +133,6 @@ class Daemon:
         self._exit.push_async_callback(self._discovery.close)
         self._reactor.start(self._peers)
         await self._open_doors(sockets)
-        self._exit.push_async_callback(self._peers.close)  # links end before the server that carries them
         await self._rooms.open()
         self._portrait.watch(lambda: self._rooms)
         self._discovery_problem = await self._discovery.open()
@@ -232,8 +231,11 @@ class Daemon:
         )
         await runner.setup()
         self._exit.push_async_callback(runner.cleanup)
+        self._exit.push_async_callback(self._peers.close)  # links end before the server that carries them
         for sock in sockets:
-            await web.SockSite(runner, sock).start()
+            site = web.SockSite(runner, sock)
+            await site.start()
+            self._exit.push_async_callback(site.stop)  # and nobody links anew meanwhile: a refusal is an answer
 
     def _first_status(self) -> Status:
         return Status(
