@@ -35,6 +35,9 @@ from tiermesh.types import Address, NodeId, SessionId
 log = logging.getLogger(__name__)
 
 LINK_PATH = "/mesh/v1/link"
+GENERATE_PATH = "/mesh/v1/generate"
+POLICY_PATH = "/mesh/v1/policy"
+"""The coordinator's own door for a new policy, which never passes it on."""
 
 DIAL_S = 1.0
 """A machine on one's own network answers a connect in milliseconds; past this it is off, cut off, or elsewhere."""
@@ -151,7 +154,7 @@ class Peers:
             for address in self._preferred(node, addresses):
                 try:
                     response = await stack.enter_async_context(
-                        self._http.post(f"http://{address}/mesh/v1/generate", data=io.BytesIO(data), headers=stamped)
+                        self._http.post(f"http://{address}{GENERATE_PATH}", data=io.BytesIO(data), headers=stamped)
                     )
                 except UNREACHABLE as error:
                     failures.append(f"{address}: {reason_of(error)}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tiermesh.hardware.profile import GIB
 from tiermesh.types import EngineInfo, Hardware, Model, NodeId, Tier
-
-GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

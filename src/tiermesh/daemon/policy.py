@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tiermesh.adapters.peers import Peers
+from tiermesh.adapters.peers import POLICY_PATH, Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.errors import Unavailable
 from tiermesh.protocol.cluster import PolicyReport
 from tiermesh.types import Ballot, NodeId, Policy
-
-PATH = "/mesh/v1/policy"
-"""Peer plane: the coordinator's own door for a new policy. It never passes it on."""
 
 
 class PolicyDesk:
@@ -36,7 +33,7 @@ class PolicyDesk:
         leader = view.members.get(view.coordinator) if view.coordinator else None
         if leader is None:
             raise Unavailable("the mesh has no coordinator just now; try again in a moment")
-        answer = await self._peers.ask(leader.id, leader.status.addresses, PATH, document.to_body())
+        answer = await self._peers.ask(leader.id, leader.status.addresses, POLICY_PATH, document.to_body())
         report = PolicyReport.model_validate(answer)
         return Policy(Ballot(report.ballot.term, NodeId(report.ballot.node_id)), report.version, report.policy)
 

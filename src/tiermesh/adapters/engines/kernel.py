@@ -55,11 +55,6 @@ def why_unavailable() -> str | None:
     return f"the built-in kernel needs {', '.join(missing)}: pip install 'tiermesh[all]'"
 
 
-def kernel_available() -> bool:
-    """Can this machine run the kernel? Imports nothing."""
-    return why_unavailable() is None
-
-
 class KernelEngine:
     """Serves one model. Create it on the daemon's loop.
 

@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from tiermesh.adapters.engines import Engine
+from tiermesh.adapters.peers import GENERATE_PATH, POLICY_PATH
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.relay import hang_up, send
@@ -25,8 +26,8 @@ ESCAPED = 3
 
 def register_peer(app: web.Application) -> None:
     """Add the peer routes, and the stamp to every answer on them, errors included."""
-    app.router.add_post("/mesh/v1/generate", generate)
-    app.router.add_post("/mesh/v1/policy", publish_policy)
+    app.router.add_post(GENERATE_PATH, generate)
+    app.router.add_post(POLICY_PATH, publish_policy)
     app.on_response_prepare.append(_stamp)
 
 
