@@ -28,21 +28,23 @@ class NodeName(Wire):
 
 
 class ModelReport(Wire):
-    """One model on one node."""
+    """One model on one node. `progress` is how far its loading is, 0 to 1; None unless it is being loaded."""
 
     name: str
     digest: str
     tier: Tier
     engine: str
     state: ModelState
+    progress: float | None = None
 
 
 class EngineReport(Wire):
-    """One engine of a node."""
+    """One engine of a node. `can_continue`: another node's unfinished answer may be continued from its token ids."""
 
     name: str
     kind: str
     state: EngineState
+    can_continue: bool = False
 
 
 class GpuReport(Wire):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from tiermesh.protocol.errors import ErrorDetail
-from tiermesh.protocol.openai import MaxTokens, Stop, Temperature, TopP
+from tiermesh.protocol.openai import MaxTokens, Penalty, Stop, Temperature, ToolChoice, TopP
 from tiermesh.protocol.validation import Wire
 from tiermesh.types import Tier
 
@@ -46,11 +46,19 @@ class CompleteRequest(Wire):
 
     messages: list[Message] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
     temperature: Temperature | None = None
     model: str = Field("auto", min_length=1, max_length=512)
     tier: Tier | None = None
     max_tokens: MaxTokens | None = None
     top_p: TopP | None = None
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     stop: Stop = None
     seed: int | None = None
     stream: bool = False

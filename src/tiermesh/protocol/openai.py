@@ -29,11 +29,33 @@ def text_or_parts(value: object) -> object:
     raise ValueError("must be a string or a list of parts, each an object with a `type`")
 
 
+def choice_or_name(value: object) -> object:
+    """`tool_choice`: `none`, `auto`, `required`, or an object that names a function."""
+    if value is None or isinstance(value, dict) or value in ("none", "auto", "required"):
+        return value
+    raise ValueError('must be "none", "auto", "required" or {"type": "function", "function": {"name": ...}}')
+
+
+def texts_or_tokens(value: object) -> object:
+    """`input` of an embedding: a text, a list of texts, a list of token ids, or a list of such lists."""
+    listed: list[Any] = value if isinstance(value, list) else [value]
+    nested = bool(listed) and all(isinstance(item, list) for item in listed)
+    rows = listed if nested else [listed]
+    kinds = {type(item) for row in rows for item in row}
+    allowed = ({int},) if nested else ({int}, {str})
+    if isinstance(value, int) or not all(rows) or kinds not in allowed or "" in listed:
+        raise ValueError("must be a text, a list of texts, or one or more lists of token ids, none of them empty")
+    return value
+
+
 Stop = Annotated[Any, BeforeValidator(one_or_many_strings)]
 Content = Annotated[Any, BeforeValidator(text_or_parts)]
+ToolChoice = Annotated[Any, BeforeValidator(choice_or_name)]
+EmbeddingInput = Annotated[Any, BeforeValidator(texts_or_tokens)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 MaxTokens = Annotated[int, Field(ge=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class ChatMessage(Wire):
@@ -77,7 +99,27 @@ class ChatCompletionRequest(Wire):
     n: int | None = Field(None, ge=1)
     stop: Stop = None
     seed: int | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
     tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+
+
+class EmbeddingRequest(Wire):
+    """`POST /v1/embeddings`. `model` as for a chat."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str = Field("auto", min_length=1, max_length=512)
+    input: EmbeddingInput
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
     user: str | None = None
 
 
