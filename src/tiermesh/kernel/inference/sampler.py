@@ -1,24 +1,37 @@
-"""From logits to the next token. A choice depends on the logits, the seed and the position, and on nothing else.
+"""From logits to the next token. A choice depends on the logits, the seed, the position and the tokens before it alone.
 
-Legend: V vocabulary, K the tokens that top_p keeps.
+The order is: what the grammar forbids, logit_bias, penalties, temperature, top_k, top_p, min_p. Selection is done on
+values rather than ids, in numpy, whose sort and partition are many times as fast on a CPU as a sort of ids or torch's;
+exponentials and sums over the vocabulary are torch's, in double precision.
+
+Legend: V vocabulary, K the tokens that are left to choose from, T distinct tokens that came before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from tiermesh.kernel.inference.sequence import Sampling
+from tiermesh.kernel.inference.sequence import Choice, Grammar, Sampling
+
+Weights = npt.NDArray[np.float64]
 
 UNIFORM_BITS = 53
 """What a float64 between 0 and 1 can hold exactly."""
+LIKELIEST = 1024
+"""Usually top_p ends among this many tokens, and they are found several times as fast as a vocabulary is sorted."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotFinite(Exception):
-    """The model computed no usable probabilities."""
+    """The model computed no usable probabilities, or its grammar forbade every token."""
 
     position: int
 
@@ -26,25 +39,67 @@ class NotFinite(Exception):
         return f"the model's output at position {self.position} is not a number"
 
 
+class Chooser:
+    """Chooses the tokens of one sequence, and remembers what the penalties need of those that came."""
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
+        self._sampling = sampling
+        self._seen = dict.fromkeys(prompt if sampling.repetition_penalty != 1 else ())
+        self._output: Counter[int] = Counter()
+
+    def choose(self, logits_V: torch.Tensor, position: int, grammar: Grammar | None = None) -> Choice:
+        """The token at `position`, counted from the prompt's start. Logits are fp32 and may be overwritten.
+
+        Neither the chooser nor the grammar has accepted it yet. Raises `NotFinite`.
+        """
+        logits_V = logits_V.cpu()
+        _greedy(logits_V, position)
+        wanted = self._sampling.logprobs
+        raw_V = logits_V if wanted is None else logits_V.clone()
+        if grammar is not None:
+            grammar.mask(logits_V)
+        self._adjust(logits_V)
+        token = sample(logits_V, self._sampling, position)
+        return Choice(token) if wanted is None else _reported(token, raw_V, wanted)
+
+    def accept(self, token: int) -> None:
+        """This token came: chosen just now, or in the part of the answer that is replayed."""
+        self._output[token] += 1
+        if self._sampling.repetition_penalty != 1:
+            self._seen[token] = None
+
+    def _adjust(self, logits_V: torch.Tensor) -> None:
+        """Bias, then the repetition penalty over all that came, then the other two over the answer's own tokens."""
+        sampling = self._sampling
+        if sampling.logit_bias:
+            logits_V[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()))
+        if self._seen:
+            seen_T = torch.tensor(list(self._seen))
+            logits_T = logits_V[seen_T]
+            penalty = sampling.repetition_penalty
+            logits_V[seen_T] = torch.where(logits_T > 0, logits_T / penalty, logits_T * penalty)
+        if self._output and (sampling.presence_penalty or sampling.frequency_penalty):
+            counts_T = torch.tensor(list(self._output.values()), dtype=logits_V.dtype)
+            penalties_T = sampling.presence_penalty + sampling.frequency_penalty * counts_T
+            logits_V[torch.tensor(list(self._output))] -= penalties_T
+
+
 def sample(logits_V: torch.Tensor, sampling: Sampling, position: int) -> int:
-    """The token at `position`, counted from the start of the prompt. Temperature 0 is greedy, the lowest id wins ties.
+    """Draw from final logits, on the CPU. Temperature 0 is greedy, the lowest id wins ties.
 
     Because the random number comes from (seed, position), a sequence that is resumed elsewhere from its tokens goes on
     as it would have.
     """
-    if not torch.isfinite(logits_V).all():
-        raise NotFinite(position)
+    greedy = _greedy(logits_V, position)
     if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    scaled_V = (logits_V.double() - logits_V.max().double()) / sampling.temperature
-    probabilities_V = torch.softmax(scaled_V, dim=-1)
+        return greedy
+    # Relative to the likeliest, whose weight is 1: no exponential overflows.
+    weights_V = (logits_V.double() - float(logits_V[greedy])).div_(sampling.temperature).exp_()
     u = uniform(sampling.seed, position)
-    if sampling.top_p == 1:
-        return _pick(probabilities_V, u)
-    sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
-    # A token is kept while those before it hold less than top_p together: at least one always is.
-    kept_K = sorted_V[: max(1, int((sorted_V.cumsum(0) - sorted_V < sampling.top_p).sum()))]
-    return int(order_V[_pick(kept_K, u)])
+    if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
+        return _pick(weights_V.cumsum(0).numpy(), u)
+    weights_K = _kept(weights_V.numpy(), sampling)
+    return _ranked(weights_V.numpy(), weights_K, _pick(weights_K.cumsum(), u))
 
 
 def uniform(seed: int, position: int) -> float:
@@ -53,8 +108,54 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "big") >> (64 - UNIFORM_BITS)) / (1 << UNIFORM_BITS)
 
 
-def _pick(weights_K: torch.Tensor, u: float) -> int:
-    """Invert the cumulative distribution of unnormalised weights at `u`."""
-    cumulative_K = weights_K.cumsum(0)
-    target = cumulative_K[-1] * u
-    return min(int(torch.searchsorted(cumulative_K, target, right=True)), len(weights_K) - 1)
+def _greedy(logits_V: torch.Tensor, position: int) -> int:
+    """The likeliest token, the lowest id of equals. NaN counts as the largest, so one look finds all that is wrong."""
+    token = int(logits_V.numpy().argmax())
+    if not math.isfinite(logits_V[token]):
+        raise NotFinite(position)
+    return token
+
+
+def _kept(weights_V: Weights, sampling: Sampling) -> Weights:
+    """The weights that top_k, top_p and min_p leave, falling. The likeliest is 1 and always stays."""
+    if sampling.top_k:
+        weights_K = _largest(weights_V, sampling.top_k)
+        weights_K = _until(weights_K, sampling.top_p * float(weights_K.sum()))
+    elif sampling.top_p < 1:
+        share = sampling.top_p * float(weights_V.sum())
+        weights_K = _largest(weights_V, LIKELIEST)
+        weights_K = _until(weights_K if weights_K.sum() >= share else _falling(weights_V), share)
+    else:
+        weights_K = _falling(weights_V[weights_V >= sampling.min_p])
+    return weights_K[weights_K >= sampling.min_p]
+
+
+def _largest(values_V: Weights, count: int) -> Weights:
+    return _falling(np.partition(values_V, -count)[-count:] if count < len(values_V) else values_V)
+
+
+def _falling(values_K: Weights) -> Weights:
+    return np.sort(values_K)[::-1]
+
+
+def _until(falling_K: Weights, share: float) -> Weights:
+    """The first of these, the one with which they hold `share` included."""
+    return falling_K[: int(np.searchsorted(falling_K.cumsum(), share)) + 1]
+
+
+def _ranked(values_V: Weights, falling_K: Weights, rank: int) -> int:
+    """The token whose value is `falling_K[rank]`; of equals the lower ids come first."""
+    equals = np.flatnonzero(values_V == falling_K[rank])
+    return int(equals[rank - int((falling_K > falling_K[rank]).sum())])
+
+
+def _pick(cumulative_K: Weights, u: float) -> int:
+    """Invert a cumulative sum of weights at `u`."""
+    return min(int(np.searchsorted(cumulative_K, cumulative_K[-1] * u, side="right")), len(cumulative_K) - 1)
+
+
+def _reported(token: int, raw_V: torch.Tensor, alternatives: int) -> Choice:
+    logprobs_V = torch.log_softmax(raw_V.double(), dim=-1).numpy()
+    falling = _largest(logprobs_V, alternatives) if alternatives else logprobs_V[:0]
+    likeliest = [_ranked(logprobs_V, falling, rank) for rank in range(len(falling))]
+    return Choice(token, float(logprobs_V[token]), tuple((other, float(logprobs_V[other])) for other in likeliest))
