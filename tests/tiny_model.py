@@ -1,4 +1,4 @@
-"""A Llama with random weights that loads in no time, as a folder and as a GGUF inside a wheel.
+"""Models with random weights that load in no time, as folders, and the Llama among them as a GGUF inside a wheel.
 
 It says nonsense, always the same: bytes of broken characters, whole words, and now and then its end token. Whatever
 must hold for any model can be seen with it.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tiermesh.adapters.catalogue import CatalogueEntry
+
+Kind = Literal["llama", "qwen2", "gpt2"]
 
 NAME = "tiny:1m"
 CONTEXT_LENGTH = 4096
@@ -32,9 +34,9 @@ TEMPLATE = (
 )
 
 
-def build_folder(folder: Path) -> Path:
+def build_folder(folder: Path, kind: Kind = "llama") -> Path:
     """Write the model as `save_pretrained` does; gives the folder."""
-    _model().save_pretrained(folder)
+    build_model(kind).save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
     return folder
 
@@ -62,39 +64,57 @@ def build_wheel(folder: Path, *, version: str = "1.0") -> CatalogueEntry:
         member_sha256=_sha256(gguf),
         work_bytes=10_000_000,
         context_length=CONTEXT_LENGTH,
-        parameters=sum(parameter.numel() for parameter in _model().parameters()),
+        parameters=sum(parameter.numel() for parameter in build_model().parameters()),
         tier=0,
     )
     gguf.unlink()
     return entry
 
 
-def _model() -> Any:
+def build_model(kind: Kind = "llama") -> Any:
+    """Always the same weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(_config(kind))
+    with torch.no_grad():
+        # Sharp enough that rounding never decides, and with an end that greedy decoding never chooses.
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+        model.lm_head.weight[END] = 0.0
+    return model
+
+
+def _config(kind: Kind) -> Any:
+    """Llama: full heads, no biases. Qwen: shared key heads, biases. GPT-2: learned positions, fused projections."""
+    from transformers import GPT2Config, LlamaConfig, Qwen2Config
+
+    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": END, "pad_token_id": 0}
+    if kind == "gpt2":
+        return GPT2Config(
+            **tokens,
+            n_embd=HIDDEN,
+            n_inner=INNER,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            n_positions=CONTEXT_LENGTH,
+            tie_word_embeddings=False,
+        )
+    config = LlamaConfig if kind == "llama" else Qwen2Config
+    return config(
+        **tokens,
         hidden_size=HIDDEN,
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        num_key_value_heads=HEADS if kind == "llama" else HEADS // 2,
         max_position_embeddings=CONTEXT_LENGTH,
-        bos_token_id=1,
-        eos_token_id=END,
-        pad_token_id=0,
         tie_word_embeddings=False,
     )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        # Sharp enough that rounding never decides, and with an end that greedy decoding never chooses.
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, 0.5)
-        model.lm_head.weight[END] = 0.0
-    return model
 
 
 def _tokenizer() -> Any:
@@ -150,7 +170,7 @@ def _write_gguf(path: Path) -> None:
     writer.add_eos_token_id(END)
     writer.add_pad_token_id(0)
     writer.add_chat_template(TEMPLATE)
-    for name, tensor in _model().state_dict().items():
+    for name, tensor in build_model().state_dict().items():
         writer.add_tensor(_gguf_name(name), _permuted(name, tensor.float().numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,0 +1,197 @@
+"""Low-rank adapters beside one base model (Hu et al. 2021), several of them in one batch.
+
+The base is computed for all rows at once. What an adapter adds is computed for its own rows only, so a row without one
+costs nothing, and neither does an adapter that nobody uses now.
+
+Legend: T packed rows, I and O a layer's inputs and outputs, R the rank.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tiermesh.errors import InvalidInput
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the name of a layer."""
+
+WITHOUT_EFFECT = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out"}
+    | {"inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version"}
+    | {"qalora_group_size", "revision", "target_modules", "task_type"}
+)
+"""Settings of training, or of where the weights apply, which the names of the weights say as well."""
+INITIALISED_ON_A_WHOLE_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Other ways to begin change the base model's weights too, which then are not those that are loaded here."""
+KNOWN = WITHOUT_EFFECT | {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights"}
+
+
+class InvalidAdapter(InvalidInput):
+    """A folder that holds no adapter, one of a kind that is not served, or one of another model."""
+
+
+class LowRank(NamedTuple):
+    """What is added to one layer: `x_TI @ down_IR @ up_RO`; the adapter's scale is in `up_RO`."""
+
+    down_IR: torch.Tensor
+    up_RO: torch.Tensor
+
+
+Adapter = Mapping[str, LowRank]
+"""By the name of the layer in the base model."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which rows of the step that is computed next belong to which adapter. One object, shared by all layers."""
+
+    by_adapter: dict[str, slice | torch.Tensor]
+
+    def __init__(self) -> None:
+        self.by_adapter = {}
+
+    def set(self, rows: Mapping[str, torch.Tensor]) -> None:
+        """Called before every forward; row numbers are distinct, ascending and on the model's device."""
+        self.by_adapter = {name: _as_slice(rows_T) for name, rows_T in rows.items() if len(rows_T)}
+
+
+class LoraLinear(nn.Module):
+    """A linear layer of the base, of whatever make, and what the adapters add to it. Input is `[..., I]`, T rows."""
+
+    def __init__(self, base: nn.Module, rows: Rows) -> None:
+        super().__init__()
+        self.base = base
+        self.adapters: dict[str, LowRank] = {}
+        self._rows = rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The base's output, to which each adapter has added its part in its rows."""
+        output: torch.Tensor = self.base(x)
+        for name, rows in self._rows.by_adapter.items():
+            if (low_rank := self.adapters.get(name)) is not None:
+                _add(output.view(-1, output.shape[-1]), rows, x.reshape(-1, x.shape[-1]), low_rank)
+        return output
+
+
+def attach(model: Any, folders: Mapping[str, Path], *, dtype: torch.dtype, device: torch.device) -> Rows:
+    """Put adapters beside a causal language model, by the names they are asked for; gives what selects their rows.
+
+    `dtype` is what the base computes in. Raises `InvalidAdapter`, and then the model may have some of them.
+    """
+    rows = Rows()
+    for adapter, folder in folders.items():
+        for name, low_rank in read_adapter(folder).items():
+            layer = _find(model, name, folder)
+            _demand_fit(name, layer, low_rank, folder)
+            layer = _wrapped(model, name, layer, rows)
+            layer.adapters[adapter] = LowRank(*(part.to(device=device, dtype=dtype) for part in low_rank))
+    return rows
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read what peft saved; raises `InvalidAdapter` for anything but plain LoRA on linear layers."""
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise InvalidAdapter(f"{folder} holds no LoRA adapter: there is no {file}")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_bytes())
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except Exception as error:
+        raise InvalidAdapter(f"the adapter in {folder} can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InvalidAdapter(f"{folder / CONFIG_FILE} must be an object")
+    scale = _scale(config, folder)
+    adapter = {
+        name: LowRank(down_RI.T.contiguous(), (up_OR.T.float() * scale).contiguous())
+        for name, down_RI, up_OR in _pairs(tensors, config["r"], folder)
+    }
+    if not adapter:
+        raise InvalidAdapter(f"the adapter in {folder} has no weights")
+    return adapter
+
+
+def _as_slice(rows_T: torch.Tensor) -> slice | torch.Tensor:
+    """Neighbouring rows are taken without a copy."""
+    first, last = int(rows_T[0]), int(rows_T[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows_T) else rows_T
+
+
+def _add(output_TO: torch.Tensor, rows: slice | torch.Tensor, x_TI: torch.Tensor, low_rank: LowRank) -> None:
+    low_TR = x_TI[rows] @ low_rank.down_IR
+    if isinstance(rows, slice):
+        output_TO[rows].addmm_(low_TR, low_rank.up_RO)
+    else:
+        output_TO.index_add_(0, rows, low_TR @ low_rank.up_RO)
+
+
+def _scale(config: dict[str, Any], folder: Path) -> float:
+    """What the product is multiplied by. Refuses, by its name, every setting that would change the result."""
+    if config.get("peft_type") != "LORA":
+        raise InvalidAdapter(f"the adapter in {folder} is {config.get('peft_type')}: only LORA is served")
+    refused = [name for name, value in config.items() if name not in KNOWN and value]
+    refused += ["bias"] if config.get("bias", "none") != "none" else []
+    refused += ["init_lora_weights"] if config.get("init_lora_weights") not in INITIALISED_ON_A_WHOLE_BASE else []
+    if refused:
+        settings = ", ".join(f"{name}={config[name]!r}" for name in sorted(refused))
+        raise InvalidAdapter(f"the adapter in {folder} needs what is not served: {settings}")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or rank < 1:
+        raise InvalidAdapter(f"{folder / CONFIG_FILE}: r and lora_alpha must be numbers, and r at least 1")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _pairs(
+    tensors: dict[str, torch.Tensor], rank: int, folder: Path
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Layers' names, and both of their matrices as they are stored: [R, I] and [O, R]."""
+    for key, tensor in tensors.items():
+        name, _, part = key.removeprefix(PREFIX).rpartition(".lora_")
+        down, up = (tensors.get(f"{PREFIX}{name}.lora_{letter}.weight") for letter in "AB")
+        if not key.startswith(PREFIX) or part not in ("A.weight", "B.weight") or down is None or up is None:
+            raise InvalidAdapter(f"the adapter in {folder} has weights of another kind: {key}")
+        if tensor.dim() != 2 or tensor.shape[0 if part[0] == "A" else 1] != rank:
+            raise InvalidAdapter(f"the adapter in {folder} says r={rank}, and {key} is {tuple(tensor.shape)}")
+        if part == "A.weight":
+            yield name, down, up
+
+
+def _find(model: Any, name: str, folder: Path) -> Any:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidAdapter(f"the adapter in {folder} is for another model: this one has no {name}") from error
+    if layer is model.get_output_embeddings():
+        # It is computed for the last rows alone, whose numbers are others.
+        raise InvalidAdapter(f"the adapter in {folder} changes the output layer {name}, which is not served")
+    return layer
+
+
+def _demand_fit(name: str, layer: Any, low_rank: LowRank, folder: Path) -> None:
+    """The shapes must be those of the layer, which must be linear."""
+    linear = layer.base if isinstance(layer, LoraLinear) else layer
+    if isinstance(linear, Conv1D):
+        expected = tuple(linear.weight.shape)
+    else:
+        expected = (getattr(linear, "in_features", None), getattr(linear, "out_features", None))
+    got = (low_rank.down_IR.shape[0], low_rank.up_RO.shape[1])
+    if expected != got:
+        raise InvalidAdapter(f"the adapter in {folder} is for another model: {name} is {expected} here and {got} there")
+
+
+def _wrapped(model: nn.Module, name: str, layer: Any, rows: Rows) -> LoraLinear:
+    if isinstance(layer, LoraLinear):
+        return layer
+    wrapped = LoraLinear(layer, rows)
+    model.set_submodule(name, wrapped)
+    return wrapped
