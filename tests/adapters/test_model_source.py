@@ -87,7 +87,7 @@ def test_a_folder_is_a_model_named_after_it(folder: Path) -> None:
     model = resolve(str(folder))
     assert (model.name, model.path, model.source) == (folder.name, folder, "folder")
     assert model.context_length == tiny_model.CONTEXT_LENGTH
-    assert model.parameters == sum(parameter.numel() for parameter in tiny_model._model().parameters())
+    assert model.parameters == sum(parameter.numel() for parameter in tiny_model.build_model().parameters())
 
 
 def test_the_digest_names_the_content_wherever_it_is(folder: Path, tmp_path: Path) -> None:
