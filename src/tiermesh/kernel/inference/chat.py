@@ -2,123 +2,108 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
+from pydantic import Field
 
-from tiermesh.errors import ContextTooLong, InvalidInput
+from tiermesh.errors import InvalidInput
+from tiermesh.kernel.inference.messages import Message, understood
 from tiermesh.kernel.inference.sequence import Sampling
-from tiermesh.protocol.openai import ChatCompletionRequest, ChatMessage
+from tiermesh.kernel.inference.tools.definitions import Toolbox, toolbox
+from tiermesh.protocol.openai import ChatCompletionRequest
 from tiermesh.protocol.validation import validated
 
 MAX_STOPS = 16
 """OpenAI allows 4; each one costs a search in every piece of text."""
 MAX_STOP_CHARACTERS = 1024
 """Text is held back for as long as it may be a stop string."""
-ROLES = ("system", "developer", "user", "assistant")
+MAX_N = 16
+"""Answers to one request: as many as are computed at the same time."""
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's bound."""
+MAX_BIASES = 1024
+"""Enough to forbid a word list; each one costs time with every token."""
 
-_IMPLEMENTED = frozenset(
-    {"model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens", "max_completion_tokens"}
-    | {"stop", "seed"}
-)
 _Harmless = Callable[[object], bool]
 _HARMLESS: Mapping[str, _Harmless] = {
     # Values that ask for nothing beyond what happens anyway; some clients always send them.
-    "n": lambda value: value == 1,
-    "frequency_penalty": lambda value: value == 0,
-    "presence_penalty": lambda value: value == 0,
-    "logit_bias": lambda value: value == {},
-    "logprobs": lambda value: value is False,
-    "top_logprobs": lambda value: value == 0,
-    "response_format": lambda value: value == {"type": "text"},
-    "tools": lambda value: value == [],
-    "tool_choice": lambda value: value in ("none", "auto"),
-    "parallel_tool_calls": lambda value: isinstance(value, bool),
     "user": lambda value: isinstance(value, str),
     "metadata": lambda value: isinstance(value, dict),
     "store": lambda value: value is False,
 }
 
 
-@dataclass(frozen=True, slots=True)
+class KernelRequest(ChatCompletionRequest):
+    """OpenAI's request, the parameters that open models' servers have in common, and the mesh's own two.
+
+    `return_token_ids` puts `token_ids` beside the text; `resume_token_ids` are those of an answer that was cut off:
+    the new one begins after them.
+    """
+
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    return_token_ids: bool | None = None
+    resume_token_ids: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """A request that was understood. `max_tokens` None: as many as the context has room for."""
+    """A request that was understood. `max_tokens` None: as many as the context has room for.
+
+    `answer_schema` is what an answer that calls no tool must conform to.
+    """
 
     model: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Message, ...]
     sampling: Sampling
     max_tokens: int | None
     stops: tuple[str, ...]
     stream: bool
     include_usage: bool
+    n: int
+    toolbox: Toolbox
+    answer_schema: Mapping[str, Any] | None
+    token_ids: bool
+    resumed: tuple[int, ...]
+
+    def sampling_of(self, index: int) -> Sampling:
+        """How the answer with this index is sampled: from a seed of its own, the first one's being the request's."""
+        if index == 0:
+            return self.sampling
+        digest = hashlib.blake2b(f"{self.sampling.seed}:{index}".encode(), digest_size=8).digest()
+        return replace(self.sampling, seed=int.from_bytes(digest, "big") >> 1)
 
 
 def parse(body: object) -> Chat:
     """Validate a request. Raises `InvalidInput` that names the field."""
-    request = validated(ChatCompletionRequest, body)
+    request = validated(KernelRequest, body)
     _refuse_unsupported(request)
     limit = request.max_completion_tokens
     return Chat(
         model=request.model,
-        messages=tuple(_message(index, message) for index, message in enumerate(request.messages)),
-        sampling=Sampling(
-            temperature=1.0 if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
-            seed=secrets.randbits(63) if request.seed is None else request.seed,
-        ),
+        messages=understood(request.messages),
+        sampling=_sampling(request),
         max_tokens=request.max_tokens if limit is None else limit,
         stops=_stops(request.stop),
         stream=bool(request.stream),
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
+        n=_n(request),
+        toolbox=toolbox(request),
+        answer_schema=_answer_schema(request.response_format or {"type": "text"}),
+        token_ids=bool(request.return_token_ids),
+        resumed=tuple(request.resume_token_ids or ()),
     )
 
 
-class Encoder:
-    """Chat to tokens by the model's own template. Used by one thread at a time."""
-
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self._tokenizer = tokenizer
-        self._context_length = context_length
-
-    def encode(self, chat: Chat) -> tuple[list[int], int]:
-        """The prompt's tokens and how many may follow.
-
-        A user's text can't pose as a control token of the template. Raises `InvalidInput` where the template refuses
-        (for instance two user turns in a row) and `ContextTooLong`.
-        """
-        tokens = self._apply_template(chat)
-        room = self._context_length - len(tokens)
-        if room < 1:
-            raise ContextTooLong(
-                f"messages: the prompt has {len(tokens)} tokens and {chat.model} has a context of "
-                f"{self._context_length}; shorten the conversation or choose a model with a longer context",
-                param="messages",
-            )
-        return tokens, room if chat.max_tokens is None else min(room, chat.max_tokens)
-
-    def _apply_template(self, chat: Chat) -> list[int]:
-        if self._tokenizer.chat_template is None:
-            raise InvalidInput(f"model: {chat.model} has no chat template, so it can't chat", param="model")
-        messages = [dict(message) for message in chat.messages]
-        try:
-            encoded = self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, sanitize_control_tokens=True
-            )
-        except TemplateError as error:
-            raise InvalidInput(
-                f"messages: {chat.model} does not take this conversation: {error}", param="messages"
-            ) from error
-        return list(encoded["input_ids"])
-
-
-def _refuse_unsupported(request: ChatCompletionRequest) -> None:
-    """What was said and is neither implemented nor harmless."""
-    said = {name: getattr(request, name) for name in request.model_fields_set} | dict(request.model_extra or {})
-    for name, value in said.items():
-        if value is None or name in _IMPLEMENTED or (name in _HARMLESS and _HARMLESS[name](value)):
+def _refuse_unsupported(request: KernelRequest) -> None:
+    """What was said and is neither a parameter of ours nor harmless."""
+    for name, value in (request.model_extra or {}).items():
+        if value is None or (name in _HARMLESS and _HARMLESS[name](value)):
             continue
         what = "this value is not supported" if name in _HARMLESS else "not a parameter that is supported"
         raise InvalidInput(f"{name}: {what} by the built-in kernel; leave it out", param=name)
@@ -127,32 +112,64 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
             raise InvalidInput(f"stream_options.{name}: not supported", param=f"stream_options.{name}")
 
 
-def _message(index: int, message: ChatMessage) -> Mapping[str, str]:
-    where = f"messages[{index}]"
-    if message.role not in ROLES:
-        raise InvalidInput(
-            f"{where}.role: {message.role} is not supported by the built-in kernel", param=f"{where}.role"
-        )
-    extra = {"name": message.name, "tool_calls": message.tool_calls, "tool_call_id": message.tool_call_id}
-    for name, value in (extra | dict(message.model_extra or {})).items():
-        if value not in (None, [], {}, ""):
-            raise InvalidInput(f"{where}.{name}: not supported by the built-in kernel", param=f"{where}.{name}")
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": _text(f"{where}.content", message.content)}
+def _sampling(request: KernelRequest) -> Sampling:
+    return Sampling(
+        temperature=_given(request.temperature, 1.0),
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        top_p=_given(request.top_p, 1.0),
+        top_k=max(0, request.top_k or 0),
+        min_p=_given(request.min_p, 0.0),
+        repetition_penalty=_given(request.repetition_penalty, 1.0),
+        presence_penalty=_given(request.presence_penalty, 0.0),
+        frequency_penalty=_given(request.frequency_penalty, 0.0),
+        logit_bias=_biases(request.logit_bias or {}),
+        logprobs=_logprobs(request),
+    )
 
 
-def _text(where: str, content: object) -> str:
-    """A text, or parts that are all text."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidInput(f"{where}: must be a text", param=where)
-    texts = []
-    for index, part in enumerate(content):
-        if part["type"] != "text" or not isinstance(part.get("text"), str):
-            raise InvalidInput(f"{where}[{index}]: only text parts are supported", param=f"{where}[{index}]")
-        texts.append(part["text"])
-    return "".join(texts)
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _logprobs(request: KernelRequest) -> int | None:
+    wanted = request.top_logprobs or 0
+    if wanted > MAX_TOP_LOGPROBS:
+        raise InvalidInput(f"top_logprobs: at most {MAX_TOP_LOGPROBS}", param="top_logprobs")
+    if wanted and not request.logprobs:
+        raise InvalidInput("top_logprobs: needs logprobs to be true", param="top_logprobs")
+    return wanted if request.logprobs else None
+
+
+def _biases(given: Mapping[str, float]) -> Mapping[int, float]:
+    if len(given) > MAX_BIASES:
+        raise InvalidInput(f"logit_bias: at most {MAX_BIASES} tokens", param="logit_bias")
+    for token, bias in given.items():
+        if not (token.isascii() and token.isdigit()) or not -100 <= bias <= 100:
+            raise InvalidInput("logit_bias: must map token ids to numbers from -100 to 100", param="logit_bias")
+    return {int(token): bias for token, bias in given.items()}
+
+
+def _n(request: KernelRequest) -> int:
+    n = request.n or 1
+    if n > MAX_N:
+        raise InvalidInput(f"n: at most {MAX_N}", param="n")
+    if n > 1 and (request.stream or request.resume_token_ids):
+        raise InvalidInput("n: only one answer can be streamed or resumed; ask again for each", param="n")
+    return n
+
+
+def _answer_schema(wanted: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    match wanted:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+        case {"type": "json_schema"}:
+            where = "response_format.json_schema.schema"
+            raise InvalidInput(f"{where}: must be a JSON schema", param=where)
+    raise InvalidInput("response_format.type: must be text, json_object or json_schema", param="response_format.type")
 
 
 def _stops(stop: object) -> tuple[str, ...]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable
+from tiermesh.errors import EngineFailed, InvalidInput, Unavailable, UnknownModel
 from tiermesh.kernel.inference import answers, chat
-from tiermesh.kernel.inference.sequence import Event, Failed, Finished, FinishReason, Sequence, Text
+from tiermesh.kernel.inference.door import errors_answered, json_body, json_response, stream_response
+from tiermesh.kernel.inference.telling import Telling, telling
+from tiermesh.kernel.inference.transcript import Part, gathered
+from tiermesh.protocol.openai import EmbeddingRequest
+from tiermesh.protocol.validation import validated
 
 if TYPE_CHECKING:
     from tiermesh.kernel.inference.generation import Generator
@@ -28,8 +31,8 @@ MAX_BODY_BYTES = 8 << 20
 """Several times the largest context in use; the daemon in front has its own, smaller limit."""
 MAX_WAITING_FOR_LOAD = 16
 """As many as the queue behind the model would hold."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+MAX_TEXTS = 256
+"""Texts in one request for embeddings; each waits for its turn between the steps of the others' answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,18 @@ class Loaded:
 
 
 class Server:
-    """Serves one model. `load` is called once, in a thread of its own; when it raises, `run` does."""
+    """Serves one model and `adapters` on it, by name.
 
-    def __init__(self, *, name: str, digest: str, load: Callable[[], Loaded]) -> None:
+    `load` is called once, in a thread of its own; when it raises, `run` does.
+    """
+
+    def __init__(self, *, name: str, digest: str, load: Callable[[], Loaded], adapters: Sequence[str] = ()) -> None:
+        self.progress = 0.0
+        """How much of the loading is done, 0 to 1. The loader sets it, from its own thread."""
         self._name = name
         self._digest = digest
         self._load = load
+        self._adapters = tuple(adapters)
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._waiting = 0
         # One thread, because a tokenizer is not made to be used by two.
@@ -62,12 +71,13 @@ class Server:
         await asyncio.Event().wait()
 
     def _app(self) -> web.Application:
-        app = web.Application(middlewares=[_errors], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[errors_answered], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/health", self._health),
                 web.get("/v1/models", self._models),
                 web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/embeddings", self._embeddings),
             ]
         )
         return app
@@ -80,35 +90,50 @@ class Server:
                 "model": self._name,
                 "active": loaded.generator.active if loaded else 0,
                 "queued": loaded.generator.queued if loaded else self._waiting,
+                "slots": loaded.generator.slots if loaded else 0,
+                "progress": 1.0 if loaded else self.progress,
+                "precision": loaded.model.precision if loaded else None,
+                "context_length": loaded.model.encoder.context_length if loaded else None,
+                "adapters": list(self._adapters),
             }
         )
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response(answers.model_list(self._name, self._digest))
+        return web.json_response(answers.model_list(self._name, self._digest, self._adapters))
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        asked = chat.parse(await _json_body(request))
+        asked = chat.parse(await json_body(request))
+        adapter = self._adapter(asked.model)
         loaded = await self._wait_until_loaded()
         loop = asyncio.get_running_loop()
-        prompt, max_tokens = await loop.run_in_executor(self._encoding, loaded.model.encoder.encode, asked)
-        # Bounded by the context: a sequence has no more events than tokens.
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        sequence = Sequence(
-            prompt=prompt,
-            sampling=asked.sampling,
-            max_tokens=max_tokens,
-            stops=asked.stops,
-            emit=lambda event: _hand_over(loop, events, event),
-        )
-        answer = answers.Answer(self._name, len(prompt))
-        async with _submitted(loaded.generator, sequence):
-            # Nothing is sent before the first token: until then another node may still take over.
-            first = await events.get()
-            if isinstance(first, Failed):
-                raise EngineFailed(first.message)
+        encoded = await loop.run_in_executor(self._encoding, loaded.model.encoder.encode, asked)
+        answer = answers.Answer(asked.model, len(encoded.prompt), asked.token_ids, encoded.bytes_of)
+        async with telling(loaded.generator, asked, encoded, adapter) as tellings:
             if asked.stream:
-                return await _stream(request, answer, first, events, include_usage=asked.include_usage)
-            return await _whole(answer, first, events)
+                return await _stream(request, answer, tellings[0], asked)
+            return await _whole(answer, tellings)
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        asked = validated(EmbeddingRequest, await json_body(request))
+        if asked.model != self._name:
+            raise UnknownModel(f"model: {self._name} makes embeddings here, {asked.model} does not", param="model")
+        loaded = await self._wait_until_loaded()
+        loop = asyncio.get_running_loop()
+        encode = loaded.model.encoder.encode_texts
+        rows = await loop.run_in_executor(self._encoding, encode, self._name, asked.input)
+        if len(rows) > MAX_TEXTS:
+            raise InvalidInput(f"input: at most {MAX_TEXTS} texts", param="input")
+        vectors = [await asyncio.wrap_future(loaded.generator.embed(row)) for row in rows]
+        if asked.dimensions not in (None, len(vectors[0])):
+            raise InvalidInput(f"dimensions: {self._name} has {len(vectors[0])}", param="dimensions")
+        as_base64 = asked.encoding_format == "base64"
+        return json_response(answers.embeddings(self._name, vectors, sum(map(len, rows)), as_base64=as_base64))
+
+    def _adapter(self, model: str) -> str | None:
+        """The adapter of this name; None for the base model."""
+        if model != self._name and model not in self._adapters:
+            raise UnknownModel(f"model: {model} is not served here; {self._name} is", param="model")
+        return None if model == self._name else model
 
     async def _wait_until_loaded(self) -> Loaded:
         if self._loaded.done():
@@ -122,78 +147,32 @@ class Server:
             self._waiting -= 1
 
 
-@asynccontextmanager
-async def _submitted(generator: Generator, sequence: Sequence) -> AsyncIterator[None]:
-    """Run a sequence for as long as its client listens."""
-    generator.submit(sequence)
-    try:
-        yield
-    finally:
-        generator.cancel(sequence)
+async def _whole(answer: answers.Answer, tellings: Sequence[Telling]) -> web.Response:
+    async def whole(told: Telling) -> Part:
+        return gathered([part async for part in told.parts()])
+
+    parts = await asyncio.gather(*map(whole, tellings))
+    usage = answer.usage(sum(told.tokens for told in tellings), tellings[0].cached_tokens)
+    return json_response(answer.whole(parts, usage))
 
 
-def _hand_over(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
-    loop.call_soon_threadsafe(events.put_nowait, event)
-
-
-async def _whole(answer: answers.Answer, event: Event, events: asyncio.Queue[Event]) -> web.Response:
-    texts = []
-    while True:
-        match event:
-            case Text(text):
-                texts.append(text)
-            case Finished(reason, completion_tokens):
-                return _json_response(answer.whole("".join(texts), reason, completion_tokens))
-            case Failed(message):
-                raise EngineFailed(message)
-        event = await events.get()
-
-
-async def _stream(
-    request: web.Request, answer: answers.Answer, event: Event, events: asyncio.Queue[Event], *, include_usage: bool
-) -> web.StreamResponse:
+async def _stream(request: web.Request, answer: answers.Answer, told: Telling, asked: chat.Chat) -> web.StreamResponse:
     """A stream that fails is broken off, so that nobody takes it for complete."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    await response.write(answers.event(answer.chunk({"role": "assistant", "content": ""})))
-    while True:
-        match event:
-            case Text(text):
-                if text:
-                    await response.write(answers.event(answer.chunk({"content": text})))
-            case Finished(reason, completion_tokens):
-                await response.write(_stream_end(answer, reason, completion_tokens, include_usage=include_usage))
-                await response.write_eof()
-                return response
-            case Failed():
-                if request.transport is not None:
-                    request.transport.abort()
-                return response
-        event = await events.get()
-
-
-def _stream_end(answer: answers.Answer, reason: FinishReason, completion_tokens: int, *, include_usage: bool) -> bytes:
-    last = answers.event(answer.chunk({}, reason))
-    usage = answers.event(answer.usage_chunk(completion_tokens)) if include_usage else b""
-    return last + usage + answers.DONE
-
-
-async def _json_body(request: web.Request) -> object:
-    try:
-        return json.loads(await request.text())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from error
-
-
-def _json_response(body: answers.Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    text = json.dumps(body, ensure_ascii=False)
-    return web.Response(text=text, status=status, content_type="application/json", headers=headers)
-
-
-@web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except TiermeshError as error:
-        headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
-        return _json_response(answers.error_body(error), error.http_status, headers)
+    async with aclosing(told.parts() if asked.token_ids else told.shown_parts()) as parts:
+        # Nothing is sent before the first token: until then another node may still take over.
+        part = await anext(parts)
+        response = await stream_response(request)
+        if not asked.resumed:
+            await response.write(answers.event(answer.chunk(Part(), first=True)))
+        try:
+            await response.write(answers.event(answer.chunk(part)))
+            async for part in parts:
+                await response.write(answers.event(answer.chunk(part)))
+        except EngineFailed:
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+    usage = answer.usage_chunk(answer.usage(told.tokens, told.cached_tokens))
+    await response.write((answers.event(usage) if asked.include_usage else b"") + answers.DONE)
+    await response.write_eof()
+    return response

@@ -1,0 +1,44 @@
+"""Bodies in, answers and errors out: what all routes of the worker share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
+from tiermesh.kernel.inference import answers
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def json_body(request: web.Request) -> object:
+    """Raises `InvalidInput` when it is none."""
+    try:
+        return json.loads(await request.text())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"the body is not JSON: {error}") from error
+
+
+def json_response(body: answers.Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer in JSON; text stays readable."""
+    text = json.dumps(body, ensure_ascii=False)
+    return web.Response(text=text, status=status, content_type="application/json", headers=headers)
+
+
+async def stream_response(request: web.Request) -> web.StreamResponse:
+    """An event stream whose head has been sent."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    return response
+
+
+@web.middleware
+async def errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error of ours in OpenAI's shape, with its status."""
+    try:
+        return await handler(request)
+    except TiermeshError as error:
+        headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
+        return json_response(answers.error_body(error), error.http_status, headers)
