@@ -23,7 +23,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (options.cluster, options.port, options.port_may_move) == ("home", 8000, True)
     assert options.name == host_name()
     assert (options.kernel, options.detect, options.engines, options.join) == (True, True, (), ())
-    assert (options.tier, options.model, options.interface, options.token) == (None, None, None, None)
+    assert (options.tier, options.models, options.interface, options.token) == (None, (), None, None)
     assert options.mdns_service == "_tiermesh._tcp.local."
     assert options.policy == PolicyDocument()
 
@@ -31,13 +31,20 @@ def test_defaults(tmp_path: Path) -> None:
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = "cluster: den\nname: a\nport: 8100\ntier: 1\nmodel: m\ninterface: eth0\n"
     read = resolve(tmp_path, file)
-    assert (read.cluster, read.name, read.port, read.tier, read.model, read.interface) == (
+    assert (read.cluster, read.name, read.port, read.tier, read.models[0].name, read.interface) == (
         *("den", "a", 8100, 1, "m"),
         "eth0",
     )
     assert not read.port_may_move
     told = resolve(tmp_path, file, cluster="lab", name="b", port=0, tier=0, model="n", interface="lo")
-    assert (told.cluster, told.name, told.port, told.tier, told.model, told.interface) == ("lab", "b", 0, 0, "n", "lo")
+    assert (told.cluster, told.name, told.port, told.tier, told.models[0].name, told.interface) == (
+        "lab",
+        "b",
+        0,
+        0,
+        "n",
+        "lo",
+    )
 
 
 def test_the_token_of_the_environment_wins_and_is_not_shown(tmp_path: Path) -> None:
@@ -93,7 +100,7 @@ def test_join_hints_come_from_both_and_once(tmp_path: Path) -> None:
 def test_one_file_may_serve_all_machines(tmp_path: Path) -> None:
     file = "nodes:\n- {name: pc, host: pc, port: 8200, tier: 1, model: m}\n- {name: big, host: big, tier: 2}\n"
     pc = resolve(tmp_path, file, name="pc")
-    assert (pc.port, pc.tier, pc.model, pc.port_may_move) == (8200, 1, "m", False)
+    assert (pc.port, pc.tier, pc.models[0].name, pc.port_may_move) == (8200, 1, "m", False)
     assert resolve(tmp_path, file, name="pc", tier=0).tier == 0
     assert resolve(tmp_path, file, name="else").tier is None
 

@@ -65,6 +65,13 @@ class WrongContentType(InvalidInput):
     http_status = 415
 
 
+class PoisonedRequest(InvalidInput):
+    """The request was running at two deaths of a worker; a third one is not risked for it."""
+
+    type = "poisoned_request"
+    http_status = 422
+
+
 class Unauthenticated(TiermeshError):
     """A token is demanded and the request had none, or a wrong one."""
 
@@ -121,6 +128,16 @@ class EngineFailed(TiermeshError):
 
     type = "engine_failed"
     http_status = 502
+
+
+class WorkerDied(EngineFailed):
+    """The process that computed the answer died, perhaps of this very request. `death` tells one from another."""
+
+    type = "worker_died"
+
+    def __init__(self, message: str, *, death: object = None) -> None:
+        super().__init__(message)
+        self.death = death
 
 
 class DeadlineExceeded(TiermeshError):

@@ -57,6 +57,8 @@ class Model:
     tier: Tier
     engine: str
     state: ModelState
+    progress: float | None = None
+    """How far its loading is, 0 to 1 in tenths; None unless it is being loaded, and where nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class EngineInfo:
     name: str
     kind: str
     state: EngineState
+    can_continue: bool = False
+    """May a request begin with the token ids of an unfinished answer, and do its streams carry them?"""
 
 
 @dataclass(frozen=True, slots=True)

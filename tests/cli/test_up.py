@@ -30,13 +30,26 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[DaemonOptions]:
 def test_every_option_arrives(home: Path, alone: Mesh, started: list[DaemonOptions]) -> None:
     done = alone(
         *("up", "--state-dir", "s", "--name", "pc", "--port", "8123", "--cluster", "den", "--tier", "2"),
-        *("--model", "m", "--engine", "localhost:1", "--engine", "http://h:2", "--no-detect", "--interface", "lo"),
+        *(
+            "--model",
+            "m",
+            "--precision",
+            "bf16",
+            "--engine",
+            "localhost:1",
+            "--engine",
+            "http://h:2",
+            "--no-detect",
+            "--interface",
+            "lo",
+        ),
         *("--join", "h:1", "--join", "i", "--log-format", "json", "--log-level", "debug"),
     )
     assert done.exit_code == 7, "the daemon's own exit code"
     (options,) = started
     assert (options.state_dir, options.name, options.port, options.cluster) == (home / "s", "pc", 8123, "den")
-    assert (options.tier, options.model, options.detect, options.interface) == (2, "m", False, "lo")
+    assert (options.tier, options.detect, options.interface) == (2, False, "lo")
+    assert ([model.name for model in options.models], options.precision) == (["m"], "bf16")
     assert [engine.url for engine in options.engines] == ["http://localhost:1", "http://h:2"]
     assert options.join == ("h:1", "i:8000")
     assert (options.log_format, options.log_level) == ("json", "debug")

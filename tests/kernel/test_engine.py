@@ -21,6 +21,7 @@ from tests.kernel.workers import question
 
 from tiermesh.adapters.engines import kernel
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
+from tiermesh.adapters.engines.served_model import Wanted
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.daemon.supervisor import FILE_NAME, Supervisor
 from tiermesh.errors import EngineFailed, Unavailable, UnknownModel
@@ -32,19 +33,16 @@ LONG = {"temperature": 0.0, "max_tokens": 4000}
 
 @asynccontextmanager
 async def opened(
-    folder: Path, model: Path | str, *, preload: bool = False, find: Callable[[str], LocalModel] | None = None
+    folder: Path, *models: Path | str, pinned: bool = False, **options: Any
 ) -> AsyncIterator[KernelEngine]:
     supervisor = Supervisor(folder)
     supervisor.start()
-    options: dict[str, Any] = {} if find is None else {"find": find}
     engine = KernelEngine(
-        model=str(model),
-        tier=1,
+        [Wanted(name=str(model), tier=1, pinned=pinned) for model in models],
         hire=supervisor.worker,
         state_dir=folder,
         on_change=lambda: None,
         threads=1,
-        preload=preload,
         **options,
     )
     await engine.start()
@@ -66,7 +64,7 @@ class Kernel:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kernel]:
     folder = tmp_path_factory.mktemp("e")
-    async with opened(folder, tiny_folder, preload=True) as engine:
+    async with opened(folder, tiny_folder, pinned=True) as engine:
         await until(lambda: bool(engine.models) and engine.models[0].state == "warm")
         yield Kernel(engine, folder)
 
@@ -84,11 +82,11 @@ def pids(folder: Path) -> list[int]:
 
 
 def socket_of(shared: Kernel) -> aiohttp.UnixConnector:
-    return aiohttp.UnixConnector(str(shared.folder / "kernel.sock"))
+    return aiohttp.UnixConnector(str(shared.folder / "kernel-0.sock"))
 
 
 async def ask(engine: KernelEngine, body: Mapping[str, object]) -> tuple[int, str, bytes]:
-    async with engine.chat(body) as reply:
+    async with engine.chat({**body, "model": engine.models[0].name if engine.models else "m"}) as reply:
         return reply.status, reply.content_type, b"".join([chunk async for chunk in reply.chunks])
 
 
@@ -107,7 +105,7 @@ async def test_it_starts_with_the_first_prompt(tiny_folder: Path, tmp_path: Path
         (model,) = engine.models
         assert (model.tier, model.engine, model.state) == (1, "kernel", "cold")
         assert model.digest.startswith("sha256:")
-        assert engine.info == EngineInfo("kernel", "kernel", "ready")
+        assert engine.info == EngineInfo("kernel", "kernel", "ready", can_continue=True)
         assert pids(tmp_path) == []
         asking = asyncio.create_task(ask(engine, question("x", max_tokens=3)))
         await until(lambda: engine.models[0].state == "loading")
@@ -176,12 +174,12 @@ async def test_a_workers_death_fails_its_requests_within_a_second_and_it_comes_b
 
 
 async def test_closing_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
-    async with opened(tmp_path, tiny_folder, preload=True) as engine:
+    async with opened(tmp_path, tiny_folder, pinned=True) as engine:
         await until(lambda: bool(engine.models) and engine.models[0].state == "warm")
         (pid,) = pids(tmp_path)
     assert not psutil.pid_exists(pid)
     assert pids(tmp_path) == []
-    assert not (tmp_path / "kernel.sock").exists()
+    assert not (tmp_path / "kernel-0.sock").exists()
     await engine.close()
 
 

@@ -17,6 +17,7 @@ DAEMON = """
 import asyncio, sys
 from pathlib import Path
 from tiermesh.adapters.engines.kernel import KernelEngine
+from tiermesh.adapters.engines.served_model import Wanted
 from tiermesh.daemon.supervisor import Supervisor
 
 async def main():
@@ -24,7 +25,11 @@ async def main():
     supervisor = Supervisor(folder)
     supervisor.start()
     engine = KernelEngine(
-        model=model, tier=0, hire=supervisor.worker, state_dir=folder, on_change=lambda: None, threads=1, preload=True
+        [Wanted(name=model, tier=0, pinned=True)],
+        hire=supervisor.worker,
+        state_dir=folder,
+        on_change=lambda: None,
+        threads=1,
     )
     await engine.start()
     while not engine.models or engine.models[0].state != "warm":

@@ -5,7 +5,7 @@
 | stopped | nothing; the first `ready()` starts it | starting |
 | starting | spawned, and asked until it is ready | ready; waiting when it dies or is not ready in time |
 | ready | serves | waiting when it dies |
-| waiting | backs off: 0.25 s, then twice as long each time | starting; stopped after 5 failed starts in a row |
+| waiting | backs off: 0.25 s, twice as long after each failed start | starting; stopped after 5 of them in a row |
 | closed | for good | |
 """
 
@@ -28,11 +28,10 @@ log = logging.getLogger(__name__)
 WorkerState = Literal["stopped", "starting", "ready", "waiting", "closed"]
 
 BACKOFF_FIRST_S = 0.25
-"""After one crash the next start comes nearly at once: most crashes are not about the start."""
+"""After a worker that had been ready the next one starts nearly at once: what killed it is not about the start, and
+loading is pause enough."""
 BACKOFF_MAX_S = 30.0
-"""A worker that keeps dying costs at most its start-up this often."""
-STABLE_S = 60.0
-"""Ready for this long, a worker has earned a fresh backoff."""
+"""A worker that can't start costs at most its start-up this often."""
 MAX_FAILED_STARTS = 5
 """Then it stays down until somebody asks for it again; what is broken will not mend itself."""
 POLL_S = 0.05
@@ -126,11 +125,10 @@ class Worker:
     async def _live(self) -> None:
         backoff_s, failed_starts = BACKOFF_FIRST_S, 0
         while failed_starts < MAX_FAILED_STARTS:
-            began = time.monotonic()
-            was_ready = await self._run_once()
-            failed_starts = 0 if was_ready else failed_starts + 1
-            if was_ready and time.monotonic() - began > STABLE_S:
-                backoff_s = BACKOFF_FIRST_S
+            if await self._run_once():
+                failed_starts, backoff_s = 0, BACKOFF_FIRST_S
+            else:
+                failed_starts += 1
             self._next_start = time.monotonic() + backoff_s
             self._deaths += 1
             log.warning("%s; starting it again in %.2g s", self._failure, backoff_s)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tiermesh.cli.checkup import Finding
-    from tiermesh.protocol.cluster import ClusterReport, HardwareReport, NodeReport
+    from tiermesh.protocol.cluster import ClusterReport, HardwareReport, ModelReport, NodeReport
 
 PIPE_WIDTH = 200
 """Columns of a table when nobody's terminal sets a limit: wide enough that nothing is wrapped."""
@@ -125,8 +125,13 @@ def _node_row(node: NodeReport, label: str, asked: str) -> tuple[str, ...]:
 
 
 def _models(node: NodeReport) -> str:
-    names = [model.name + ("" if model.state == "warm" else f" ({model.state})") for model in node.models]
-    return ", ".join(dict.fromkeys(names)) or "-"
+    return ", ".join(dict.fromkeys(model.name + _model_state(model) for model in node.models)) or "-"
+
+
+def _model_state(model: ModelReport) -> str:
+    if model.state == "warm":
+        return ""
+    return f" ({model.state})" if model.progress is None else f" ({model.state} {model.progress:.0%})"
 
 
 def _load(node: NodeReport) -> str:

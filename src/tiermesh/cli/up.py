@@ -32,6 +32,10 @@ def up(
         str | None,
         typer.Option(help="Model that this node runs itself: a name from `mesh model list`, a folder, or ORG/NAME."),
     ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"] | None,
+        typer.Option(help="What it computes in; auto measures what is faster here. [default: the file's, else auto]"),
+    ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="An OpenAI-compatible server to put into the mesh; repeatable."),
@@ -71,6 +75,7 @@ def up(
         cluster=cluster,
         tier=None if tier is None else TIERS[tier],
         model=model,
+        precision=precision,
         engines=tuple(engine or ()),
         no_engine=no_engine,
         no_detect=no_detect,

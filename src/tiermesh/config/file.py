@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from tiermesh.config.address import DEFAULT_PORT, check_host, check_url, join_address
 from tiermesh.config.explain import explain
 from tiermesh.config.policy import Admission, Limits, Name, PolicyDocument, Routing, Section
+from tiermesh.config.size import parse_size
 from tiermesh.errors import InvalidConfig
 from tiermesh.types import Address, Tier
 
@@ -22,6 +23,15 @@ FILE_NAME = "cluster.yaml"
 KERNEL: Literal["kernel"] = "kernel"
 SIZE_LIMIT_BYTES = 1024 * 1024
 """A configuration is written by hand; anything larger is some other file."""
+
+MODELS_LIMIT = 64
+"""All of them travel in every status of the node."""
+
+ADAPTERS_LIMIT = 64
+"""As models; and a worker keeps all adapters of its model in memory."""
+
+MEMORY_FLOOR_BYTES = 256 * 1024 * 1024
+"""A worker without any model takes more; what is smaller is a slip of the pen (`8` for `8 GB`)."""
 
 LABEL_LIMIT_BYTES = 240
 """One string of a DNS record holds 255 bytes, its key included; only rare scripts come near it with 63 letters."""
@@ -53,6 +63,7 @@ def check_tier(value: object) -> object:
     return value
 
 
+Precision = Literal["auto", "fp32", "bf16"]
 Label = Annotated[str, AfterValidator(check_label)]
 Host = Annotated[str, AfterValidator(check_host)]
 Url = Annotated[str, AfterValidator(check_url)]
@@ -100,6 +111,27 @@ class EngineEntry(Section):
         return self.name or re.sub(r"[^\w.-]+", "-", self.url.split("://", 1)[1]).strip("-._") or "engine"
 
 
+class ModelEntry(Section):
+    """A model that this node runs itself, loaded when it is asked for."""
+
+    name: Name
+    """A name from `mesh model list`, a folder, a `.gguf` file, or ORG/NAME on the Hugging Face hub."""
+    tier: TierField | None = None
+    """None: the node's own."""
+    pinned: bool = False
+    """Loaded at the start and never unloaded: its memory is taken for good, and its first prompt waits for nothing."""
+
+
+class AdapterEntry(Section):
+    """A LoRA adapter, served under its own name beside the model that it was made for."""
+
+    name: Name
+    path: Annotated[str, Field(min_length=1)]
+    """A folder with `adapter_config.json` and `adapter_model.safetensors`."""
+    base: Name | None = None
+    """The model's name as given here. None: the first one of this node."""
+
+
 class NodeEntry(Section):
     """A machine: a server backend makes it an engine of whoever reads the file, `kernel` another daemon to join."""
 
@@ -130,7 +162,15 @@ class ClusterFile(Section):
     tier: TierField | None = None
     """None: derived from the hardware."""
     model: Name | None = None
-    """What the kernel serves. None: the small default, when torch is installed and no other engine is there."""
+    """What the kernel serves first. None: the small default, when torch is installed and no other engine is there."""
+    models: tuple[ModelEntry, ...] = Field((), strict=False, max_length=MODELS_LIMIT)
+    """What it serves besides; `model` may be among them, with more said about it."""
+    adapters: tuple[AdapterEntry, ...] = Field((), strict=False, max_length=ADAPTERS_LIMIT)
+    memory_limit: Annotated[int, BeforeValidator(parse_size), Field(ge=MEMORY_FLOOR_BYTES)] | None = None
+    """Bytes for all models in memory together. None: 60 % of this machine's."""
+    precision: Precision = "auto"
+    """What the kernel computes in. fp32 gives the same answers on every machine; bf16 takes half the memory, and where
+    the processor has instructions for it half the time; auto measures at each start of a worker."""
     interface: str | None = Field(None, min_length=1)
     """A network interface or address to use. None: all but loopback."""
     token: Token | None = Field(None, repr=False)
@@ -152,6 +192,8 @@ class ClusterFile(Section):
     def _names_differ(self) -> Self:
         _refuse_repeats("nodes[].name", [n.name for n in self.nodes])
         _refuse_repeats("the engine name", [e.label for e in self.engine_entries()])
+        _refuse_repeats("models[].name", [m.name for m in self.models])
+        _refuse_repeats("adapters[].name", [a.name for a in self.adapters])
         if KERNEL in (e.label for e in self.engine_entries()):
             raise ValueError(f"an engine is named {KERNEL!r}, but that one is built in; give it another name")
         tokens = {t for t in (self.token, *(n.auth_token for n in self._peers())) if t}

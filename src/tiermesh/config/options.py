@@ -13,7 +13,16 @@ from typing import Literal, TypeVar
 from platformdirs import user_state_path
 
 from tiermesh.config.address import DEFAULT_PORT, check_url, parse_address
-from tiermesh.config.file import KERNEL, ClusterFile, EngineEntry, check_label, load
+from tiermesh.config.file import (
+    KERNEL,
+    AdapterEntry,
+    ClusterFile,
+    EngineEntry,
+    ModelEntry,
+    Precision,
+    check_label,
+    load,
+)
 from tiermesh.config.policy import PolicyDocument
 from tiermesh.errors import InvalidConfig
 from tiermesh.types import Address, Tier
@@ -35,6 +44,7 @@ class Flags:
     cluster: str | None = None
     tier: Tier | None = None
     model: str | None = None
+    precision: Precision | None = None
     engines: tuple[str, ...] = ()
     no_engine: bool = False
     no_detect: bool = False
@@ -57,8 +67,12 @@ class DaemonOptions:
     """Nobody chose the port: when it is taken, the next free one will do."""
     tier: Tier | None
     """None: derived from the hardware."""
-    model: str | None
-    """What the kernel serves; None: its default, when no other engine is there."""
+    models: tuple[ModelEntry, ...]
+    """What the kernel serves, the node's own first; none: its default, when no other engine is there."""
+    adapters: tuple[AdapterEntry, ...]
+    memory_limit_bytes: int | None
+    """For all models together. None: a share of what this machine has."""
+    precision: Precision
     kernel: bool
     """May this node run models itself?"""
     detect: bool
@@ -90,7 +104,10 @@ def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> Daemon
         port=DEFAULT_PORT if port is None else port,
         port_may_move=port is None,
         tier=_first(flags.tier, file.tier, own_tier),
-        model=_first(flags.model, file.model, own_model),
+        models=_models(_first(flags.model, file.model, own_model), file),
+        adapters=file.adapters,
+        memory_limit_bytes=file.memory_limit,
+        precision=_first(flags.precision, file.precision) or "auto",
         kernel=file.kernel and not flags.no_engine,
         detect=file.detect and not flags.no_detect and not flags.no_engine,
         engines=_engines(flags, file),
@@ -132,6 +149,20 @@ def _engines(flags: Flags, file: ClusterFile) -> tuple[EngineEntry, ...]:
     known = file.engine_entries()
     urls = dict.fromkeys(_url(text) for text in flags.engines)
     return tuple(EngineEntry(url=url) for url in urls if url not in {e.url for e in known}) + known
+
+
+def _models(first: str | None, file: ClusterFile) -> tuple[ModelEntry, ...]:
+    """The node's own model, with whatever the file says of it, then the others in their order."""
+    named = [entry for entry in file.models if entry.name == first] or [ModelEntry(name=first)] if first else []
+    models = (*named, *(entry for entry in file.models if entry.name != first))
+    names = [entry.name for entry in models]
+    for index, adapter in enumerate(file.adapters):
+        if adapter.base is not None and adapter.base not in names:
+            raise InvalidConfig(
+                f"adapters[{index}].base is {adapter.base!r}, but this node runs {', '.join(names) or 'no such model'}",
+                param=f"adapters[{index}].base",
+            )
+    return models
 
 
 def _join(flags: Flags, file: ClusterFile) -> tuple[Address, ...]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tiermesh.adapters.background import Background
 from tiermesh.adapters.catalogue import DEFAULT_MODEL
@@ -14,10 +14,12 @@ from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.engines.detect import Detector
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
 from tiermesh.adapters.engines.openai_server import OpenAIServer
+from tiermesh.adapters.engines.served_model import Wanted
+from tiermesh.adapters.lora_folder import LocalAdapter, read_adapter
 from tiermesh.adapters.model_source import can_pull, resolve
-from tiermesh.config import DaemonOptions, EngineEntry
+from tiermesh.config import AdapterEntry, DaemonOptions, EngineEntry, ModelEntry
 from tiermesh.daemon.supervisor import Supervisor
-from tiermesh.errors import InvalidConfig, UnknownModel
+from tiermesh.errors import InvalidConfig, ModelSourceFailed, UnknownModel
 from tiermesh.types import Tier
 
 log = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ class EngineRoom:
         if self._options.detect:
             self._detector = Detector(self._found, known=[entry.url for entry in self._options.engines])
             await self._detector.start()
-        if self._options.kernel and (self._options.model or not self._engines):
-            await self._open_kernel(self._options.model or DEFAULT_MODEL)
+        if self._options.kernel and (self._options.models or not self._engines):
+            await self._open_kernel(self._options.models or (ModelEntry(name=DEFAULT_MODEL),))
 
     async def close(self) -> None:
         """Stop all of them."""
@@ -89,28 +91,36 @@ class EngineRoom:
         name = kind if kind not in self._engines else f"{kind}-here"  # a person may have named another one so
         await self._add_server(EngineEntry(url=url, name=name), kind)
 
-    async def _open_kernel(self, model: str) -> None:
+    async def _open_kernel(self, models: Sequence[ModelEntry]) -> None:
         self._reason = why_unavailable() or ""
         if self._reason:
-            if self._options.model:
-                raise InvalidConfig(f"can't run {model}: {self._reason}", param="model")
+            if self._options.models:
+                raise InvalidConfig(f"can't run {models[0].name}: {self._reason}", param="model")
             return
-        missing = await asyncio.to_thread(_missing, model)
-        if missing is not None and not can_pull(model):
-            raise missing
+        missing = await asyncio.to_thread(_missing, models)
+        adapters = await asyncio.to_thread(_read_adapters, self._options.adapters)
         await asyncio.to_thread(self._supervisor.start)
+        options = self._options
         await self._add(
             KernelEngine(
-                model=model,
-                tier=self._tier,
+                [Wanted(name=m.name, tier=self._tier if m.tier is None else m.tier, pinned=m.pinned) for m in models],
+                adapters=adapters,
+                limit_bytes=options.memory_limit_bytes,
+                precision=options.precision,
                 hire=self._supervisor.worker,
-                state_dir=self._options.state_dir,
+                state_dir=options.state_dir,
                 on_change=self._on_change,
             )
         )
-        if missing is not None:
+        for model in missing:
             log.info("%s is not on this machine yet; fetching it now", model)
-            self._background.start(self._fetch(model))
+        if missing:
+            self._background.start(self._fetch_all(missing))
+
+    async def _fetch_all(self, models: Sequence[str]) -> None:
+        """One after the other: two conversions at once would take the memory of both."""
+        for model in models:
+            await self._fetch(model)
 
     async def _fetch(self, model: str) -> None:
         """Fetch what isn't on this machine, once, by a process of its own that may be stopped at any time."""
@@ -132,10 +142,25 @@ class EngineRoom:
         self._on_change()
 
 
-def _missing(model: str) -> UnknownModel | None:
-    """Why this machine has no such model; None when it has. Blocks for a look at the disk."""
-    try:
-        resolve(model)
-    except UnknownModel as error:
-        return error
-    return None
+def _missing(models: Iterable[ModelEntry]) -> list[str]:
+    """Those that this machine lacks. Blocks for a look at the disk; raises `UnknownModel` for what nobody can fetch."""
+    missing = []
+    for model in models:
+        try:
+            resolve(model.name)
+        except UnknownModel:
+            if not can_pull(model.name):
+                raise
+            missing.append(model.name)
+    return missing
+
+
+def _read_adapters(entries: Sequence[AdapterEntry]) -> list[LocalAdapter]:
+    """Blocks. Raises `InvalidConfig` for a folder that holds no adapter."""
+    found = []
+    for index, entry in enumerate(entries):
+        try:
+            found.append(read_adapter(entry.name, entry.path, entry.base))
+        except ModelSourceFailed as error:
+            raise InvalidConfig(str(error), param=f"adapters[{index}].path") from error
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class Supervisor:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE_NAME
         self._workers: list[Worker] = []
+        self._numbers = itertools.count()
         self._records: dict[int, ProcessRecord] = {}
 
     def start(self) -> None:
@@ -37,21 +39,21 @@ class Supervisor:
         self._write()
 
     def worker(self, spec: WorkerSpec, on_change: Callable[[], None]) -> Worker:
-        """A new worker under supervision; nothing runs before it is asked for."""
-        slot = len(self._workers)
-        worker = Worker(spec, on_change=on_change, on_record=lambda record: self._note(slot, record))
-        self._workers.append(worker)
+        """A new worker under supervision; nothing runs before it is asked for. Who hired it may close it."""
+        number = next(self._numbers)
+        worker = Worker(spec, on_change=on_change, on_record=lambda record: self._note(number, record))
+        self._workers = [each for each in self._workers if each.state != "closed"] + [worker]
         return worker
 
     async def close(self) -> None:
         """End all workers, side by side, and wait. May be called twice."""
         await asyncio.gather(*(worker.close() for worker in self._workers))
 
-    def _note(self, slot: int, record: ProcessRecord | None) -> None:
+    def _note(self, number: int, record: ProcessRecord | None) -> None:
         if record is None:
-            self._records.pop(slot, None)
+            self._records.pop(number, None)
         else:
-            self._records[slot] = record
+            self._records[number] = record
         self._write()
 
     def _write(self) -> None:

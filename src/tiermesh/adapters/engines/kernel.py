@@ -1,4 +1,4 @@
-"""The built-in engine: our own PyTorch worker, started when the first prompt comes, reached over a Unix socket.
+"""The built-in engine: our own worker processes, one a model, started when they are needed, reached over Unix sockets.
 
 This module never imports torch. A model that is not on this machine is looked for again every few seconds, so that
 `mesh model pull` beside a running daemon is enough.
@@ -8,43 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
+import psutil
 
 from tiermesh.adapters.engines import Reply
+from tiermesh.adapters.engines.memory import default_limit
+from tiermesh.adapters.engines.residents import Residents
+from tiermesh.adapters.engines.served_model import ENGINE_NAME, Hire, ServedModel, Task, Wanted
+from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel, resolve
-from tiermesh.adapters.worker import Worker, WorkerSpec
-from tiermesh.errors import EngineFailed, ModelSourceFailed, TiermeshError, Unavailable, UnknownModel
-from tiermesh.types import EngineInfo, EngineState, Load, Model, ModelState, Tier
+from tiermesh.config import Precision
+from tiermesh.core.suspects import Suspects
+from tiermesh.errors import EngineFailed, ModelSourceFailed, Unavailable, UnknownModel, WorkerDied
+from tiermesh.types import EngineInfo, EngineState, Load, Model
 
 log = logging.getLogger(__name__)
 
-ENGINE_NAME = "kernel"
-SLOTS = 1
-"""The worker computes one sequence at a time."""
 LOOK_AGAIN_S = 3.0
 """How often a model that is missing is looked for; one look costs a few system calls."""
-HEALTH_LIMIT_S = 1.0
-"""A worker on this machine that is silent for this long is not ready."""
 MAX_SOCKET_PATH_BYTES = 100
 """macOS allows 103, Linux 107."""
-DEATH_NOTICE_S = 1.0
-"""Between a dead worker's socket refusing us and the system telling that it died; it takes milliseconds."""
-CHAT_URL = "http://worker/v1/chat/completions"
-"""The host is of no meaning on a Unix socket."""
 NEEDED = ("torch", "transformers", "safetensors", "accelerate")
-
-Hire = Callable[[WorkerSpec, Callable[[], None]], Worker]
-"""`daemon.supervisor.Supervisor.worker`."""
 
 
 def why_unavailable() -> str | None:
@@ -56,200 +49,194 @@ def why_unavailable() -> str | None:
 
 
 class KernelEngine:
-    """Serves one model. Create it on the daemon's loop.
+    """Serves the models in `wanted`, the first of which is the node's own. Create it on the daemon's loop.
 
-    `model` is any name that `model_source.resolve` takes; `tier` is the node's, declared or derived; `hire` makes a
-    supervised worker; `state_dir` keeps its log and its socket; `on_change` hears of every change of `info`, `models`
-    or `load`; `threads` None lets the worker take its cores; `preload` starts it before the first prompt, which costs
-    its memory from the start and saves some seconds then.
+    `hire` makes a supervised worker; `state_dir` keeps logs and sockets; `on_change` hears of every change of `info`,
+    `models` or `load`; `threads` None lets the workers share the cores; `limit_bytes` None is a share of this machine's
+    memory.
     """
 
     def __init__(
         self,
+        wanted: Sequence[Wanted],
         *,
-        model: str,
-        tier: Tier,
         hire: Hire,
         state_dir: Path,
         on_change: Callable[[], None],
+        adapters: Sequence[LocalAdapter] = (),
+        limit_bytes: int | None = None,
+        precision: Precision = "auto",
         threads: int | None = None,
-        preload: bool = False,
         find: Callable[[str], LocalModel] = resolve,
     ) -> None:
-        self._wanted = model
-        self._tier = tier
+        assert wanted, "an engine without a model is none"
+        self._wanted = tuple(wanted)
+        self._adapters = tuple(adapters)
         self._hire = hire
         self._state_dir = state_dir
         self._on_change = on_change
-        self._threads = threads
-        self._preload = preload
         self._find = find
-        self._local: LocalModel | None = None
-        self._worker: Worker | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._search: asyncio.Task[None] | None = None
-        self._socket, self._made_folder = _socket_path(state_dir)
-        self._in_flight = 0
-        self.missing = ""
-        """Why there is no model yet, for a person; empty once it is found."""
+        self._served: dict[str, ServedModel] = {}
+        """By the name that was configured."""
+        self._missing: dict[str, str] = {}
+        self._suspects = Suspects()
+        self._residents = Residents(
+            limit_bytes=limit_bytes or default_limit(psutil.virtual_memory().total),
+            precision=precision,
+            threads=threads,
+            expected=len(self._wanted),
+        )
+        self._searches: list[asyncio.Task[None]] = []
+        self._sockets, self._made_folder = _socket_folder(state_dir)
+
+    @property
+    def missing(self) -> str:
+        """Why models that were asked for are not there yet, for a person; empty once all are found."""
+        return "; ".join(self._missing.values())
 
     @property
     def info(self) -> EngineInfo:
-        """`starting` while the model is looked for or loaded, `down` while it can't be had."""
-        return EngineInfo(ENGINE_NAME, "kernel", self._state())
+        """`starting` while no model is found or loaded yet, `down` while none can be had."""
+        able = bool(self._served) and all(model.can_continue for model in self._served.values())
+        return EngineInfo(ENGINE_NAME, "kernel", self._state(), able)
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The one model, cold until its worker runs."""
-        if self._local is None:
-            return ()
-        states: Mapping[str, ModelState] = {"ready": "warm", "starting": "loading", "waiting": "loading"}
-        state = states.get(self._worker.state, "cold") if self._worker else "cold"
-        return (Model(self._local.name, self._local.digest, self._tier, ENGINE_NAME, state),)
+        """Those that were found, in the order of the configuration; cold until their workers run."""
+        return tuple(model for served in self._in_order() for model in served.models)
 
     @property
     def load(self) -> Load:
-        """Counted here: nobody else talks to the worker."""
-        return Load(min(self._in_flight, SLOTS), SLOTS, max(0, self._in_flight - SLOTS))
+        """Slots are those of the models in memory: the others get theirs when they are loaded."""
+        loads = [served.load for served in self._served.values()]
+        resident = [served.load.slots for served in self._served.values() if served.resident]
+        slots = sum(resident) or (1 if loads else 0)
+        return Load(sum(x.active for x in loads), slots, sum(x.queued for x in loads))
 
     async def start(self) -> None:
-        """Look for the model in the background."""
-        connector = aiohttp.UnixConnector(path=str(self._socket), limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
-        self._search = asyncio.create_task(self._run_search(), name="kernel model search")
+        """Look for the models in the background."""
+        for number, wanted in enumerate(self._wanted):
+            search = self._run_search(number, wanted)
+            self._searches.append(asyncio.create_task(search, name=f"search for {wanted.name}"))
 
     async def close(self) -> None:
-        """End the worker and remove its socket."""
-        if self._search is not None:
-            self._search.cancel()
-            await asyncio.gather(self._search, return_exceptions=True)
-            self._search = None
-        if self._worker is not None:
-            await self._worker.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-        self._socket.unlink(missing_ok=True)
-        if self._made_folder is not None:
-            shutil.rmtree(self._made_folder, ignore_errors=True)
+        """End the workers and remove their sockets. May be called twice."""
+        for search in self._searches:
+            search.cancel()
+        await asyncio.gather(*self._searches, return_exceptions=True)
+        await asyncio.gather(*(served.close() for served in self._served.values()))
+        if self._made_folder:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def chat(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
+        """A chat completion; the model is loaded first if need be. Raises `PoisonedRequest` besides."""
+        return self._ask("/v1/chat/completions", body)
+
+    def embed(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
+        """Embeddings, in OpenAI's shape."""
+        return self._ask("/v1/embeddings", body)
 
     @asynccontextmanager
-    async def chat(self, body: Mapping[str, object]) -> AsyncIterator[Reply]:
-        """Start the worker if need be, and pass the request on."""
-        worker = self._worker
-        if worker is None or self._session is None:
-            raise EngineFailed(self.missing or f"{self._wanted} is not found yet")
-        self._count(+1)
-        try:
-            response = await self._post(worker, body)
-            try:
-                if response.status == Unavailable.http_status:
-                    raise await _unavailable(response)
-                yield Reply(response.status, response.content_type, _chunks(response))
-            finally:
-                # Closes the connection, which stops the generation.
-                response.close()
-        finally:
-            self._count(-1)
+    async def _ask(self, task: Task, body: Mapping[str, object]) -> AsyncIterator[Reply]:
+        served = self._serving(body)
+        suspicious = self._suspects.check(time.monotonic(), body)
+        with served.request():
+            async with served.suspects_turn if suspicious else nullcontext():
+                self._suspects.check(time.monotonic(), body)  # while it waited, it may have been convicted
+                await self._residents.admit(served)
+                try:
+                    async with served.ask(task, body) as reply:
+                        yield replace(reply, chunks=self._watched(reply.chunks, body))
+                except WorkerDied as error:
+                    self._suspects.note(time.monotonic(), body, error.death)
+                    raise
 
-    async def _post(self, worker: Worker, body: Mapping[str, object]) -> aiohttp.ClientResponse:
-        """The head of the worker's answer. A worker that turns out to be dead before it heard us is waited for once."""
-        assert self._session is not None
-        await worker.ready()
+    async def _watched(self, chunks: AsyncIterator[bytes], body: Mapping[str, object]) -> AsyncIterator[bytes]:
+        """The chunks of a reply; whether they come whole speaks for or against the request."""
         try:
-            return await self._session.post(CHAT_URL, json=body)
-        except aiohttp.ClientConnectorError:
-            await worker.wait_until_lost(DEATH_NOTICE_S)
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineFailed(f"the kernel's worker did not answer: {error}") from error
-        await worker.ready()
-        try:
-            return await self._session.post(CHAT_URL, json=body)
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineFailed(f"the kernel's worker did not answer: {error}") from error
+            async for chunk in chunks:
+                yield chunk
+        except WorkerDied as error:
+            self._suspects.note(time.monotonic(), body, error.death)
+            raise
+        self._suspects.clear(body)
+
+    def _serving(self, body: Mapping[str, object]) -> ServedModel:
+        name = body.get("model")
+        for served in self._served.values():
+            if any(model.name == name for model in served.models):
+                return served
+        raise EngineFailed(self.missing or f"the kernel does not serve {name} yet")
+
+    def _in_order(self) -> list[ServedModel]:
+        return [self._served[wanted.name] for wanted in self._wanted if wanted.name in self._served]
 
     def _state(self) -> EngineState:
-        if self._worker is None:
-            return "down" if self.missing else "starting"
-        if self._worker.state == "starting":
-            return "starting"
-        return "down" if self._worker.failure else "ready"
+        states = [served.state for served in self._served.values()]
+        if "ready" in states:
+            return "ready"
+        searching = len(self._served) + len(self._missing) < len(self._wanted)
+        return "starting" if "starting" in states or searching else "down"
 
-    def _count(self, step: int) -> None:
-        self._in_flight += step
+    def _changed(self) -> None:
+        self._residents.changed()
         self._on_change()
 
-    async def _run_search(self) -> None:
+    async def _run_search(self, number: int, wanted: Wanted) -> None:
         while True:
-            local = await self._look()
+            local = await self._look(wanted)
             if local is not None:
                 break
             await asyncio.sleep(LOOK_AGAIN_S)
-        self.missing = ""
-        self._local = local
-        self._worker = self._hire(self._spec(local), self._on_change)
+        self._missing.pop(wanted.name, None)
+        served = self._served[wanted.name] = self._serve(number, wanted, local)
+        self._residents.add(served)
         log.info("the kernel serves %s (%s) from %s", local.name, local.digest[:19], local.path)
-        if self._preload:
-            self._worker.begin()
         self._on_change()
+        if wanted.pinned:
+            await self._load_pinned(served)
 
-    async def _look(self) -> LocalModel | None:
-        try:
-            return await asyncio.to_thread(self._find, self._wanted)
-        except (UnknownModel, ModelSourceFailed) as error:
-            if str(error) != self.missing:
-                self.missing = str(error)
-                log.warning("the kernel has no model: %s", error)
-                self._on_change()
-            return None
-
-    def _spec(self, local: LocalModel) -> WorkerSpec:
-        threads = [] if self._threads is None else ["--threads", str(self._threads)]
-        return WorkerSpec(
-            name=f"the worker of {local.name}",
-            argv=[
-                *(sys.executable, "-m", "tiermesh.kernel.inference", "--socket", str(self._socket)),
-                *("--model", str(local.path), "--name", local.name, "--digest", local.digest),
-                *threads,
-            ],
-            log=self._state_dir / "kernel.log",
-            is_ready=self._is_ready,
+    def _serve(self, number: int, wanted: Wanted, local: LocalModel) -> ServedModel:
+        return ServedModel(
+            wanted,
+            local,
+            tuple(a for a in self._adapters if (a.base or self._wanted[0].name) == wanted.name),
+            socket=self._sockets / f"kernel-{number}.sock",
+            log=self._state_dir / f"kernel-{number}.log",
+            hire=self._hire,
+            on_change=self._changed,
         )
 
-    async def _is_ready(self) -> bool:
-        assert self._session is not None
-        limit = aiohttp.ClientTimeout(total=HEALTH_LIMIT_S)
+    async def _load_pinned(self, served: ServedModel) -> None:
         try:
-            async with self._session.get("http://worker/health", timeout=limit) as response:
-                return bool((await response.json())["status"] == "ready")
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError):
-            return False
+            await self._residents.admit(served)
+        except Unavailable as error:
+            log.warning("%s is pinned, but is loaded by its first prompt only: %s", served.local.name, error)
+
+    async def _look(self, wanted: Wanted) -> LocalModel | None:
+        try:
+            local = await asyncio.to_thread(self._find, wanted.name)
+            self._residents.check(local)
+            self._refuse_same_name(local)
+        except (UnknownModel, ModelSourceFailed) as error:
+            if str(error) != self._missing.get(wanted.name):
+                self._missing[wanted.name] = str(error)
+                log.warning("the kernel lacks a model: %s", error)
+                self._on_change()
+            return None
+        return local
+
+    def _refuse_same_name(self, local: LocalModel) -> None:
+        """Folders are named by their last part, so two may meet."""
+        if any(model.name == local.name for model in self.models):
+            raise ModelSourceFailed(f"{local.path} would be served as {local.name}, but there is one already")
 
 
-def _socket_path(state_dir: Path) -> tuple[Path, Path | None]:
-    """Where the worker listens, and the folder that was made for it, if one was.
+def _socket_folder(state_dir: Path) -> tuple[Path, bool]:
+    """Where the workers listen, and whether the folder was made for it.
 
-    In the state folder, where the next daemon finds and replaces it, unless that path is too long for a socket.
+    In the state folder, where the next daemon finds and replaces them, unless that path is too long for a socket.
     """
-    usual = state_dir / "kernel.sock"
-    if len(os.fsencode(usual)) <= MAX_SOCKET_PATH_BYTES:
-        return usual, None
-    made = Path(tempfile.mkdtemp(prefix="tiermesh-"))
-    return made / "kernel.sock", made
-
-
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, OSError) as error:
-        raise EngineFailed("the kernel's worker broke off in the middle of its answer") from error
-
-
-async def _unavailable(response: aiohttp.ClientResponse) -> TiermeshError:
-    retry_after_s = float(response.headers.get("Retry-After", "1"))
-    try:
-        message = json.loads(await response.text())["error"]["message"]
-    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
-        message = "the kernel's worker is busy"
-    return Unavailable(message, retry_after_s=retry_after_s)
+    if len(os.fsencode(state_dir / "kernel-00.sock")) <= MAX_SOCKET_PATH_BYTES:
+        return state_dir, False
+    return Path(tempfile.mkdtemp(prefix="tiermesh-")), True

@@ -1,0 +1,120 @@
+"""Which of the kernel's models are in memory: as many as the limit allows, the longest unused one leaves first."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from tiermesh.adapters.engines.memory import cache_bytes, gigabytes, need_bytes, weights_bytes
+from tiermesh.adapters.engines.served_model import ServedModel
+from tiermesh.adapters.model_source import LocalModel
+from tiermesh.config import Precision
+from tiermesh.errors import ModelSourceFailed, Unavailable
+
+log = logging.getLogger(__name__)
+
+ROOM_WAIT_S = 10.0
+"""A request whose model has no room waits this long for another model to fall idle; then it is sent elsewhere."""
+RETRY_AFTER_S = 5.0
+"""An answer of a small model takes about this long, and then there may be room."""
+
+
+class Residents:
+    """Loads models on demand. `limit_bytes` is for all of them; `threads` None shares the cores between them."""
+
+    def __init__(self, *, limit_bytes: int, precision: Precision, threads: int | None, expected: int) -> None:
+        self._limit = limit_bytes
+        self._precision = precision
+        self._threads = threads
+        self._expected = expected
+        """Models that share the limit."""
+        self._models: list[ServedModel] = []
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    def check(self, local: LocalModel) -> None:
+        """Raises `ModelSourceFailed` for a model that is too large even when it is alone."""
+        need = self._need(local)
+        if need > self._limit:
+            raise ModelSourceFailed(
+                f"{local.name} needs about {gigabytes(need)} of memory and memory_limit is {gigabytes(self._limit)}; "
+                "raise the limit or choose a smaller model"
+            )
+
+    def add(self, model: ServedModel) -> None:
+        """From now on it may be admitted."""
+        self._models.append(model)
+
+    def changed(self) -> None:
+        """A model may have fallen idle."""
+        self._changed.set()
+
+    async def admit(self, model: ServedModel) -> None:
+        """Have `model` in memory, or on its way there. Raises `Unavailable` when no room comes free in time."""
+        deadline = time.monotonic() + ROOM_WAIT_S
+        if model.resident:
+            return
+        async with self._turn:
+            if model.resident:
+                return
+            await self._make_room(model, deadline)
+            log.info("loading %s", model.local.name)
+            await model.load_up(
+                reserved_bytes=self._need(model.local),
+                cache_bytes=self._cache(model.local),
+                threads=self._share_of_cores(),
+                precision=self._precision,
+            )
+
+    async def _make_room(self, model: ServedModel, deadline: float) -> None:
+        need = self._need(model.local)
+        while sum(each.reserved_bytes for each in self._models) + need > self._limit:
+            self._changed.clear()
+            victim = longest_unused(self._models)
+            if victim is not None:
+                log.info("unloading %s: %s needs the room", victim.local.name, model.local.name)
+                await victim.unload()
+            else:
+                await self._wait(model, deadline)
+
+    async def _wait(self, model: ServedModel, deadline: float) -> None:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._changed.wait()
+        except TimeoutError:
+            busy = ", ".join(each.local.name for each in self._models if each.resident)
+            raise Unavailable(
+                f"there is no room for {model.local.name} while {busy} is in use (memory_limit: "
+                f"{gigabytes(self._limit)})",
+                retry_after_s=RETRY_AFTER_S,
+            ) from None
+
+    def _need(self, local: LocalModel) -> int:
+        return need_bytes(weights_bytes(local, self._precision), self._cache(local))
+
+    def _cache(self, local: LocalModel) -> int:
+        return cache_bytes(self._limit, self._expected, weights_bytes(local, self._precision))
+
+    def _share_of_cores(self) -> int | None:
+        """None leaves a model that is alone all cores; later ones get as many as if all had been loaded at once."""
+        if self._threads is not None:
+            return self._threads
+        residents = 1 + sum(each.resident for each in self._models)
+        return None if residents == 1 else max(1, cores() // residents)
+
+
+def longest_unused(models: Iterable[ServedModel]) -> ServedModel | None:
+    """The model to unload next: never one that is pinned or in use."""
+    free: Sequence[ServedModel] = [m for m in models if m.resident and m.idle and not m.wanted.pinned]
+    return min(free, key=lambda model: model.last_used, default=None)
+
+
+def cores() -> int:
+    """That this process may run on; hyper-threads of one core do not help matrix products."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)

@@ -1,0 +1,42 @@
+"""A LoRA adapter as a folder on this machine: what peft saves, and what names it exactly."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiermesh.adapters.model_cache import sha256_of
+from tiermesh.errors import ModelSourceFailed
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""Never a pickle. The worker reads them and refuses by name what it can't apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAdapter:
+    """An adapter that is on this machine. `base` is the configured name of its model, None the node's first one."""
+
+    name: str
+    path: Path
+    digest: str
+    size_bytes: int
+    base: str | None = None
+
+    def digest_on(self, base_digest: str) -> str:
+        """Names the weights that answer: the same adapter on another base is another model."""
+        both = f"{base_digest} {self.digest}"
+        return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
+
+
+def read_adapter(name: str, folder: str, base: str | None = None) -> LocalAdapter:
+    """Look at a folder and hash it; blocks. Raises `ModelSourceFailed` when it is no adapter."""
+    path = Path(folder).expanduser().resolve()
+    missing = [file for file in FILES if not (path / file).is_file()]
+    if missing:
+        raise ModelSourceFailed(f"adapter {name}: {path} has no {' and no '.join(missing)}")
+    total = hashlib.sha256()
+    for file in FILES:
+        total.update(f"{file}\0{sha256_of(path / file)}\n".encode())
+    size_bytes = sum((path / file).stat().st_size for file in FILES)
+    return LocalAdapter(name, path, f"sha256:{total.hexdigest()}", size_bytes, base)
