@@ -32,33 +32,37 @@ def constraint(toolbox: Toolbox, family: Family | None, answer: Schema | None) -
         return _lark("start: calls | answer", *_calls(toolbox, family), _json("answer", answer, strict=True))
     if not toolbox.strict:
         return None
-    return _lark(*_calls_or_text(family), *_calls(toolbox, family))
+    return _lark(*_calls_or_text(toolbox, family), *_calls(toolbox, family))
 
 
 def _lark(*rules: str) -> str:
     return "\n".join(("%llguidance {}", *rules)) + "\n"
 
 
-def _calls_or_text(family: Family) -> Iterable[str]:
+def _calls_or_text(toolbox: Toolbox, family: Family) -> Iterable[str]:
     if not family.start_tag:
         return ("start: calls | TEXT?", f"TEXT: {NO_BRACE_FIRST}")
+    closed = _quoted(family.after + family.end_tag)
     return (
         "start: tagged* TEXT",
         f"TEXT: {ANY_TEXT}",
         f"tag[lazy]: TEXT {_quoted(family.start_tag)}",
-        f"tagged: tag {_sequence(_quoted(family.before), 'call', _quoted(family.after + family.end_tag))}",
+        f"tagged: tag {_sequence(_quoted(family.before), 'call', _more(toolbox, family), closed)}",
     )
 
 
 def _calls(toolbox: Toolbox, family: Family) -> Iterable[str]:
     """Rules for `calls`, as many as may be made, and for `call`."""
-    more = f"({_quoted(family.between)} call)*" if toolbox.parallel else ""
     opened, closed = _quoted(family.start_tag + family.before), _quoted(family.after + family.end_tag)
-    yield f"calls: {_sequence(opened, 'call', more, closed)}"
+    yield f"calls: {_sequence(opened, 'call', _more(toolbox, family), closed)}"
     yield "call: " + " | ".join(f"call_{index}" for index in range(len(toolbox.callable)))
     for index, tool in enumerate(toolbox.callable):
         yield f'call_{index}: {_quoted(family.head(tool))} arguments_{index} "}}"'
         yield _json(f"arguments_{index}", _arguments(tool), strict=tool.strict)
+
+
+def _more(toolbox: Toolbox, family: Family) -> str:
+    return f"({_quoted(family.between)} call)*" if toolbox.parallel else ""
 
 
 def _arguments(tool: Tool) -> Schema:

@@ -19,6 +19,7 @@ class ObjectReader:
         """What was read of it."""
         self.values: dict[str, str] = {}
         """Each member's value as it was written; the last one may be unfinished."""
+        self._complete: set[str] = set()
         self._state: _State = "open"
         self._key = ""
         self._depth = 0
@@ -37,7 +38,7 @@ class ObjectReader:
 
     def complete(self, key: str) -> bool:
         """Whether this member's value will not grow."""
-        return key in self.values and (key != self._key or self._state in ("next", "key?", "key", "done"))
+        return key in self._complete
 
     def feed(self, text: str) -> str:
         """Gives what comes after the object."""
@@ -59,9 +60,10 @@ class ObjectReader:
                 self._in_value(character)
             case "scalar" if character not in ",} \t\r\n":
                 self.values[self._key] += character
-            case _ if character in " \t\r\n":
-                self._state = "next" if self._state == "scalar" else self._state
-            case _:
+            case "scalar":
+                self._end_value()
+                self._step(character)
+            case _ if character not in " \t\r\n":
                 self._between(character)
 
     def _between(self, character: str) -> None:
@@ -77,9 +79,9 @@ class ObjectReader:
                 self._state = "value?"
             case "value?", _ if character not in ",:}]":
                 self._begin_value(character)
-            case (("next" | "scalar"), ","):
+            case ("next", ","):
                 self._state = "key?"
-            case (("next" | "scalar"), "}"):
+            case ("next", "}"):
                 self._state = "done"
             case _:
                 self._state = "broken"
@@ -105,7 +107,11 @@ class ObjectReader:
         else:
             self._depth += (character in "{[") - (character in "}]")
         if self._depth == 0 and not self._in_string:
-            self._state = "next"
+            self._end_value()
+
+    def _end_value(self) -> None:
+        self._complete.add(self._key)
+        self._state = "next"
 
     def _ends_string(self, character: str) -> bool:
         escaped, self._escaped = self._escaped, character == "\\" and not self._escaped
