@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests import tiny_model
 
+from tiermesh.kernel.inference import linear
 from tiermesh.kernel.inference.lora import CONFIG_FILE, WEIGHTS_FILE, InvalidAdapter, LoraLinear, Rows, attach
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
@@ -49,7 +50,7 @@ def logits(model: Any, tokens_BT: torch.Tensor = TOKENS) -> torch.Tensor:
 
 def with_adapters(kind: tiny_model.Kind, **folders: Path) -> tuple[Any, Rows]:
     model = tiny_model.build_model(kind).eval()
-    return model, attach(model, folders, dtype=torch.float32, device=CPU)
+    return model, attach(model, folders, CPU)
 
 
 def every(tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -92,6 +93,19 @@ def test_adapters_on_other_layers_and_of_other_ranks_share_a_batch(tmp_path: Pat
     assert close(got_BTV[1], logits(tiny_model.build_model().eval(), tokens_BT[[1]])[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_were_joined_and_packed_take_adapters(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = save_adapter(tmp_path, "qwen2", seed=1)
+    model = tiny_model.build_model("qwen2").eval().to(dtype)
+    with torch.inference_mode():
+        assert linear.join(model) == 2 * tiny_model.LAYERS
+        linear.pack(model)
+    attach(model, {"mine": folder}, CPU).set({"mine": every(TOKENS)})
+    expected = by_peft("qwen2", folder)
+    error = (logits(model).float() - expected).abs().mean() / expected.abs().mean()
+    assert error < (1e-5 if dtype == torch.float32 else 0.05)
+
+
 @pytest.mark.parametrize("numbers", [[2, 3, 4], [0, 2, 5], [5]])
 def test_only_its_own_rows_are_touched(tmp_path: Path, numbers: list[int]) -> None:
     model, rows = with_adapters("llama", mine=save_adapter(tmp_path, "llama", seed=1))
@@ -113,16 +127,6 @@ def test_only_layers_with_an_adapter_are_wrapped_and_each_once(tmp_path: Path) -
     model, _ = with_adapters("llama", one=folder, two=folder)
     wrapped = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     assert wrapped == [f"model.layers.{layer}.self_attn.q_proj" for layer in range(tiny_model.LAYERS)]
-
-
-def test_a_bf16_base_is_followed(tmp_path: Path) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1)
-    model = tiny_model.build_model().eval().to(torch.bfloat16)
-    rows = attach(model, {"mine": folder}, dtype=torch.bfloat16, device=CPU)
-    rows.set({"mine": every(TOKENS)})
-    expected = by_peft("llama", folder)
-    error = (logits(model).float() - expected).abs().mean() / expected.abs().mean()
-    assert error < 0.05
 
 
 @pytest.mark.parametrize(

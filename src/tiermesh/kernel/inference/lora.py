@@ -42,7 +42,11 @@ class InvalidAdapter(InvalidInput):
 
 
 class LowRank(NamedTuple):
-    """What is added to one layer: `x_TI @ down_IR @ up_RO`; the adapter's scale is in `up_RO`."""
+    """What is added to one layer: `x_TI @ down_IR @ up_RO`; the adapter's scale is in `up_RO`.
+
+    fp32 beside any base: more exact, and for the few rows of a step of generation four times as fast as bf16, whose
+    products cost 20 us each on a CPU however small they are.
+    """
 
     down_IR: torch.Tensor
     up_RO: torch.Tensor
@@ -84,10 +88,11 @@ class LoraLinear(nn.Module):
         return output
 
 
-def attach(model: Any, folders: Mapping[str, Path], *, dtype: torch.dtype, device: torch.device) -> Rows:
+def attach(model: Any, folders: Mapping[str, Path], device: torch.device) -> Rows:
     """Put adapters beside a causal language model, by the names they are asked for; gives what selects their rows.
 
-    `dtype` is what the base computes in. Raises `InvalidAdapter`, and then the model may have some of them.
+    The model's layers may have been replaced by faster ones already, which they must not be afterwards. Raises
+    `InvalidAdapter`, and then the model may have some of them.
     """
     rows = Rows()
     for adapter, folder in folders.items():
@@ -95,7 +100,7 @@ def attach(model: Any, folders: Mapping[str, Path], *, dtype: torch.dtype, devic
             layer = _find(model, name, folder)
             _demand_fit(name, layer, low_rank, folder)
             layer = _wrapped(model, name, layer, rows)
-            layer.adapters[adapter] = LowRank(*(part.to(device=device, dtype=dtype) for part in low_rank))
+            layer.adapters[adapter] = LowRank(*(part.to(device) for part in low_rank))
     return rows
 
 
@@ -113,7 +118,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise InvalidAdapter(f"{folder / CONFIG_FILE} must be an object")
     scale = _scale(config, folder)
     adapter = {
-        name: LowRank(down_RI.T.contiguous(), (up_OR.T.float() * scale).contiguous())
+        name: LowRank(down_RI.T.float().contiguous(), (up_OR.T.float() * scale).contiguous())
         for name, down_RI, up_OR in _pairs(tensors, config["r"], folder)
     }
     if not adapter:
@@ -128,11 +133,16 @@ def _as_slice(rows_T: torch.Tensor) -> slice | torch.Tensor:
 
 
 def _add(output_TO: torch.Tensor, rows: slice | torch.Tensor, x_TI: torch.Tensor, low_rank: LowRank) -> None:
-    low_TR = x_TI[rows] @ low_rank.down_IR
     if isinstance(rows, slice):
-        output_TO[rows].addmm_(low_TR, low_rank.up_RO)
+        output_TO[rows] += _product(x_TI[rows], low_rank)
     else:
-        output_TO.index_add_(0, rows, low_TR @ low_rank.up_RO)
+        # index_add_ does the same, several times as slowly.
+        added_TO = _product(x_TI.index_select(0, rows), low_rank)
+        output_TO.index_copy_(0, rows, output_TO.index_select(0, rows).add_(added_TO))
+
+
+def _product(x_TI: torch.Tensor, low_rank: LowRank) -> torch.Tensor:
+    return (x_TI.float() @ low_rank.down_IR @ low_rank.up_RO).to(x_TI.dtype)
 
 
 def _scale(config: dict[str, Any], folder: Path) -> float:
