@@ -88,6 +88,7 @@ def streamed_text(events: list[Any]) -> str:
 def start_worker(folder: Path, socket: Path, *arguments: str) -> WorkerProcess:
     command = [
         *(sys.executable, "-m", "tiermesh.kernel.inference", "--socket", str(socket), "--model", str(folder)),
+        *("--precision", "fp32"),  # equal requests have equal answers in every batch
         *("--name", tiny_model.NAME, "--digest", "sha256:0", "--threads", "1", *arguments),
     ]
     log = socket.with_suffix(".log")

@@ -30,6 +30,11 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="what the model is called")
     parser.add_argument("--digest", required=True, help="what the model is, exactly")
     parser.add_argument("--threads", type=int, help="default: the cores this process may run on")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: the faster one here"
+    )
+    parser.add_argument("--memory-bytes", type=int, metavar="N", help="for the cache of keys and values")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="a LoRA; repeatable")
     options = parser.parse_args()
     lifeline.hold()
     lifeline.yield_to_daemon()
@@ -56,16 +61,24 @@ def _limit_threads(options: argparse.Namespace) -> None:
 async def _serve(options: argparse.Namespace) -> None:
     from tiermesh.kernel.inference.server import Loaded, Server
 
+    adapters = {name: Path(folder) for name, _, folder in (text.partition("=") for text in options.adapter)}
+
     def load() -> Loaded:
         from tiermesh.kernel.inference.generation import Generator
         from tiermesh.kernel.inference.loading import load
 
-        model = load(options.model, threads=options.threads)
+        model = load(
+            options.model,
+            threads=options.threads,
+            precision=options.precision,
+            memory_bytes=options.memory_bytes,
+            adapters=adapters,
+        )
         generator = Generator(model)
         generator.start()
         return Loaded(model, generator)
 
-    await Server(name=options.name, digest=options.digest, load=load).run(options.socket)
+    await Server(name=options.name, digest=options.digest, load=load, adapters=tuple(adapters)).run(options.socket)
 
 
 if __name__ == "__main__":

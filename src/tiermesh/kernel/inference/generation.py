@@ -1,43 +1,77 @@
-"""The decode loop: one thread, one sequence at a time, and a short queue.
+"""The decode loop: one thread that computes a token for every running sequence at a time.
+
+Sequences join at any step and leave at any step. A step is one call of the model over a packed row: the next token of
+each that generates, and a piece of the prompts of those that have just come.
 
 `model.generate` is not used: between two tokens there must be a place where a client that left is noticed, where a
-stop string ends the answer, and where other sequences may come to join.
+stop string ends the answer, and where other sequences join.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
 
 from tiermesh.errors import Unavailable
+from tiermesh.kernel.inference.attention import PackedBatch, Span
+from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.continuation import Continuation
 from tiermesh.kernel.inference.loading import LoadedModel
+from tiermesh.kernel.inference.schedule import PREFILL_TOKENS, SHARED_PREFILL_TOKENS, FairShare, share_prefill
 from tiermesh.kernel.inference.sequence import Failed, Sequence
+from tiermesh.kernel.inference.slots import Slot, Slots
 
 log = logging.getLogger(__name__)
 
-SLOTS = 1
-"""Sequences computed at the same time."""
-MAX_QUEUED = 16
-"""At some seconds an answer, whoever comes later is better served by another node, or told to come back."""
+MAX_RUNNING = 16
+"""Sequences computed at the same time: more gain little on a CPU, and each waits longer for its tokens."""
+MAX_QUEUED = 32
+"""Two more batches: whoever comes later is better served by another node, or told to come back."""
 RETRY_AFTER_S = 5.0
 """About one short answer of the small model on a CPU."""
-PREFILL_TOKENS = 512
-"""A prompt is computed in pieces of this size: large enough for full speed, small enough to be left within a second."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A sequence that has a slot."""
+
+    sequence: Sequence
+    slot: Slot
+    tokens: list[int]
+    continuation: Continuation
+
+    @property
+    def computed(self) -> int:
+        """How many of its tokens have their keys and values in the slot."""
+        return len(self.slot.tokens)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be chosen; 1 while it generates."""
+        return len(self.tokens) - self.computed
 
 
 class Generator:
-    """Owns the model and the thread that uses it. All methods may be called from any thread."""
+    """Owns the model, the cache, and the thread that uses them. All methods may be called from any thread."""
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self._cache = Cache(model.size, model.shapes, model.dtype, model.device)
+        self._slots = Slots(model.size.slots)
+        self._share = FairShare()
         self._changed = threading.Condition()
         self._queue: deque[Sequence] = deque()
-        self._running: Sequence | None = None
+        self._work: deque[Callable[[], None]] = deque()
+        self._runs: list[Run] = []
+        self.slots = min(MAX_RUNNING, model.size.slots)
+        """Sequences that may run at the same time."""
 
     def start(self) -> None:
         """Begin; the thread ends with the process."""
@@ -58,10 +92,28 @@ class Generator:
             if sequence in self._queue:
                 self._queue.remove(sequence)
 
+    def embed(self, tokens: list[int]) -> Future[list[float]]:
+        """The text's vector: computed between two steps."""
+        future: Future[list[float]] = Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(self._model.mean_state(tokens))
+                except Exception as error:  # noqa: BLE001 - whoever asked gets it
+                    future.set_exception(error)
+
+        with self._changed:
+            if len(self._work) >= MAX_QUEUED:
+                raise Unavailable(f"{MAX_QUEUED} texts wait for this model already", retry_after_s=RETRY_AFTER_S)
+            self._work.append(work)
+            self._changed.notify()
+        return future
+
     @property
     def active(self) -> int:
         """Sequences that are being computed."""
-        return int(self._running is not None)
+        return len(self._runs)
 
     @property
     def queued(self) -> int:
@@ -69,38 +121,99 @@ class Generator:
         return len(self._queue)
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._running = None
-                self._changed.wait_for(lambda: self._queue)
-                self._running = sequence = self._queue.popleft()
-            try:
-                with torch.inference_mode():
-                    self._generate(sequence)
-            except Exception as error:
-                log.exception("a generation failed")
-                sequence.emit(Failed(f"the model failed: {type(error).__name__}: {error}"))
+        with torch.inference_mode():
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._queue or self._runs or self._work)
+                    come = self._take_queued()
+                    work = self._work.popleft() if self._work else None
+                if work is not None:
+                    work()
+                for sequence in come:
+                    self._admit(sequence)
+                self._drop_cancelled()
+                if self._runs:
+                    self._step()
 
-    def _generate(self, sequence: Sequence) -> None:
-        cache = DynamicCache(config=self._model.model.config)
-        logits_V = self._prefill(sequence, cache)
-        continuation = Continuation(sequence, self._model)
-        while logits_V is not None and not sequence.cancelled:
-            token = continuation.advance(logits_V)
-            logits_V = None if token is None else self._forward([token], cache)
+    def _take_queued(self) -> list[Sequence]:
+        """Those that get a slot now, first come first served."""
+        room = min(self.slots - len(self._runs), self._slots.free)
+        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
 
-    def _prefill(self, sequence: Sequence, cache: DynamicCache) -> torch.Tensor | None:
-        """Compute the prompt; None when the client left meanwhile."""
-        logits_V: torch.Tensor | None = None
-        for start in range(0, len(sequence.prompt), PREFILL_TOKENS):
-            if sequence.cancelled:
-                return None
-            logits_V = self._forward(sequence.prompt[start : start + PREFILL_TOKENS], cache)
-        return logits_V
+    def _admit(self, sequence: Sequence) -> None:
+        tokens = [*sequence.prompt, *sequence.resumed]
+        try:
+            continuation = Continuation(sequence, self._model)
+        except Exception as error:
+            log.exception("a sequence could not begin")
+            sequence.emit(Failed(f"the answer could not begin: {type(error).__name__}: {error}"))
+            return
+        if continuation.done:
+            return
+        placement = self._slots.take(tokens, sequence.adapter)
+        if placement.source is not None:
+            self._cache.copy(placement.source.index, placement.slot.index, placement.reused)
+        sequence.cached_tokens = min(placement.reused, len(sequence.prompt))
+        self._runs.append(Run(sequence, placement.slot, tokens, continuation))
 
-    def _forward(self, tokens: list[int], cache: DynamicCache) -> torch.Tensor:
-        """Extend the cache by these tokens; the logits after the last of them, in fp32."""
-        tokens_BT = torch.tensor([tokens], device=self._model.device)
-        output = self._model.model(input_ids=tokens_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        logits_BTV: torch.Tensor = output.logits
-        return logits_BTV[0, -1].float()
+    def _drop_cancelled(self) -> None:
+        for run in [run for run in self._runs if run.sequence.cancelled]:
+            self._leave(run)
+
+    def _leave(self, run: Run, *, spoilt: bool = False) -> None:
+        self._runs.remove(run)
+        self._slots.release(run.slot, spoilt=spoilt)
+        if spoilt:
+            self._cache.clear(run.slot.index)
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        generating = [run for run in self._runs if run.remaining == 1]
+        shares = self._prefill_shares(may_prefill=not generating or self._share.may_prefill)
+        work = {run.slot.index: (run, share) for run, share in shares if share}
+        spans = [
+            Span(index, run.computed, run.tokens[run.computed : run.computed + n], run.sequence.adapter)
+            for index, (run, n) in work.items()
+        ]
+        try:
+            self._compute(spans, {index: run for index, (run, _) in work.items()})
+        except Exception as error:
+            log.exception("a step failed")
+            self._fail([run for run, _ in work.values()], f"the model failed: {type(error).__name__}: {error}")
+        prefilled = len(work) > len(generating) or any(share > 1 for _, share in work.values())
+        self._share.stepped(time.perf_counter() - started, prefilled=prefilled, generated=bool(generating))
+
+    def _prefill_shares(self, *, may_prefill: bool) -> list[tuple[Run, int]]:
+        """How many tokens of each run are computed in this step."""
+        prompts = [run for run in self._runs if run.remaining > 1]
+        alone = len(prompts) == len(self._runs)
+        budget = (PREFILL_TOKENS if alone else SHARED_PREFILL_TOKENS) if may_prefill else 0
+        shares = share_prefill([run.remaining for run in prompts], budget)
+        return [(run, 1) for run in self._runs if run.remaining == 1] + list(zip(prompts, shares, strict=True))
+
+    def _compute(self, spans: list[Span], runs: dict[int, Run]) -> None:
+        batch = PackedBatch(spans, self._cache, self._model.device)
+        ends = zip(batch.spans, batch.last_tokens(), strict=True)
+        due = [(runs[span.slot], end) for span, end in ends if span.length == len(runs[span.slot].tokens)]
+        logits_NV = self._model.logits(batch, [end for _, end in due])
+        for span in batch.spans:
+            runs[span.slot].slot.tokens.extend(span.tokens)
+        for (run, _), logits_V in zip(due, logits_NV, strict=True):
+            self._advance(run, logits_V)
+
+    def _advance(self, run: Run, logits_V: torch.Tensor) -> None:
+        if run.sequence.cancelled:
+            return
+        try:
+            run.tokens.append(run.continuation.advance(logits_V))
+        except Exception as error:
+            log.exception("a generation failed")
+            self._fail([run], f"the model failed: {type(error).__name__}: {error}")
+            return
+        if run.continuation.done:
+            self._leave(run)
+
+    def _fail(self, runs: list[Run], why: str) -> None:
+        for run in runs:
+            self._leave(run, spoilt=True)
+            run.sequence.emit(Failed(why))

@@ -1,35 +1,61 @@
-"""A model's folder becomes a model in memory."""
+"""A model's folder becomes a model in memory that computes packed batches."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import psutil
 import torch
 import transformers
 
-from tiermesh.kernel.inference.chat import Encoder
+from tiermesh.errors import EngineFailed
+from tiermesh.kernel.inference import linear, lora
+from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, WholeSequence, attending
+from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
+from tiermesh.kernel.inference.encoder import Encoder
+from tiermesh.kernel.inference.lora import Rows
+from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT = 2048
 """For a model whose configuration does not say: what the smallest models in use were trained with."""
+FREE_SHARE = 4
+"""Of the memory that is free, one part in so many may be used for keys and values unless somebody says otherwise."""
+LENGTH_BOUND_ROPE = frozenset({"dynamic", "longrope"})
+"""Position encodings that change for a whole batch once one sequence is longer than what the model was trained with."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A causal language model and what the generator must know of it.
 
-    `encoder` and `decode` have a tokenizer each: they are used by different threads at the same time.
+    `encoder` and `decode` have a tokenizer each: they are used by different threads at the same time. `shapes` are
+    those of its layers' keys and values, `size` that of the cache for them; its capacity is the context that can be
+    served.
     """
 
     model: Any
     device: torch.device
+    dtype: torch.dtype
     encoder: Encoder
-    context_length: int
     end_tokens: frozenset[int]
+    shapes: Shapes
+    size: Size
+    adapter_rows: Rows
     _decoder: Any
+
+    @property
+    def precision(self) -> Precision:
+        """In which it is computed."""
+        return name_of(self.dtype)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of these tokens; tokens with a special meaning have none."""
@@ -37,45 +63,119 @@ class LoadedModel:
         assert isinstance(text, str)
         return text
 
+    def logits(self, batch: PackedBatch, wanted: Sequence[int]) -> torch.Tensor:
+        """Compute a batch; the logits in fp32 after those of its packed tokens that are `wanted`, [len(wanted), V]."""
+        self.adapter_rows.set(batch.adapter_rows())
+        with attending(batch):
+            output = self.model(
+                input_ids=batch.tokens_1T,
+                position_ids=batch.positions_1T,
+                use_cache=False,
+                # Not every model takes a call that wants none.
+                logits_to_keep=torch.tensor(wanted or [0], device=self.device),
+            )
+        logits_NV: torch.Tensor = output.logits[0, : len(wanted)]
+        return logits_NV.float()
 
-def load(folder: Path, *, threads: int) -> LoadedModel:
+    def mean_state(self, tokens: Sequence[int]) -> list[float]:
+        """The mean of the base model's last states over all tokens, scaled to length 1."""
+        self.adapter_rows.set({})
+        with attending(WholeSequence()), torch.inference_mode():
+            states_TH = self.model.base_model(**_inputs(tokens, self.device)).last_hidden_state[0]
+        mean_H = states_TH.float().mean(0)
+        vector: list[float] = (mean_H / mean_H.norm().clamp_min(1e-12)).tolist()
+        return vector
+
+
+def load(
+    folder: Path,
+    *,
+    threads: int,
+    precision: Precision = "auto",
+    memory_bytes: int | None = None,
+    adapters: Mapping[str, Path] = MappingProxyType({}),
+) -> LoadedModel:
     """Load weights and tokenizer from a local folder; raises what transformers raises when it is not a model.
 
-    fp32 on a CPU: with one sequence at a time it is as fast as bf16, and equal requests get equal answers whatever
-    computes them. A GPU gets bf16, which halves the memory.
+    `memory_bytes` is for the cache; None: a quarter of what is free. `adapters` are folders of LoRAs by their names.
+    Raises `EngineFailed` for a model whose attention this kernel can't compute, or whose cache has no room, and
+    `InvalidAdapter`.
     """
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = choose_dtype(precision, device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, attn_implementation=IMPLEMENTATION
     )
     model.eval().to(device)
-    _warm_up(model, device)
-    context_length = _context_length(model.config, tokenizer)
+    model.requires_grad_(requires_grad=False)
+    if device.type == "cpu":
+        _pack(model)
+    end_tokens = _end_tokens(model, tokenizer)
+    shapes = _probe(model, device)
+    size = plan_size(
+        context_length=_context_length(model.config, tokenizer),
+        token_bytes=token_bytes(shapes, dtype),
+        memory_bytes=_free_bytes(device) // FREE_SHARE if memory_bytes is None else memory_bytes,
+    )
     return LoadedModel(
         model=model,
         device=device,
-        encoder=Encoder(tokenizer, context_length),
-        context_length=context_length,
-        end_tokens=_end_tokens(model, tokenizer),
+        dtype=dtype,
+        encoder=Encoder(tokenizer, size.capacity, end_tokens),
+        end_tokens=end_tokens,
+        shapes=shapes,
+        size=size,
+        adapter_rows=lora.attach(model, adapters, device),
         _decoder=copy.deepcopy(tokenizer),
     )
 
 
-def _warm_up(model: Any, device: torch.device) -> None:
-    """Touch every weight once, so that a model that can't run fails here and the first prompt pays for nothing."""
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _pack(model: Any) -> None:
+    started = time.perf_counter()
     with torch.inference_mode():
-        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device), use_cache=False)
+        joined, packed = linear.join(model), linear.pack(model)
+    log.info("%d groups of layers joined, %d packed in %.2f s", joined, packed, time.perf_counter() - started)
+
+
+def _probe(model: Any, device: torch.device) -> Shapes:
+    """Compute two tokens, which touches every weight, so that a model that can't run fails here."""
+    batch = WholeSequence()
+    try:
+        with attending(batch), torch.inference_mode():
+            model(**_inputs([0, 0], device))
+    except (NotImplementedError, AssertionError) as error:
+        raise EngineFailed(f"{type(model).__name__} can't be served by the built-in kernel: {error}") from error
+    layers = model.config.get_text_config().num_hidden_layers
+    if len(batch.shapes) != layers:
+        raise EngineFailed(
+            f"{type(model).__name__} can't be served by the built-in kernel: {layers - len(batch.shapes)} of its "
+            f"{layers} layers do not attend through transformers' interface"
+        )
+    return batch.shapes
+
+
+def _inputs(tokens: Sequence[int], device: torch.device) -> dict[str, object]:
+    tokens_1T = torch.tensor([list(tokens)], device=device)
+    positions_1T = torch.arange(len(tokens), device=device)[None]
+    return {"input_ids": tokens_1T, "position_ids": positions_1T, "use_cache": False}
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
     """The smaller of what the weights and the tokenizer allow; a tokenizer without a limit says an absurd number."""
     known = [getattr(config, "max_position_embeddings", None), getattr(config, "n_positions", None)]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in LENGTH_BOUND_ROPE:
+        known.append(rope.get("original_max_position_embeddings"))
     limits = [value for value in (*known, tokenizer.model_max_length) if isinstance(value, int) and 0 < value < 10**9]
     return min(limits, default=DEFAULT_CONTEXT)
 
