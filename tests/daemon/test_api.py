@@ -112,6 +112,14 @@ async def test_a_name_that_no_header_can_hold_is_shown_without_what_is_wrong(mes
 
 async def test_complete_passes_on_exactly_what_was_given(mesh: StillMesh) -> None:
     settings = {"temperature": 0.0, "max_tokens": 1, "top_p": 0.5, "stop": ["x"], "seed": 7, "tools": [TOOL]}
+    settings |= {
+        "top_k": 3,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+    }
+    settings |= {"tool_choice": "required", "parallel_tool_calls": False, "response_format": {"type": "json_object"}}
     messages = [*HELLO, {"role": "tool", "content": "22", "tool_call_id": "c", "name": "weather"}]
     _, body, _ = await mesh.post("desk", "/api/complete", {"messages": messages, "model": "m", **settings})
     assert body["content"] == "one:"
