@@ -45,7 +45,7 @@ def build_wheel(folder: Path, *, version: str = "1.0") -> CatalogueEntry:
     """Put `tiny_gguf-VERSION` into a folder that pip can find it in, and give the catalogue's entry for it."""
     folder.mkdir(parents=True, exist_ok=True)
     gguf = folder / "tiny.gguf"
-    _write_gguf(gguf)
+    write_gguf(gguf)
     wheel = folder / f"tiny_gguf-{version}-py3-none-any.whl"
     info = f"tiny_gguf-{version}.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -142,7 +142,8 @@ def _tokenizer() -> Any:
     return fast
 
 
-def _write_gguf(path: Path) -> None:
+def write_gguf(path: Path) -> None:
+    """The Llama as one file."""
     import json
 
     import gguf
