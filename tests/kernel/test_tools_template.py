@@ -31,7 +31,7 @@ QWEN = (
 def encoder(template: str | None, tokenizer: Any = None) -> Encoder:
     tokenizer = tokenizer or tiny_model._tokenizer()
     tokenizer.chat_template = template
-    return Encoder(tokenizer, 2048, {tiny_model.END})
+    return Encoder(tokenizer, 2048, {tiny_model.END}, tiny_model.VOCABULARY)
 
 
 def prompt(template: str, messages: list[dict[str, Any]], **parameters: object) -> str:

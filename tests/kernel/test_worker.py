@@ -26,8 +26,22 @@ from tests.kernel.workers import (
 )
 
 from tiermesh.kernel import lifeline
+from tiermesh.kernel.inference.generation import MAX_QUEUED
 from tiermesh.kernel.inference.threads import default_threads, environment
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "fox",
+            "parameters": {
+                "type": "object",
+                "properties": {"jumps": {"type": "integer", "minimum": 0, "maximum": 99}, "lazy": {"type": "boolean"}},
+                "required": ["jumps", "lazy"],
+            },
+        },
+    }
+]
 LONG = {"temperature": 0.0, "max_tokens": 4000}
 """Takes seconds even with the tiny model."""
 
@@ -43,6 +57,7 @@ async def test_greedy_says_what_generate_says(worker: WorkerProcess, tiny_folder
         "prompt_tokens": len(prompt),
         "completion_tokens": 40,
         "total_tokens": len(prompt) + 40,
+        "prompt_tokens_details": answer["usage"]["prompt_tokens_details"],
     }
     assert answer["choices"][0]["finish_reason"] == "length"
 
@@ -70,7 +85,8 @@ async def test_a_stream_says_the_same_in_openais_shape(worker: WorkerProcess) ->
 async def test_a_stream_tells_usage_when_asked(worker: WorkerProcess) -> None:
     events = await worker.stream(max_tokens=4, temperature=0.0, stream_options={"include_usage": True})
     assert events[-1]["choices"] == []
-    assert events[-1]["usage"] == (await worker.ask(max_tokens=4, temperature=0.0))["usage"]
+    assert events[-1]["usage"]["completion_tokens"] == 4
+    assert counted(events[-1]) == counted(await worker.ask(max_tokens=4, temperature=0.0))
 
 
 async def test_a_seed_makes_sampling_repeatable(worker: WorkerProcess) -> None:
@@ -115,6 +131,159 @@ async def test_text_held_back_for_a_stop_string_that_never_came_is_shown(worker:
     assert streamed_text(await worker.stream(stop=full[-5:] + "more", **parameters)) == full
 
 
+async def test_several_answers_to_one_request(worker: WorkerProcess) -> None:
+    parameters: dict[str, Any] = {"max_tokens": 12, "temperature": 1.5, "seed": 5}
+    answer = await worker.ask(n=3, **parameters)
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert texts[0] == text_of(await worker.ask(**parameters))
+    assert answer["usage"]["completion_tokens"] == 36
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("cut", [1, 7, 23, 39])
+async def test_an_answer_cut_anywhere_and_resumed_from_its_tokens_is_the_same(
+    worker: WorkerProcess, cut: int, temperature: float
+) -> None:
+    parameters: dict[str, Any] = {"temperature": temperature, "seed": 9, "max_tokens": 40, "return_token_ids": True}
+    parameters |= {"stop": "never said", "repetition_penalty": 1.2, "stream_options": {"include_usage": True}}
+    whole = await worker.stream(**parameters)
+    ids = [token for event in whole if event["choices"] for token in event["choices"][0]["token_ids"]]
+    shown = [event for event in whole if event["choices"]][: cut + 1]  # the first chunk has the role alone
+    rest = await worker.stream(**parameters, resume_token_ids=ids[:cut])
+    assert streamed_text(shown) + streamed_text(rest) == streamed_text(whole)
+    assert [token for event in rest if event["choices"] for token in event["choices"][0]["token_ids"]] == ids[cut:]
+    assert counted(rest[-1]) == counted(whole[-1])
+    assert "role" not in rest[0]["choices"][0]["delta"]
+
+
+async def test_token_ids_of_a_whole_answer(worker: WorkerProcess) -> None:
+    answer = await worker.ask(temperature=0.0, max_tokens=9, return_token_ids=True)
+    assert len(answer["choices"][0]["token_ids"]) == 9
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logprobs_are_those_of_every_token(worker: WorkerProcess, stream: bool) -> None:
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 40, "logprobs": True, "top_logprobs": 2}
+    if stream:
+        events = await worker.stream(**parameters)
+        shown = [event["choices"][0]["logprobs"] for event in events]
+        tokens = [token for logprobs in shown if logprobs for token in logprobs["content"]]
+        text = streamed_text(events)
+    else:
+        answer = await worker.ask(**parameters)
+        tokens, text = answer["choices"][0]["logprobs"]["content"], text_of(answer)
+    assert len(tokens) == 40
+    said = [token["bytes"] for token in tokens if token["token"] not in tiny_model.SPECIAL]
+    assert b"".join(map(bytes, said)).decode("utf-8", "ignore") == text.replace("\N{REPLACEMENT CHARACTER}", "")
+    for token in tokens:
+        likeliest, second = token["top_logprobs"]
+        assert 0 >= token["logprob"] == likeliest["logprob"] >= second["logprob"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "fox"}}])
+async def test_a_call_that_is_required_comes_and_is_as_defined(
+    worker: WorkerProcess, choice: Any, stream: bool
+) -> None:
+    """Even from a model that says nonsense."""
+    parameters: dict[str, Any] = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False, "seed": 3}
+    whole = (await worker.ask(**parameters))["choices"][0]
+    assert (whole["finish_reason"], whole["message"]["content"]) == ("tool_calls", None)
+    (call,) = whole["message"]["tool_calls"]
+    assert call["function"]["name"] == "fox"
+    arguments = json.loads(call["function"]["arguments"])
+    assert 0 <= arguments["jumps"] <= 99
+    assert set(arguments) == {"jumps", "lazy"}
+    if stream:
+        events = await worker.stream(**parameters)
+        pieces = [piece for event in events for piece in event["choices"][0]["delta"].get("tool_calls", [])]
+        assert pieces[0] == {
+            "index": 0,
+            "id": call["id"],
+            "type": "function",
+            "function": {"name": "fox", "arguments": pieces[0]["function"]["arguments"]},
+        }
+        assert "".join(piece["function"]["arguments"] for piece in pieces) == call["function"]["arguments"]
+        assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+async def test_an_answer_in_json_is_valid_whatever_the_model_would_have_said(worker: WorkerProcess) -> None:
+    """Alone and beside others; 100 answers."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 12},
+            "kind": {"enum": ["fox", "dog"]},
+            "ages": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 150}, "maxItems": 3},
+        },
+        "required": ["name", "kind", "ages"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema, "strict": True}}
+    answers = [await worker.ask("an animal", response_format=wanted, seed=seed, n=10) for seed in range(10)]
+    texts = [choice["message"]["content"] for answer in answers for choice in answer["choices"]]
+    parsed = [json.loads(text) for text in texts]
+    assert len(set(texts)) > 50
+    assert all(set(animal) == {"name", "kind", "ages"} for animal in parsed)
+    assert all(len(animal["name"]) <= 12 and animal["kind"] in ("fox", "dog") for animal in parsed)
+    assert all(0 <= age <= 150 for animal in parsed for age in animal["ages"])
+
+
+async def test_a_schema_that_can_not_be_enforced_is_a_clear_400(worker: WorkerProcess) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "http://localhost/x"}}}
+    status, answer = await worker.post(question("x", response_format=wanted))
+    assert (status, answer["error"]["param"]) == (400, "response_format")
+
+
+async def test_what_a_bias_forbids_is_not_said(worker: WorkerProcess) -> None:
+    parameters: dict[str, Any] = {"temperature": 0.0, "max_tokens": 20, "return_token_ids": True}
+    (usual,) = (await worker.ask(**parameters))["choices"]
+    forbidden = usual["token_ids"][0]
+    (other,) = (await worker.ask(**parameters, logit_bias={str(forbidden): -100}))["choices"]
+    assert forbidden not in other["token_ids"]
+
+
+async def test_embeddings_tell_texts_apart_and_have_length_1(worker: WorkerProcess) -> None:
+    async with worker.session() as session:
+
+        async def embed(**body: object) -> tuple[int, Any]:
+            async with session.post("http://w/v1/embeddings", json={"model": tiny_model.NAME, **body}) as response:
+                return response.status, await response.json()
+
+        status, answer = await embed(input=["the fox", "the fox", "a dog"])
+        assert status == 200
+        first, again, other = [row["embedding"] for row in answer["data"]]
+        assert first == pytest.approx(again)
+        assert first != pytest.approx(other)
+        assert len(first) == tiny_model.HIDDEN
+        assert sum(number**2 for number in first) == pytest.approx(1.0, abs=1e-4)
+        assert (await embed(input="x", dimensions=tiny_model.HIDDEN))[0] == 200
+        wrongs: tuple[dict[str, Any], ...] = (
+            {"input": []},
+            {"input": "x", "dimensions": 7},
+            {"input": [10**6]},
+            {"input": "x" * 40_000},
+        )
+        for wrong in wrongs:
+            status, answer = await embed(**wrong)
+            assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_another_model_is_not_served_here(worker: WorkerProcess) -> None:
+    status, answer = await worker.post(question("x") | {"model": "other"})
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_health_tells_what_is_served(worker: WorkerProcess) -> None:
+    health = await worker.health()
+    assert (health["status"], health["progress"], health["model"]) == ("ready", 1.0, tiny_model.NAME)
+    assert (health["precision"], health["adapters"]) in [("fp32", []), ("bf16", [])]
+    assert health["slots"] >= 1
+    assert 1 <= health["context_length"] <= tiny_model.CONTEXT_LENGTH
+
+
 async def test_a_prompt_longer_than_the_context_is_a_clear_400(worker: WorkerProcess) -> None:
     status, answer = await worker.post(question("🦊" * tiny_model.CONTEXT_LENGTH))
     assert status == 400
@@ -138,7 +307,7 @@ async def test_a_users_text_can_not_pose_as_a_control_token(worker: WorkerProces
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
-        (question("x", tools=[{"type": "function"}]), 400, "tools"),
+        (question("x", modalities=["audio"]), 400, "modalities"),
         (question("x", temperature=3), 400, "temperature"),
         ({"messages": [{"role": "user", "content": "x"}] * 2}, 400, "messages"),
         ({"model": "m"}, 400, "messages"),
@@ -172,7 +341,8 @@ async def test_a_client_that_goes_away_stops_the_generation(worker: WorkerProces
     await worker.until(lambda health: health["active"] == 0, limit_s=1.0)
 
 
-async def test_requests_queue_in_order_and_the_queue_has_an_end(worker: WorkerProcess) -> None:
+async def test_requests_queue_and_the_queue_has_an_end(worker: WorkerProcess) -> None:
+    slots = (await worker.health())["slots"]
     async with worker.session() as session:
 
         async def ask(parameters: dict[str, Any]) -> int:
@@ -181,16 +351,18 @@ async def test_requests_queue_in_order_and_the_queue_has_an_end(worker: WorkerPr
                 assert response.status == 200 or response.headers["Retry-After"] == "5"
                 return response.status
 
-        first = asyncio.create_task(ask(LONG))
-        await worker.until(lambda health: health["active"] == 1)
-        waiting = [asyncio.create_task(ask({"max_tokens": 1})) for _ in range(16)]
-        await worker.until(lambda health: health["queued"] == 16)
+        running = [asyncio.create_task(ask(LONG)) for _ in range(slots)]
+        await worker.until(lambda health: health["active"] == slots)
+        waiting = [asyncio.create_task(ask({"max_tokens": 1})) for _ in range(MAX_QUEUED)]
+        await worker.until(lambda health: health["queued"] == MAX_QUEUED)
         assert await ask({"max_tokens": 1}) == 503
         waiting[0].cancel()
-        await worker.until(lambda health: health["queued"] == 15)
-        first.cancel()
-        assert await asyncio.gather(*waiting[1:]) == [200] * 15
-        await asyncio.gather(first, waiting[0], return_exceptions=True)
+        await worker.until(lambda health: health["queued"] == MAX_QUEUED - 1)
+        running[0].cancel()
+        assert await asyncio.gather(*waiting[1:]) == [200] * (MAX_QUEUED - 1)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, waiting[0], return_exceptions=True)
     await worker.until(lambda health: (health["active"], health["queued"]) == (0, 0))
 
 
@@ -235,3 +407,9 @@ async def test_sigterm_ends_it_even_while_it_loads(own_worker: WorkerProcess) ->
     await own_worker.until(lambda health: health["status"] == "loading", START_LIMIT_S)
     os.kill(own_worker.popen.pid, signal.SIGTERM)
     assert wait_for(lambda: own_worker.popen.poll() is not None, 5.0)
+
+
+def counted(event: Any) -> tuple[int, int, int]:
+    """Usage, less what depends on who asked before."""
+    usage = event["usage"]
+    return usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]

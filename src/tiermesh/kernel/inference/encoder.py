@@ -31,10 +31,14 @@ class Encoded:
 
 
 class Encoder:
-    """For one model. Used by one thread at a time."""
+    """For one model, whose tokens are 0 to `vocabulary` - 1, often more than its tokenizer names.
 
-    def __init__(self, tokenizer: Any, context_length: int, end_tokens: Collection[int]) -> None:
+    Used by one thread at a time.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int, end_tokens: Collection[int], vocabulary: int) -> None:
         self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
         self._end_tokens = end_tokens
         self._made_grammars: Grammars | None = None
         self._template: str | None = tokenizer.chat_template
@@ -81,12 +85,12 @@ class Encoder:
         return self._made_grammars
 
     def _known(self, tokens: Sequence[int]) -> bool:
-        return all(0 <= token < len(self._tokenizer) for token in tokens)
+        return all(0 <= token < self._vocabulary for token in tokens)
 
     def _refuse_unknown_tokens(self, chat: Chat) -> None:
         for param, tokens in (("logit_bias", [*chat.sampling.logit_bias]), ("resume_token_ids", chat.resumed)):
             if not self._known(tokens):
-                known = f"0 to {len(self._tokenizer) - 1}"
+                known = f"0 to {self._vocabulary - 1}"
                 raise InvalidInput(f"{param}: a token that {chat.model} does not have; it has {known}", param=param)
 
     def _family_for(self, chat: Chat) -> Family | None:

@@ -24,6 +24,7 @@ class Grammars:
 
     def __init__(self, tokenizer: Any, end_tokens: Iterable[int]) -> None:
         self._vocabulary: LLTokenizer = from_tokenizer(tokenizer, eos_token=sorted(end_tokens) or None)
+        self._named = len(tokenizer)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def begin(self, lark: str, param: str) -> TokenGrammar:
@@ -35,8 +36,8 @@ class Grammars:
         return TokenGrammar(matcher.deep_copy())
 
     def bytes_of(self, token: int) -> bytes:
-        """What this token stands for; a special token for its name."""
-        return bytes(self._vocabulary.decode_bytes([token]))
+        """What this token stands for: a special one for its name, one that the tokenizer does not name for nothing."""
+        return bytes(self._vocabulary.decode_bytes([token])) if token < self._named else b""
 
     def _compile(self, lark: str, param: str) -> LLMatcher:
         matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(lark), log_level=0)

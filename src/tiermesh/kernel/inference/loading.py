@@ -125,7 +125,7 @@ def load(
         model=model,
         device=device,
         dtype=dtype,
-        encoder=Encoder(tokenizer, size.capacity, end_tokens),
+        encoder=Encoder(tokenizer, size.capacity, end_tokens, model.config.get_text_config().vocab_size),
         end_tokens=end_tokens,
         shapes=shapes,
         size=size,

@@ -33,6 +33,8 @@ MAX_WAITING_FOR_LOAD = 16
 """As many as the queue behind the model would hold."""
 MAX_TEXTS = 256
 """Texts in one request for embeddings; each waits for its turn between the steps of the others' answers."""
+ANY_MODEL = "auto"
+"""What a request that names no model asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Server:
         loaded = await self._wait_until_loaded()
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._encoding, loaded.model.encoder.encode, asked)
-        answer = answers.Answer(asked.model, len(encoded.prompt), asked.token_ids, encoded.bytes_of)
+        answer = answers.Answer(adapter or self._name, len(encoded.prompt), asked.token_ids, encoded.bytes_of)
         async with telling(loaded.generator, asked, encoded, adapter) as tellings:
             if asked.stream:
                 return await _stream(request, answer, tellings[0], asked)
@@ -115,7 +117,7 @@ class Server:
 
     async def _embeddings(self, request: web.Request) -> web.Response:
         asked = validated(EmbeddingRequest, await json_body(request))
-        if asked.model != self._name:
+        if asked.model not in (self._name, ANY_MODEL):
             raise UnknownModel(f"model: {self._name} makes embeddings here, {asked.model} does not", param="model")
         loaded = await self._wait_until_loaded()
         loop = asyncio.get_running_loop()
@@ -130,10 +132,12 @@ class Server:
         return json_response(answers.embeddings(self._name, vectors, sum(map(len, rows)), as_base64=as_base64))
 
     def _adapter(self, model: str) -> str | None:
-        """The adapter of this name; None for the base model."""
-        if model != self._name and model not in self._adapters:
+        """The adapter of this name; None for the base model, which is also what is served to who names none."""
+        if model in (self._name, ANY_MODEL):
+            return None
+        if model not in self._adapters:
             raise UnknownModel(f"model: {model} is not served here; {self._name} is", param="model")
-        return None if model == self._name else model
+        return model
 
     async def _wait_until_loaded(self) -> Loaded:
         if self._loaded.done():
