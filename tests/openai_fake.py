@@ -55,6 +55,7 @@ class FakeOpenAI:
         self.app = web.Application(client_max_size=64 * 1024 * 1024)
         self.app.router.add_get("/v1/models", self._list)
         self.app.router.add_post("/v1/chat/completions", self._chat)
+        self.app.router.add_post("/v1/embeddings", self._embed)
         self._runner: web.AppRunner | None = None
         self.url = ""
 
@@ -113,6 +114,21 @@ class FakeOpenAI:
             raise _HungUp from None
         self._count("finished")
         return response
+
+    async def _embed(self, request: web.Request) -> web.StreamResponse:
+        """The first number of each vector is the length of its text."""
+        body = await request.json()
+        self.requests.append(body)
+        behaviour = self.behaviour or str(body["model"]).partition("+")[2]
+        if behaviour in ERRORS:
+            return _error(behaviour)
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        data = [
+            {"object": "embedding", "index": index, "embedding": [float(len(text)), 0.5]}
+            for index, text in enumerate(texts)
+        ]
+        usage = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+        return web.json_response({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         behaviour = self.behaviour or str(body["model"]).partition("+")[2]

@@ -56,6 +56,9 @@ def test_the_template_loads_with_every_example_in_it_switched_on() -> None:
             lines.append(line.removesuffix(" []").removesuffix(" {}"))
     file = parse("\n".join(lines), "examples")
     assert file.engines[0].model == "qwen3:32b"
+    assert [(m.tier, m.pinned) for m in file.models] == [(1, True)]
+    assert [(a.name, a.base) for a in file.adapters] == [("pirate", "smollm2:135m")]
+    assert file.memory_limit == 8 * 10**9
     assert [node.backend for node in file.nodes] == ["kernel", "ollama"]
     assert file.routing.aliases == {"gpt-4o": "qwen3:32b"}
     assert (file.name, file.port, file.tier, file.interface) == ("gaming-pc", 8000, 2, "eth0")
@@ -86,6 +89,13 @@ WRONG = [
     ),
     ("discovery: {method: multicast}", "discovery.method", "'explicit' or 'mdns'"),
     ("discovery: {mdns_service: tiermesh}", "discovery.mdns_service", "like _tiermesh._tcp.local."),
+    ("models: [{name: a, pined: true}]", "models[0].pined", "did you mean pinned?"),
+    ("models: [{name: a}, {name: a}]", None, "'a' is given 2 times"),
+    ("adapters: [{name: a}]", "adapters[0].path", "is missing"),
+    ("adapters: [{name: a, path: x}, {name: a, path: y}]", None, "'a' is given 2 times"),
+    ("memory_limit: 8", "memory_limit", "at least 268435456"),
+    ("memory_limit: much", "memory_limit", "is 'much', but must be a size like 8 GB"),
+    ("precision: fp16", "precision", "'auto', 'fp32' or 'bf16'"),
     ("nodes: {a: b}", "nodes", "is a group of settings, but must be a list"),
     ("nodes: [{host: h}]", "nodes[0].name", "is missing"),
     ("nodes: [{name: a, host: 'h:1'}]", "nodes[0].host", "a port has its own field"),

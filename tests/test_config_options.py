@@ -105,6 +105,32 @@ def test_one_file_may_serve_all_machines(tmp_path: Path) -> None:
     assert resolve(tmp_path, file, name="else").tier is None
 
 
+def test_the_nodes_own_model_comes_first_with_what_the_file_says_of_it(tmp_path: Path) -> None:
+    file = "models: [{name: a, pinned: true}, {name: b, tier: 2}]"
+    assert [m.name for m in resolve(tmp_path, file).models] == ["a", "b"]
+    told = resolve(tmp_path, file, model="b").models
+    assert [(m.name, m.tier, m.pinned) for m in told] == [("b", 2, False), ("a", None, True)]
+    assert [m.name for m in resolve(tmp_path, f"model: c\n{file}").models] == ["c", "a", "b"]
+
+
+def test_the_precision_of_the_command_line_wins(tmp_path: Path) -> None:
+    assert resolve(tmp_path).precision == "auto"
+    assert resolve(tmp_path, "precision: bf16").precision == "bf16"
+    assert resolve(tmp_path, "precision: bf16", precision="fp32").precision == "fp32"
+
+
+def test_a_memory_limit_is_a_size(tmp_path: Path) -> None:
+    assert resolve(tmp_path).memory_limit_bytes is None
+    assert resolve(tmp_path, "memory_limit: 8 GB").memory_limit_bytes == 8 * 10**9
+
+
+def test_an_adapters_base_is_a_model_of_this_node(tmp_path: Path) -> None:
+    file = "model: m\nadapters: [{name: x, path: /x}, {name: y, path: /y, base: %s}]"
+    assert [a.base for a in resolve(tmp_path, file % "m").adapters] == [None, "m"]
+    with pytest.raises(InvalidConfig, match=r"adapters\[1\].base is 'n', but this node runs m"):
+        resolve(tmp_path, file % "n")
+
+
 @pytest.mark.parametrize(
     ("flags", "param"),
     [

@@ -73,6 +73,12 @@ def test_names_are_shown_as_they_are(fake: FakeMesh, mesh: Mesh) -> None:
     assert "[red]x[/] (cold)" in mesh("cluster", "status").stdout
 
 
+def test_a_model_that_is_being_loaded_shows_how_far_it_is(fake: FakeMesh, mesh: Mesh) -> None:
+    model = {"name": "m", "digest": "d", "tier": 0, "engine": "kernel", "state": "loading", "progress": 0.4}
+    fake.nodes = [fake.node(id=OTHER_ID, name="beta", models=[model])]
+    assert "m (loading 40%)" in mesh("cluster", "status").stdout
+
+
 def test_status_as_json_is_what_the_node_said(mesh: Mesh) -> None:
     body = json.loads(mesh("cluster", "status", "--json").stdout)
     assert (body["cluster"], body["nodes"][0]["name"]) == ("test", "alpha")

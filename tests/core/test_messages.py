@@ -92,8 +92,8 @@ FULL_STATUS = Status(
     addresses=tuple(map(str, ("10.0.0.1:8000", "[fe80::1]:8000"))),  # type: ignore[arg-type]
     state="draining",
     tier=0,
-    models=(Model("m", "sha", 2, "kernel", "warm"),),
-    engines=(EngineInfo("kernel", "kernel", "ready"),),
+    models=(Model("m", "sha", 2, "kernel", "warm"), Model("n", "sha", 1, "kernel", "loading", 0.5)),
+    engines=(EngineInfo("kernel", "kernel", "ready", can_continue=True),),
     hardware=Hardware("cpu", 8, 2**34, None, "Linux", "x86_64", (Gpu("g", 2**33), Gpu("h"))),
     load=Load(1, 4, 0),
     eligible=False,

@@ -59,7 +59,7 @@ async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> No
         "role": "member",
         "tier": 1,
         "models": one["models"],
-        "engines": [{"name": "fake", "kind": "openai", "state": "ready"}],
+        "engines": [{"name": "fake", "kind": "openai", "state": "ready", "can_continue": False}],
         "hardware": {
             "cpu_model": "Z80",
             "cores": 1,
@@ -75,7 +75,8 @@ async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> No
         "version": "0.0.test",
     }
     model = one["models"][0]
-    assert {**model, "digest": ""} == {"name": "m", "digest": "", "tier": 1, "engine": "fake", "state": "warm"}
+    described = {"name": "m", "digest": "", "tier": 1, "engine": "fake", "state": "warm", "progress": None}
+    assert {**model, "digest": ""} == described
 
 
 async def test_a_draining_node_shows_as_draining(mesh: StillMesh) -> None:
@@ -92,6 +93,25 @@ async def test_models_are_those_of_nodes_that_are_up(mesh: StillMesh) -> None:
     assert (await mesh.get("desk", "/v1/models"))[1] == {"object": "list", "data": []}
     status, body, _ = await mesh.get("desk", "/v1/models/m")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("asked", ["desk", "one"])
+async def test_embeddings_are_routed_like_a_chat(mesh: StillMesh, asked: str) -> None:
+    body = {"model": "m:latest", "input": ["four", "sixsix"], "encoding_format": "float"}
+    status, answer, headers = await mesh.post(asked, "/v1/embeddings", body)
+    assert status == 200
+    assert [each["embedding"][0] for each in answer["data"]] == [4.0, 6.0]
+    assert (headers["X-Mesh-Node"], headers["X-Mesh-Model"]) == ("one", "m")
+    fake = mesh.nodes["one"].fake
+    assert fake is not None
+    assert fake.requests == [{**body, "model": "m"}]
+
+
+async def test_embeddings_that_are_asked_for_wrongly_or_refused_say_why(mesh: StillMesh) -> None:
+    status, answer, _ = await mesh.post("desk", "/v1/embeddings", {"model": "m", "input": []})
+    assert (status, answer["error"]["param"]) == (400, "input")
+    status, answer, _ = await mesh.post("desk", "/v1/embeddings", {"model": "m+400", "input": "x"})
+    assert (status, answer["error"]["message"]) == (400, "messages: too long for this model")
 
 
 async def test_complete_gives_the_answer_and_who_gave_it(mesh: StillMesh) -> None:
@@ -394,6 +414,10 @@ class TestOpenAIClient:
         with pytest.raises(openai.APIError, match="broke off"):
             async for _ in stream:
                 pass
+
+    async def test_it_gets_embeddings(self, client: openai.AsyncOpenAI) -> None:
+        vectors = await client.embeddings.create(model="m", input="four", encoding_format="float")
+        assert vectors.data[0].embedding == [4.0, 0.5]
 
     async def test_it_lists_models(self, client: openai.AsyncOpenAI) -> None:
         assert "m" in [model.id async for model in client.models.list()]

@@ -7,13 +7,16 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from tests.daemon.still_mesh import StillMesh, still_mesh, until
 
+from tiermesh.adapters.engines import Reply
 from tiermesh.core.routing import RouteRequest
 from tiermesh.daemon import gateway as gateway_module
+from tiermesh.errors import WorkerDied
 
 CHAT = "/v1/chat/completions"
 
@@ -97,6 +100,40 @@ async def test_a_verdict_on_the_request_is_the_callers_and_is_not_tried_elsewher
     other = mesh.nodes[second].fake
     assert other is not None
     assert other.requests == []
+
+
+@pytest.mark.parametrize("asked", ["desk", "one"])
+async def test_a_request_that_kills_two_workers_is_not_sent_to_a_third(asked: str) -> None:
+    names = ("one", "two", "three")
+    async with still_mesh({"desk": None, **dict.fromkeys(names, 1)}, dict.fromkeys(names, ("m",))) as mesh:
+        deaths = [die_of(mesh, name) for name in names]
+        status, answer, _ = await mesh.post(asked, CHAT, ask("m"))
+        assert (status, answer["error"]["code"]) == (422, "poisoned_request")
+        assert sum(map(len, deaths)) == 2
+        deaths[0].clear()
+        status, answer, _ = await mesh.post(asked, "/api/complete", {"messages": ask()["messages"], "model": "m"})
+        assert (status, answer["error"]["type"]) == (422, "poisoned_request")
+
+
+async def test_a_worker_that_dies_once_is_chance(mesh: StillMesh) -> None:
+    first, second = make_worse(mesh, "")
+    died = die_of(mesh, first)
+    _, answer, headers = await mesh.post("desk", CHAT, ask("m"))
+    assert (content(answer), headers["X-Mesh-Attempts"], len(died)) == (f"{second}: are you there", "2", 1)
+
+
+def die_of(mesh: StillMesh, name: str) -> list[object]:
+    """Have a node's worker die of every request; gives the list of those."""
+    died: list[object] = []
+
+    @asynccontextmanager
+    async def chat(body: object) -> AsyncIterator[Reply]:
+        died.append(body)
+        raise WorkerDied(f"the worker of {name} died")
+        yield
+
+    mesh.nodes[name].engines["fake"].chat = chat  # type: ignore[method-assign]
+    return died
 
 
 async def test_when_all_are_busy_the_answer_is_503_with_the_shortest_wait(mesh: StillMesh) -> None:
@@ -195,7 +232,7 @@ async def test_a_talking_stream_outlives_a_wrong_view() -> None:
 
 
 async def test_a_request_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module.Ask.__init__, "__kwdefaults__", {"timeout_s": 0.1})
+    monkeypatch.setattr(gateway_module.Ask.__init__, "__kwdefaults__", {"timeout_s": 0.1, "task": "chat"})
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m+hang",)}) as mesh:
         status, answer, _ = await mesh.post("desk", CHAT, ask("m+hang"))
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")

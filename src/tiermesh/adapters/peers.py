@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 LINK_PATH = "/mesh/v1/link"
 GENERATE_PATH = "/mesh/v1/generate"
+EMBED_PATH = "/mesh/v1/embed"
 POLICY_PATH = "/mesh/v1/policy"
 """The coordinator's own door for a new policy, which never passes it on."""
 
@@ -141,10 +142,14 @@ class Peers:
         addresses: tuple[Address, ...],
         body: Mapping[str, object],
         *,
+        path: str = GENERATE_PATH,
         request_id: str,
         deadline_s: float,
     ) -> AsyncIterator[Reply]:
-        """Have `node` answer a chat request with its own engines. Raises `EngineFailed` when no head comes."""
+        """Have `node` answer with its own engines: a chat request, or at `EMBED_PATH` one for embeddings.
+
+        Raises `EngineFailed` when no head comes.
+        """
         stamped = self._passport.headers | {headers.REQUEST_ID: request_id, headers.DEADLINE: f"{deadline_s:.3f}"}
         stamped["Content-Type"] = "application/json"
         data = json.dumps(body).encode()
@@ -154,7 +159,7 @@ class Peers:
             for address in self._preferred(node, addresses):
                 try:
                     response = await stack.enter_async_context(
-                        self._http.post(f"http://{address}{GENERATE_PATH}", data=io.BytesIO(data), headers=stamped)
+                        self._http.post(f"http://{address}{path}", data=io.BytesIO(data), headers=stamped)
                     )
                 except UNREACHABLE as error:
                     failures.append(f"{address}: {reason_of(error)}")

@@ -18,16 +18,25 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from tiermesh.adapters.engines import Engine, Reply
-from tiermesh.adapters.peers import Peers
+from tiermesh.adapters.peers import EMBED_PATH, GENERATE_PATH, Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.core.routing import Candidate, Refusal, Route, RouteRequest, RoutingPolicy, plan_route
 from tiermesh.daemon.attempt import Attempt
 from tiermesh.daemon.loads import Loads
-from tiermesh.daemon.replies import first_event, read_completion, read_verdict
+from tiermesh.daemon.replies import first_event, read_answer, read_verdict
 from tiermesh.daemon.sse import whole_events
-from tiermesh.errors import EngineFailed, InvalidConfig, TiermeshError, Unavailable, UnknownModel
+from tiermesh.errors import (
+    EngineFailed,
+    InvalidConfig,
+    PoisonedRequest,
+    TiermeshError,
+    Unavailable,
+    UnknownModel,
+    WorkerDied,
+)
 from tiermesh.types import NodeId, Policy, View
 
 log = logging.getLogger(__name__)
@@ -42,14 +51,24 @@ DOWN_GRACE_S = 2.0
 """A running stream whose node is marked down may go on if it says something within this time: views can be wrong."""
 
 
+MAX_DEATHS = 2
+"""One worker may die by chance while it computes an answer. After a second one it is the request, and no third is
+risked."""
+
+Task = Literal["chat", "embeddings"]
+ANSWER_HOLDS: Mapping[Task, str] = {"chat": "choices", "embeddings": "data"}
+"""The list that every whole answer has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request. `body` is an OpenAI chat-completion request whose `model` the gateway replaces."""
+    """One request. `body` is an OpenAI request, for what `task` says, whose `model` the gateway replaces."""
 
     body: Mapping[str, object]
     route: RouteRequest
     stream: bool
     request_id: str
+    task: Task = "chat"
     timeout_s: float = REQUEST_TIMEOUT_S
 
 
@@ -113,8 +132,8 @@ class Gateway:
     async def chat(self, ask: Ask) -> AsyncIterator[Answer]:
         """Have `ask` answered by the first candidate that can.
 
-        Raises `UnknownModel`, `Unavailable`, `EngineFailed` (all candidates failed) or `DeadlineExceeded`; reading
-        `Answer.events` may raise the latter two.
+        Raises `UnknownModel`, `Unavailable`, `EngineFailed` (all candidates failed), `PoisonedRequest` or
+        `DeadlineExceeded`; reading `Answer.events` may raise `EngineFailed` and `DeadlineExceeded`.
         """
         deadline = asyncio.get_running_loop().time() + ask.timeout_s
         failures: list[tuple[Candidate, TiermeshError]] = []
@@ -126,6 +145,7 @@ class Gateway:
                     except (EngineFailed, Unavailable) as error:
                         log.info("%s: %s on %s: %s", ask.request_id, candidate.model.name, candidate.node_name, error)
                         failures.append((candidate, error))
+                        _refuse_killer(failures)
                         continue
                     stack.push_async_exit(trial.pop_all())
                 yield answer
@@ -154,7 +174,7 @@ class Gateway:
                 body = await read_verdict(reply)
                 return Answer(candidate, reply.status, reply.content_type, body, None, attempts)
             if not ask.stream:
-                body = await read_completion(reply)
+                body = await read_answer(reply, ANSWER_HOLDS[ask.task])
                 return Answer(candidate, 200, "application/json", body, None, attempts)
             if not reply.content_type.startswith("text/event-stream"):
                 raise EngineFailed(f"answered with {reply.content_type} where a stream was asked for")
@@ -171,11 +191,12 @@ class Gateway:
             engine = self._engines().get(candidate.model.engine)
             if engine is None:
                 raise EngineFailed(f"engine {candidate.model.engine} is gone")
-            return engine.chat(body)
+            return engine.chat(body) if ask.task == "chat" else engine.embed(body)
         return self._peers.generate(
             candidate.node,
             self._view().members[candidate.node].status.addresses,
             {**body, "engine": candidate.model.engine},
+            path=GENERATE_PATH if ask.task == "chat" else EMBED_PATH,
             request_id=ask.request_id,
             deadline_s=deadline - asyncio.get_running_loop().time(),
         )
@@ -223,6 +244,13 @@ def _routing_policy(policy: Policy) -> RoutingPolicy:
         load_balance=routing.load_balance,
         aliases=routing.aliases,
     )
+
+
+def _refuse_killer(failures: list[tuple[Candidate, TiermeshError]]) -> None:
+    deaths = [candidate for candidate, error in failures if isinstance(error, WorkerDied)]
+    if len(deaths) >= MAX_DEATHS:
+        names = " and ".join(candidate.node_name for candidate in deaths)
+        raise PoisonedRequest(f"the workers of {names} died while they computed this request; no other one is risked")
 
 
 def _verdict(failures: list[tuple[Candidate, TiermeshError]]) -> TiermeshError:

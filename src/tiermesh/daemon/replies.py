@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.daemon.sse import data_of, error_in
-from tiermesh.errors import EngineFailed, Unavailable
+from tiermesh.errors import EngineFailed, Unavailable, WorkerDied
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """An answer that is not streamed is held in memory until it is whole."""
@@ -36,16 +36,16 @@ async def first_event(source: AsyncIterator[bytes]) -> bytes:
     raise EngineFailed("an empty stream")
 
 
-async def read_completion(reply: Reply) -> bytes:
-    """A whole chat completion."""
+async def read_answer(reply: Reply, holds: str) -> bytes:
+    """A whole answer: a JSON object with a list named `holds`."""
     body = await _read(reply, MAX_ANSWER_BYTES)
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         raise EngineFailed("answered 200 with something that is not JSON") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
+    if not isinstance(answer, dict) or not isinstance(answer.get(holds), list):
         problem = error_in(body.decode("utf-8", "replace"))
-        raise EngineFailed(problem or "answered 200 with something that is no chat completion")
+        raise EngineFailed(problem or f"answered 200 with something that has no {holds}")
     return body
 
 
@@ -58,6 +58,8 @@ async def read_verdict(reply: Reply) -> bytes:
         raise EngineFailed(f"HTTP {reply.status} and no reason within {ERROR_S:g} s") from None
     if reply.status in (429, 503):
         raise Unavailable(_told(reply, body), retry_after_s=_retry_after_s(reply))
+    if reply.status == WorkerDied.http_status and _type(body) == WorkerDied.type:
+        raise WorkerDied(_told(reply, body))
     if reply.status in NOT_THE_CALLERS or not 400 <= reply.status < 500:
         raise EngineFailed(_told(reply, body))
     return body
@@ -71,6 +73,14 @@ async def _read(reply: Reply, limit: int) -> bytes:
         if size > limit:
             raise EngineFailed(f"an answer of more than {limit} bytes")
     return b"".join(parts)
+
+
+def _type(body: bytes) -> object:
+    """What kind of error another node speaks of."""
+    try:
+        return json.loads(body)["error"]["type"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
 
 
 def _told(reply: Reply, body: bytes) -> str:

@@ -47,3 +47,6 @@ class Engine(Protocol):
 
         Leaving the context stops the generation. Raises `EngineFailed` when no head came, `Unavailable` when busy.
         """
+
+    def embed(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
+        """The same for OpenAI's embeddings; what can't give them answers 4xx."""

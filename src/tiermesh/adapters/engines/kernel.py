@@ -124,6 +124,7 @@ class KernelEngine:
         for search in self._searches:
             search.cancel()
         await asyncio.gather(*self._searches, return_exceptions=True)
+        await self._residents.close()
         await asyncio.gather(*(served.close() for served in self._served.values()))
         if self._made_folder:
             shutil.rmtree(self._sockets, ignore_errors=True)

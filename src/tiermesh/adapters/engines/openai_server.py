@@ -12,6 +12,7 @@ import io
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 
@@ -111,13 +112,19 @@ class OpenAIServer:
         if self._http is not None:
             await self._http.close()
 
+    def chat(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
+        return self._ask("/v1/chat/completions", body)
+
+    def embed(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
+        return self._ask("/v1/embeddings", body)
+
     @contextlib.asynccontextmanager
-    async def chat(self, body: Mapping[str, object]) -> AsyncIterator[Reply]:
+    async def _ask(self, path: str, body: Mapping[str, object]) -> AsyncIterator[Reply]:
         if self._http is None or self._state == "down":
             raise EngineFailed(f"{self.name} is down")
         self._count(+1)
         try:
-            async with await self._post(body) as response:
+            async with await self._post(path, body) as response:
                 try:
                     if response.status >= 500:
                         raise await _failure(self.name, response)
@@ -127,12 +134,12 @@ class OpenAIServer:
         finally:
             self._count(-1)
 
-    async def _post(self, body: Mapping[str, object]) -> aiohttp.ClientResponse:
+    async def _post(self, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
         assert self._http is not None, "chat() checks it"
         headers = {**self._headers, "Content-Type": "application/json", "Accept-Encoding": "identity"}
         data = io.BytesIO(json.dumps(body).encode())
         try:
-            return await self._http.post(f"{self.url}/v1/chat/completions", data=data, headers=headers)
+            return await self._http.post(self.url + path, data=data, headers=headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._lost(f"{self.url} does not answer: {reason_of(error)}")
             self._look_now.set()

@@ -34,6 +34,7 @@ class Residents:
         self._expected = expected
         """Models that share the limit."""
         self._models: list[ServedModel] = []
+        self._loads: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -55,13 +56,28 @@ class Residents:
         self._changed.set()
 
     async def admit(self, model: ServedModel) -> None:
-        """Have `model` in memory, or on its way there. Raises `Unavailable` when no room comes free in time."""
-        deadline = time.monotonic() + ROOM_WAIT_S
+        """Have `model` in memory, or on its way there; it stays while it has requests.
+
+        All who ask for one model share one load, so that whoever waits for another never waits for them in turn. Raises
+        `Unavailable` when no room comes free in time.
+        """
         if model.resident:
             return
+        load = self._loads.get(model.wanted.name)
+        if load is None or load.done():
+            load = self._loads[model.wanted.name] = asyncio.create_task(self._load(model))
+            load.add_done_callback(_note_failure)
+        await asyncio.shield(load)
+
+    async def close(self) -> None:
+        """Load nothing any more. May be called twice."""
+        for load in self._loads.values():
+            load.cancel()
+        await asyncio.gather(*self._loads.values(), return_exceptions=True)
+
+    async def _load(self, model: ServedModel) -> None:
+        deadline = time.monotonic() + ROOM_WAIT_S
         async with self._turn:
-            if model.resident:
-                return
             await self._make_room(model, deadline)
             log.info("loading %s", model.local.name)
             await model.load_up(
@@ -106,6 +122,12 @@ class Residents:
             return self._threads
         residents = 1 + sum(each.resident for each in self._models)
         return None if residents == 1 else max(1, cores() // residents)
+
+
+def _note_failure(load: asyncio.Task[None]) -> None:
+    """Those who waited for it are told; they may all have left."""
+    if not load.cancelled() and (error := load.exception()) is not None:
+        log.info("not loaded: %s", error)
 
 
 def longest_unused(models: Iterable[ServedModel]) -> ServedModel | None:

@@ -39,6 +39,10 @@ PROGRESS_STEPS = 10
 HOST = "http://worker"
 """Of no meaning on a Unix socket."""
 
+TORCH = "tiermesh.kernel.inference"
+LLAMACPP = "tiermesh.kernel.llamacpp"
+"""The programs of the workers; never imported here."""
+
 Task = Literal["/v1/chat/completions", "/v1/embeddings"]
 Hire = Callable[[WorkerSpec, Callable[[], None]], Worker]
 """`daemon.supervisor.Supervisor.worker`."""
@@ -258,9 +262,16 @@ class ServedModel:
         return states.get(self._worker.state, "cold") if self._worker else "cold"
 
     def _command(self, cache_bytes: int, threads: int | None, precision: Precision) -> list[str]:
-        program = "tiermesh.kernel.llamacpp" if is_gguf(self.local.path) else "tiermesh.kernel.inference"
         local = self.local
-        command = [sys.executable, "-m", program, "--socket", str(self._socket), "--model", str(local.path)]
+        command = [
+            sys.executable,
+            "-m",
+            LLAMACPP if is_gguf(local.path) else TORCH,
+            "--socket",
+            str(self._socket),
+            "--model",
+            str(local.path),
+        ]
         command += ["--name", local.name, "--digest", local.digest]
         command += [] if threads is None else ["--threads", str(threads)]
         if is_gguf(local.path):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from aiohttp import web
 
-from tiermesh.adapters.engines import Engine
-from tiermesh.adapters.peers import GENERATE_PATH, POLICY_PATH
+from tiermesh.adapters.engines import Engine, Reply
+from tiermesh.adapters.peers import EMBED_PATH, GENERATE_PATH, POLICY_PATH
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.relay import hang_up, send
@@ -27,21 +27,37 @@ ESCAPED = 3
 def register_peer(app: web.Application) -> None:
     """Add the peer routes, and the stamp to every answer on them, errors included."""
     app.router.add_post(GENERATE_PATH, generate)
+    app.router.add_post(EMBED_PATH, embed)
     app.router.add_post(POLICY_PATH, publish_policy)
     app.on_response_prepare.append(_stamp)
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
-    """`POST /mesh/v1/generate`: a chat completion by this node's own engine, byte by byte as the engine gives it.
+    """`POST /mesh/v1/generate`: a chat completion by this node's own engine."""
+    return await _relay(request, lambda engine, body: engine.chat(body))
 
-    An answer that breaks off is cut off, so that the asking node sees it break.
-    """
+
+async def embed(request: web.Request) -> web.StreamResponse:
+    """`POST /mesh/v1/embed`: embeddings by this node's own engine."""
+    return await _relay(request, lambda engine, body: engine.embed(body))
+
+
+async def publish_policy(request: web.Request) -> web.Response:
+    """`POST /mesh/v1/policy`: another node asks its coordinator to publish the body."""
+    policy = await request.app[CONTEXT].publish_policy(await read_object(request))
+    return web.json_response(policy_report(policy).model_dump(mode="json"))
+
+
+async def _relay(
+    request: web.Request, ask: Callable[[Engine, dict[str, Any]], AbstractAsyncContextManager[Reply]]
+) -> web.StreamResponse:
+    """Have the engine answer, byte by byte as it does. What breaks off is cut off, so that the asking node sees it."""
     context = request.app[CONTEXT]
     if context.draining():
         raise Unavailable(f"node {context.name} is leaving the mesh")
     body = await read_object(request, leeway=ESCAPED)
     engine = _engine_for(context, body)
-    async with _deadline(request), engine.chat(body) as reply:
+    async with _deadline(request), ask(engine, body) as reply:
         response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})
         if retry_after := reply.headers.get("Retry-After"):
             response.headers["Retry-After"] = retry_after
@@ -58,12 +74,6 @@ async def generate(request: web.Request) -> web.StreamResponse:
             if not complete:
                 hang_up(request)
         return response
-
-
-async def publish_policy(request: web.Request) -> web.Response:
-    """`POST /mesh/v1/policy`: another node asks its coordinator to publish the body."""
-    policy = await request.app[CONTEXT].publish_policy(await read_object(request))
-    return web.json_response(policy_report(policy).model_dump(mode="json"))
 
 
 def _engine_for(context: Context, body: dict[str, Any]) -> Engine:

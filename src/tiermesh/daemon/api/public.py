@@ -14,11 +14,11 @@ from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.errors import error_data
 from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
 from tiermesh.daemon.api.report import cluster_report, health_report, policy_report
-from tiermesh.daemon.gateway import Ask
+from tiermesh.daemon.gateway import Answer, Ask
 from tiermesh.daemon.sse import DONE, event
 from tiermesh.errors import TiermeshError, UnknownModel
 from tiermesh.protocol import headers
-from tiermesh.protocol.openai import ChatCompletionRequest, ModelCard, ModelList
+from tiermesh.protocol.openai import ChatCompletionRequest, EmbeddingRequest, ModelCard, ModelList
 from tiermesh.protocol.validation import validated
 
 
@@ -30,6 +30,7 @@ def register_public(app: web.Application) -> None:
     app.router.add_post("/api/config", apply_policy)
     app.router.add_post("/api/complete", answer_complete)
     app.router.add_post("/v1/chat/completions", chat_completions)
+    app.router.add_post("/v1/embeddings", embeddings)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{id:.+}", model)
 
@@ -67,10 +68,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     )
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
         if answer.events is None:
-            content_type = answer.content_type.partition(";")[0] or "application/json"
-            return web.Response(
-                status=answer.status, body=answer.body, content_type=content_type, headers=served_by(ask, answer)
-            )
+            return _whole(ask, answer)
         async with stream_response(request, served_by(ask, answer)) as response:
             try:
                 async for piece in answer.events:
@@ -78,6 +76,21 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             except TiermeshError as error:
                 await response.write(event(error_data(request, error)) + DONE)
         return response
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/embeddings`, routed like a chat."""
+    body = await read_object(request)
+    asked = validated(EmbeddingRequest, body)
+    ask = Ask(
+        body=body,
+        route=RouteRequest(asked.model),
+        stream=False,
+        request_id=request_id(request),
+        task="embeddings",
+    )
+    async with request.app[CONTEXT].gateway.chat(ask) as answer:
+        return _whole(ask, answer)
 
 
 async def models(request: web.Request) -> web.Response:
@@ -97,6 +110,13 @@ async def model(request: web.Request) -> web.Response:
             return _json(card)
     there = ", ".join(card.id for card in cards)
     raise UnknownModel(f"model: no node has {wanted!r}; there are: {there or 'none'}", param="model")
+
+
+def _whole(ask: Ask, answer: Answer) -> web.Response:
+    content_type = answer.content_type.partition(";")[0] or "application/json"
+    return web.Response(
+        status=answer.status, body=answer.body, content_type=content_type, headers=served_by(ask, answer)
+    )
 
 
 def _cards(request: web.Request) -> list[ModelCard]:

@@ -1,0 +1,50 @@
+"""How the memory of a node is shared by its models, before any of them is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tiermesh.adapters.engines.memory import (
+    MAX_CACHE_BYTES,
+    MIN_CACHE_BYTES,
+    PROCESS_BYTES,
+    cache_bytes,
+    default_limit,
+    need_bytes,
+    weights_bytes,
+)
+from tiermesh.adapters.model_source import LocalModel
+from tiermesh.config import Precision
+
+GB = 10**9
+
+
+def model(path: str = "m", parameters: int = 10**9, size_bytes: int = 700_000_000) -> LocalModel:
+    return LocalModel("m", Path(path), "sha256:1", "folder", size_bytes, parameters, 4096)
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("fp32", 4 * GB), ("bf16", 2 * GB), ("auto", 4 * GB)])
+def test_weights_take_what_their_precision_takes(precision: Precision, wanted: int) -> None:
+    assert weights_bytes(model(), precision) == wanted
+
+
+def test_a_gguf_takes_what_it_has_on_disk() -> None:
+    assert weights_bytes(model("m.gguf"), "fp32") == 700_000_000
+
+
+def test_models_that_fit_beside_each_other_get_caches_that_let_them() -> None:
+    limit, weights = 5 * GB, GB
+    cache = cache_bytes(limit, 2, weights)
+    assert MIN_CACHE_BYTES < cache < MAX_CACHE_BYTES
+    assert 2 * need_bytes(weights, cache) == limit
+
+
+@pytest.mark.parametrize(("limit", "cache"), [(GB, MIN_CACHE_BYTES), (100 * GB, MAX_CACHE_BYTES)])
+def test_a_cache_has_bounds(limit: int, cache: int) -> None:
+    assert cache_bytes(limit, 1, GB) == cache
+
+
+def test_the_machine_keeps_a_share_for_itself() -> None:
+    assert PROCESS_BYTES < default_limit(16 * GB) < 16 * GB
