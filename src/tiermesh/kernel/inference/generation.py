@@ -70,12 +70,21 @@ class Generator:
         self._queue: deque[Sequence] = deque()
         self._work: deque[Callable[[], None]] = deque()
         self._runs: list[Run] = []
+        self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
+        self._closing = False
         self.slots = min(MAX_RUNNING, model.size.slots)
         """Sequences that may run at the same time."""
 
     def start(self) -> None:
-        """Begin; the thread ends with the process."""
-        threading.Thread(target=self._run, name="generator", daemon=True).start()
+        """Begin; the thread ends with the process, or with `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread after the step that it is at. What runs or waits is never answered."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises `Unavailable` when too many wait already."""
@@ -124,7 +133,9 @@ class Generator:
         with torch.inference_mode():
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._queue or self._runs or self._work)
+                    self._changed.wait_for(lambda: self._queue or self._runs or self._work or self._closing)
+                    if self._closing:
+                        return
                     come = self._take_queued()
                     work = self._work.popleft() if self._work else None
                 if work is not None:

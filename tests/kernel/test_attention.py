@@ -1,0 +1,132 @@
+"""A packed batch computes for each of its sequences what transformers computes for it alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny_model
+
+from tiermesh.errors import EngineFailed
+from tiermesh.kernel.inference.attention import PackedBatch, Span
+from tiermesh.kernel.inference.cache import Cache
+from tiermesh.kernel.inference.loading import LoadedModel, load
+
+TOLERANCE = 2e-4
+"""Rounding of fp32, after layers whose weights are made large on purpose."""
+KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.build_folder(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return torch.randint(3, 400, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def last_logits(model: LoadedModel, cache: Cache, spans: list[Span]) -> dict[int, torch.Tensor]:
+    batch = PackedBatch(spans, cache, model.device)
+    with torch.inference_mode():
+        logits_NV = model.logits(batch, batch.last_tokens())
+    return {span.slot: logits_V for span, logits_V in zip(batch.spans, logits_NV, strict=True)}
+
+
+def expected(reference: Any, prompt: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits_V: torch.Tensor = reference(torch.tensor([prompt])).logits[0, -1]
+    return logits_V
+
+
+def test_prompts_in_pieces_next_tokens_and_whole_prompts_in_one_batch(loaded: LoadedModel, reference: Any) -> None:
+    cache = Cache(loaded.size, loaded.shapes, loaded.dtype, loaded.device)
+    prompts = {0: tokens(0, 40), 1: tokens(1, 41), 3: tokens(3, 9), 4: tokens(4, 200), 6: tokens(6, 77)}
+    last_logits(loaded, cache, [Span(slot, 0, prompts[slot][:-1]) for slot in (0, 1, 3)])
+    last_logits(loaded, cache, [Span(4, 0, prompts[4][:64])])
+    spans = [Span(slot, len(prompts[slot]) - 1, prompts[slot][-1:]) for slot in (3, 0, 1)]
+    spans += [Span(4, 64, prompts[4][64:]), Span(6, 0, prompts[6])]
+    got = last_logits(loaded, cache, spans)
+    for slot, prompt in prompts.items():
+        torch.testing.assert_close(got[slot], expected(reference, prompt), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_what_a_slot_held_before_does_not_matter(loaded: LoadedModel, reference: Any) -> None:
+    cache = Cache(loaded.size, loaded.shapes, loaded.dtype, loaded.device)
+    last_logits(loaded, cache, [Span(0, 0, tokens(7, 100)), Span(1, 0, tokens(8, 100))])
+    short, long = tokens(9, 5), tokens(10, 60)
+    last_logits(loaded, cache, [Span(0, 0, short[:-1]), Span(1, 0, long[:-1])])
+    got = last_logits(loaded, cache, [Span(0, 4, short[-1:]), Span(1, 59, long[-1:])])
+    torch.testing.assert_close(got[0], expected(reference, short), atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(got[1], expected(reference, long), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_an_embedding_is_the_mean_of_the_last_states(loaded: LoadedModel, reference: Any) -> None:
+    prompt = tokens(11, 30)
+    with torch.inference_mode():
+        states_TH = reference.base_model(torch.tensor([prompt])).last_hidden_state[0]
+    mean_H = states_TH.mean(0)
+    torch.testing.assert_close(
+        torch.tensor(loaded.mean_state(prompt)), mean_H / mean_H.norm(), atol=TOLERANCE, rtol=TOLERANCE
+    )
+
+
+def test_a_window_hides_what_is_further_back(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+    tiny_model.build_folder(tmp_path)
+    torch.manual_seed(0)
+    MistralForCausalLM(
+        MistralConfig(
+            vocab_size=tiny_model.VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=16,
+            initializer_range=0.3,
+        )
+    ).save_pretrained(tmp_path)
+    model = load(tmp_path, threads=1, precision="fp32", memory_bytes=32 << 20)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    cache = Cache(model.size, model.shapes, model.dtype, model.device)
+    one, other = tokens(1, 50), tokens(2, 30)
+    last_logits(model, cache, [Span(0, 0, one[:40]), Span(1, 0, other[:-1])])
+    last_logits(model, cache, [Span(0, 40, one[40:-1])])
+    got = last_logits(model, cache, [Span(0, 49, one[-1:]), Span(1, 29, other[-1:])])
+    torch.testing.assert_close(got[0], expected(reference, one), atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(got[1], expected(reference, other), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_an_attention_that_is_not_computed_here_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    tiny_model.build_folder(tmp_path)
+    Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=tiny_model.VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+        )
+    ).save_pretrained(tmp_path)
+    with pytest.raises(EngineFailed, match="softcap"):
+        load(tmp_path, threads=1, precision="fp32", memory_bytes=32 << 20)
