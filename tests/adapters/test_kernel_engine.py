@@ -75,6 +75,8 @@ async def kernel(
     def find(name: str) -> LocalModel:
         return LocalModel(name, folder / name, f"sha256:{name}", "folder", 0, 0, 4096)
 
+    options.setdefault("find", find)
+
     supervisor = Supervisor(folder)
     supervisor.start()
     engine = KernelEngine(
@@ -83,7 +85,6 @@ async def kernel(
         state_dir=folder,
         on_change=lambda: made.changes.extend((m.state, m.progress) for m in engine.models),
         limit_bytes=room_for * ONE_BYTES,
-        find=find,
         **options,
     )
     made = Kernel(folder, engine)
@@ -213,6 +214,18 @@ async def test_workers_share_the_cores_and_the_memory(tmp_path: Path, monkeypatc
         assert k.option("a", "--precision") == "bf16"
         share = 2 * ONE_BYTES - PROCESS_BYTES
         assert k.option("a", "--memory-bytes") == str(share)
+
+
+async def test_a_gguf_is_llama_cpps_and_can_not_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served_model, "LLAMACPP", "tests.worker_fake")
+    (tmp_path / "m.gguf").mkdir()
+    gguf = LocalModel("m", tmp_path / "m.gguf", "sha256:1", "file", 1000, 0, 2048, token_bytes=1000)
+    async with kernel(tmp_path, "a", find=lambda _: gguf, threads=2) as k:
+        assert not k.engine.info.can_continue
+        assert await k.ask("m") == "m: hello"
+        assert k.option("m.gguf", "--context-length") == "2048"
+        assert k.option("m.gguf", "--threads") == "2"
+        assert k.option("m.gguf", "--precision") is None
 
 
 async def test_slots_are_what_the_worker_says(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiermesh.adapters.engines.memory import (
     PROCESS_BYTES,
     cache_bytes,
     default_limit,
+    llama_shape,
     need_bytes,
     weights_bytes,
 )
@@ -44,6 +46,27 @@ def test_models_that_fit_beside_each_other_get_caches_that_let_them() -> None:
 @pytest.mark.parametrize(("limit", "cache"), [(GB, MIN_CACHE_BYTES), (100 * GB, MAX_CACHE_BYTES)])
 def test_a_cache_has_bounds(limit: int, cache: int) -> None:
     assert cache_bytes(limit, 1, GB) == cache
+
+
+@pytest.mark.parametrize(
+    ("token_bytes", "context_length", "cache", "shape"),
+    [
+        (1000, 131072, 8 * 4096 * 1000, (8, 4096)),
+        (1000, 131072, 80 * 4096 * 1000, (8, 40960)),
+        (1000, 8192, 80 * 4096 * 1000, (8, 8192)),
+        (1000, 8192, 3 * 4096 * 1000, (3, 4096)),
+        (1000, 8192, 1000 * 1000, (1, 1000)),
+        (1000, 8192, 1000, (1, 512)),
+        (0, 8192, 1000, (8, 4096)),
+        (0, None, 1000, (8, 4096)),
+        (1000, 256, 1000, (1, 256)),
+    ],
+)
+def test_llama_cpp_divides_its_cache_at_the_start(
+    token_bytes: int, context_length: int | None, cache: int, shape: tuple[int, int]
+) -> None:
+    gguf = replace(model("m.gguf"), token_bytes=token_bytes, context_length=context_length)
+    assert llama_shape(gguf, cache) == shape
 
 
 def test_the_machine_keeps_a_share_for_itself() -> None:

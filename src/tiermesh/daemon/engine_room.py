@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from tiermesh.adapters.background import Background
-from tiermesh.adapters.catalogue import DEFAULT_MODEL
+from tiermesh.adapters.catalogue import CATALOGUE, DEFAULT_MODEL
 from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.engines.detect import Detector
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
@@ -92,10 +92,11 @@ class EngineRoom:
         await self._add_server(EngineEntry(url=url, name=name), kind)
 
     async def _open_kernel(self, models: Sequence[ModelEntry]) -> None:
-        self._reason = why_unavailable() or ""
+        for_torch = [model.name for model in models if _needs_torch(model.name)]
+        self._reason = (for_torch and why_unavailable()) or ""
         if self._reason:
             if self._options.models:
-                raise InvalidConfig(f"can't run {models[0].name}: {self._reason}", param="model")
+                raise InvalidConfig(f"can't run {for_torch[0]}: {self._reason}", param="model")
             return
         missing = await asyncio.to_thread(_missing, models)
         adapters = await asyncio.to_thread(_read_adapters, self._options.adapters)
@@ -140,6 +141,12 @@ class EngineRoom:
         self._engines[engine.info.name] = engine
         await engine.start()
         self._on_change()
+
+
+def _needs_torch(model: str) -> bool:
+    """A GGUF is llama.cpp's, whether by path or by a name of the catalogue."""
+    entry = CATALOGUE.get(model)
+    return entry.converted if entry is not None else not model.endswith(".gguf")
 
 
 def _missing(models: Iterable[ModelEntry]) -> list[str]:

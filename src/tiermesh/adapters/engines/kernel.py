@@ -238,6 +238,6 @@ def _socket_folder(state_dir: Path) -> tuple[Path, bool]:
 
     In the state folder, where the next daemon finds and replaces them, unless that path is too long for a socket.
     """
-    if len(os.fsencode(state_dir / "kernel-00.sock")) <= MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(state_dir / "kernel-00.l.sock")) <= MAX_SOCKET_PATH_BYTES:
         return state_dir, False
     return Path(tempfile.mkdtemp(prefix="tiermesh-")), True

@@ -22,6 +22,12 @@ MIN_CACHE_BYTES = 128 * MIB
 """Below this even a small model holds only a few conversations, and its batch stays small."""
 MAX_CACHE_BYTES = 2048 * MIB
 """16 conversations of 2,700 tokens with a 135M model; more would be taken from other programs and rarely used."""
+LLAMA_SLOTS = 8
+"""More of them make each slower, and llama.cpp's server gains little from a batch beyond it."""
+LLAMA_TOKENS = 4096
+"""A slot with fewer is worth less than having one slot less: most conversations fit."""
+LLAMA_LEAST_TOKENS = 512
+"""A question and an answer; with less there is no use in serving the model at all."""
 AUTO_BYTES = 4
 """A parameter of a worker that has yet to measure whether bf16 is faster here: the larger of both."""
 
@@ -42,6 +48,13 @@ def cache_bytes(limit: int, models: int, weights: int) -> int:
     """For keys and values, when `models` of this kind share the limit."""
     left = limit // max(1, models) - PROCESS_BYTES - weights
     return min(MAX_CACHE_BYTES, max(MIN_CACHE_BYTES, left))
+
+
+def llama_shape(model: LocalModel, cache: int) -> tuple[int, int]:
+    """Slots, and tokens of each: llama.cpp divides its cache once, at the start."""
+    tokens = cache // model.token_bytes if model.token_bytes else LLAMA_SLOTS * LLAMA_TOKENS
+    slots = max(1, min(LLAMA_SLOTS, tokens // LLAMA_TOKENS))
+    return slots, min(model.context_length or LLAMA_TOKENS, max(LLAMA_LEAST_TOKENS, tokens // slots))
 
 
 def need_bytes(weights: int, cache: int) -> int:

@@ -19,7 +19,7 @@ from typing import Literal
 import aiohttp
 
 from tiermesh.adapters.engines import Reply
-from tiermesh.adapters.engines.memory import is_gguf
+from tiermesh.adapters.engines.memory import is_gguf, llama_shape
 from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.adapters.worker import Worker, WorkerSpec
@@ -190,7 +190,8 @@ class ServedModel:
         """Unload, and leave nothing behind. May be called twice."""
         await self.unload()
         await self._session.close()
-        self._socket.unlink(missing_ok=True)
+        for left in self._socket.parent.glob(f"{self._socket.stem}.*sock"):  # llama.cpp has one of its own beside it
+            left.unlink(missing_ok=True)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -275,7 +276,8 @@ class ServedModel:
         command += ["--name", local.name, "--digest", local.digest]
         command += [] if threads is None else ["--threads", str(threads)]
         if is_gguf(local.path):
-            return command
+            slots, context = llama_shape(local, cache_bytes)
+            return [*command, "--slots", str(slots), "--context-length", str(context)]
         command += ["--precision", precision, "--memory-bytes", str(cache_bytes)]
         return command + [f"--adapter={adapter.name}={adapter.path}" for adapter in self.adapters]
 
