@@ -126,6 +126,22 @@ def test_a_schema_that_can_not_be_enforced_is_refused_in_one_line(grammars: Gram
     assert refused.value.param == "response_format"
 
 
+@pytest.mark.parametrize("depth", [200, 900])
+def test_a_schema_that_is_nested_too_deeply_is_refused(grammars: Grammars, depth: int) -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises((InvalidInput, RecursionError)):
+        grammars.begin(constraint(Toolbox(), None, schema) or "", "response_format")
+
+
+def test_a_schema_that_would_take_long_to_compile_is_refused(grammars: Grammars) -> None:
+    lark = constraint(Toolbox(), None, {"type": "object", "properties": {f"key{i}": {} for i in range(5000)}})
+    assert lark is not None
+    with pytest.raises(InvalidInput, match="response_format: more than"):
+        grammars.begin(lark, "response_format")
+
+
 def test_what_can_not_be_enforced_in_a_hint_is_left_to_the_model(grammars: Grammars, tokenizer: Any) -> None:
     odd = {"type": "object", "properties": {"city": {"type": "string", "not": {"const": "x"}}}}
     parameters: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests import tiny_model
 from tests.kernel.reference import greedy
 from tests.kernel.workers import (
@@ -68,6 +69,28 @@ async def test_the_whole_answer_has_openais_shape(worker: WorkerProcess) -> None
     assert answer["id"].startswith("chatcmpl-")
     assert answer["model"] == tiny_model.NAME
     assert [choice["message"]["role"] for choice in answer["choices"]] == ["assistant"]
+
+
+async def test_openais_own_client_reads_all_of_it(worker: WorkerProcess) -> None:
+    """Its models are lenient about what is missing, and strict enough about what is wrong."""
+    parameters: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required", "logprobs": True, "top_logprobs": 1}
+    whole = ChatCompletion.model_validate(await worker.ask(**parameters, max_tokens=200), strict=True)
+    assert whole.choices[0].message.tool_calls
+    assert whole.choices[0].logprobs is not None
+    chunks = [
+        ChatCompletionChunk.model_validate(event, strict=True)
+        for event in await worker.stream(**parameters, max_tokens=200, stream_options={"include_usage": True})
+    ]
+    assert any(chunk.choices and chunk.choices[0].delta.tool_calls for chunk in chunks)
+    assert chunks[-1].usage is not None
+
+
+async def test_a_body_that_is_nested_too_deeply_is_a_400(worker: WorkerProcess) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(800):
+        schema = {"type": "array", "items": schema}
+    wanted = {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}
+    assert (await worker.post(question("x", response_format=wanted)))[0] == 400
 
 
 async def test_a_stream_says_the_same_in_openais_shape(worker: WorkerProcess) -> None:

@@ -38,7 +38,10 @@ async def stream_response(request: web.Request) -> web.StreamResponse:
 async def errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every error of ours in OpenAI's shape, with its status."""
     try:
-        return await handler(request)
+        try:
+            return await handler(request)
+        except RecursionError as error:
+            raise InvalidInput("the body is nested too deeply") from error
     except TiermeshError as error:
         headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
         return json_response(answers.error_body(error), error.http_status, headers)

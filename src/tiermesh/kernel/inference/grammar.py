@@ -15,6 +15,8 @@ from tiermesh.errors import EngineFailed, InvalidInput
 
 MAX_COMPILED = 32
 """Grammars kept: an agent sends the same tools with every turn, and a few agents may take turns."""
+MAX_GRAMMAR_CHARACTERS = 64 << 10
+"""Larger ones take seconds to compile, while all other prompts wait to be encoded."""
 MAX_REASON_CHARACTERS = 300
 """llguidance's reasons quote the whole grammar after the sentence that says what is wrong."""
 
@@ -40,6 +42,8 @@ class Grammars:
         return bytes(self._vocabulary.decode_bytes([token])) if token < self._named else b""
 
     def _compile(self, lark: str, param: str) -> LLMatcher:
+        if len(lark) > MAX_GRAMMAR_CHARACTERS:
+            raise InvalidInput(f"{param}: more than {MAX_GRAMMAR_CHARACTERS} characters of schemas", param=param)
         matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(lark), log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0].partition("): ")[2] or matcher.get_error()

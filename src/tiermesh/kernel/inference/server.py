@@ -152,10 +152,7 @@ class Server:
 
 
 async def _whole(answer: answers.Answer, tellings: Sequence[Telling]) -> web.Response:
-    async def whole(told: Telling) -> Part:
-        return gathered([part async for part in told.parts()])
-
-    parts = await asyncio.gather(*map(whole, tellings))
+    parts = [gathered([part async for part in told.parts()]) for told in tellings]
     usage = answer.usage(sum(told.tokens for told in tellings), tellings[0].cached_tokens)
     return json_response(answer.whole(parts, usage))
 

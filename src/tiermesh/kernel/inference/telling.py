@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from tiermesh.errors import EngineFailed
@@ -75,13 +75,14 @@ class Telling:
         """The first part, those that show something, and the last one; choices of the others go with the next."""
         kept: list[Choice] = []
         first = True
-        async for part in self.parts():
-            part.choices = kept + part.choices
-            if first or not part.empty or part.reason is not None:
-                yield part
-                kept, first = [], False
-            else:
-                kept = part.choices
+        async with aclosing(self.parts()) as parts:
+            async for part in parts:
+                part.choices = kept + part.choices
+                if first or not part.empty or part.reason is not None:
+                    yield part
+                    kept, first = [], False
+                else:
+                    kept = part.choices
 
 
 @asynccontextmanager

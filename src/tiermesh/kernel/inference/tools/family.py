@@ -58,13 +58,12 @@ def recognise(template: str, special_tokens: Sequence[str]) -> Family | None:
 
 
 def instructions(toolbox: Toolbox) -> str:
-    """What a model whose template knows no tools is told of them, in the words that SmolLM2 was trained with."""
+    """What a model whose template knows no tools is told of them: briefly, for the smallest ones forget the rest."""
     definitions = json.dumps([tool.definition["function"] for tool in toolbox.tools], ensure_ascii=False)
     return (
-        "You are an expert in composing functions. You are given a question and a set of possible functions. "
-        "Based on the question, you will need to make one or more function/tool calls to achieve the purpose. "
-        "If none of the functions can be used, answer without them.\n\n"
-        f"You have access to the following tools:\n<tools>{definitions}</tools>\n\n"
-        "A function is called in this format, with no other text:\n"
-        '<tool_call>[{"name": "func_name", "arguments": {"argument1": "value1", "argument2": "value2"}}]</tool_call>'
+        "You are an expert in composing functions. Based on the question, make one or more function calls to achieve "
+        "the purpose. Answer in words only when no function can help.\n"
+        f"<tools>{definitions}</tools>\n\n"
+        "Output format:\n"
+        '<tool_call>[{"name": "func_name", "arguments": {"argument": "value"}}]</tool_call>'
     )
