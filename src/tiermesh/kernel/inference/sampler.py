@@ -22,9 +22,12 @@ import torch
 from tiermesh.kernel.inference.sequence import Choice, Grammar, Sampling
 
 Weights = npt.NDArray[np.float64]
+Tokens = npt.NDArray[np.int64]
 
-UNIFORM_BITS = 53
-"""What a float64 between 0 and 1 can hold exactly."""
+UNIFORM_BITS = 52
+"""Of a float64 between 0 and 1, so that half a step away from either end it is still exact."""
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+"""The distance between the states of SplitMix64."""
 LIKELIEST = 1024
 """Usually top_p ends among this many tokens, and they are found several times as fast as a vocabulary is sorted."""
 
@@ -87,25 +90,34 @@ class Chooser:
 def sample(logits_V: torch.Tensor, sampling: Sampling, position: int) -> int:
     """Draw from final logits, on the CPU. Temperature 0 is greedy, the lowest id wins ties.
 
-    Because the random number comes from (seed, position), a sequence that is resumed elsewhere from its tokens goes on
-    as it would have.
+    Every token draws an exponential number, keyed by (seed, position, token); the one whose number divided by its
+    probability is least comes (the same as adding Gumbel noise to logits). So a sequence that is resumed elsewhere from
+    its tokens goes on as it would have, and logits that were rounded otherwise change a choice only if two tokens were
+    as good as level: with the inverse of the cumulative distribution, every small difference adds up over a vocabulary.
     """
     greedy = _greedy(logits_V, position)
     if sampling.temperature == 0:
         return greedy
     # Relative to the likeliest, whose weight is 1: no exponential overflows.
-    weights_V = (logits_V.double() - float(logits_V[greedy])).div_(sampling.temperature).exp_()
-    u = uniform(sampling.seed, position)
+    weights_V = (logits_V.double() - float(logits_V[greedy])).div_(sampling.temperature).exp_().numpy()
     if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return _pick(weights_V.cumsum(0).numpy(), u)
-    weights_K = _kept(weights_V.numpy(), sampling)
-    return _ranked(weights_V.numpy(), weights_K, _pick(weights_K.cumsum(), u))
+        return int((weights_V / exponentials(sampling.seed, position, np.arange(len(weights_V)))).argmax())
+    tokens_K = _tokens(weights_V, _kept(weights_V, sampling))
+    return int(tokens_K[(weights_V[tokens_K] / exponentials(sampling.seed, position, tokens_K)).argmax()])
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that is the same on every machine and in every version of every library."""
-    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> (64 - UNIFORM_BITS)) / (1 << UNIFORM_BITS)
+def exponentials(seed: int, position: int, tokens_K: Tokens) -> Weights:
+    """Numbers from the exponential distribution, the same on every machine and in every version of every library.
+
+    SplitMix64 (Steele et al. 2014): that many numbers of the generator which (seed, position) starts.
+    """
+    start = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    bits_K = np.uint64(int.from_bytes(start, "big")) + (tokens_K.astype(np.uint64) + np.uint64(1)) * GOLDEN_GAMMA
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits_K = (bits_K ^ (bits_K >> np.uint64(shift))) * np.uint64(factor)
+    bits_K ^= bits_K >> np.uint64(31)
+    uniform_K = ((bits_K >> np.uint64(64 - UNIFORM_BITS)) + 0.5) / (1 << UNIFORM_BITS)
+    return -np.log(uniform_K)
 
 
 def _greedy(logits_V: torch.Tensor, position: int) -> int:
@@ -143,19 +155,15 @@ def _until(falling_K: Weights, share: float) -> Weights:
     return falling_K[: int(np.searchsorted(falling_K.cumsum(), share)) + 1]
 
 
-def _ranked(values_V: Weights, falling_K: Weights, rank: int) -> int:
-    """The token whose value is `falling_K[rank]`; of equals the lower ids come first."""
-    equals = np.flatnonzero(values_V == falling_K[rank])
-    return int(equals[rank - int((falling_K > falling_K[rank]).sum())])
-
-
-def _pick(cumulative_K: Weights, u: float) -> int:
-    """Invert a cumulative sum of weights at `u`."""
-    return min(int(np.searchsorted(cumulative_K, cumulative_K[-1] * u, side="right")), len(cumulative_K) - 1)
+def _tokens(values_V: Weights, falling_K: Weights) -> Tokens:
+    """Whose values these largest ones are; of those that equal the least, the lowest."""
+    above = np.flatnonzero(values_V > falling_K[-1])
+    level = np.flatnonzero(values_V == falling_K[-1])
+    return np.concatenate((above, level[: len(falling_K) - len(above)]))
 
 
 def _reported(token: int, raw_V: torch.Tensor, alternatives: int) -> Choice:
     logprobs_V = torch.log_softmax(raw_V.double(), dim=-1).numpy()
-    falling = _largest(logprobs_V, alternatives) if alternatives else logprobs_V[:0]
-    likeliest = [_ranked(logprobs_V, falling, rank) for rank in range(len(falling))]
+    likeliest = _tokens(logprobs_V, _largest(logprobs_V, alternatives)).tolist() if alternatives else []
+    likeliest.sort(key=lambda other: (-logprobs_V[other], other))
     return Choice(token, float(logprobs_V[token]), tuple((other, float(logprobs_V[other])) for other in likeliest))
