@@ -7,6 +7,7 @@ must hold for any model can be seen with it.
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ NAME = "tiny:1m"
 CONTEXT_LENGTH = 4096
 VOCABULARY = 400
 LAYERS, HEADS, HIDDEN, INNER = 2, 4, 32, 64
+ADAPTED = {"llama": ["q_proj", "v_proj", "down_proj"], "qwen2": "all-linear", "gpt2": ["c_attn", "c_fc", "c_proj"]}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 END = 2
 CORPUS = (
@@ -87,6 +89,25 @@ def build_model(kind: Kind = "llama") -> Any:
                 parameter.normal_(0.0, 0.1)
         model.lm_head.weight[END] = 0.0
     return model
+
+
+def build_adapter(folder: Path, kind: Kind = "llama", *, seed: int = 0, **settings: Any) -> Path:
+    """Write a LoRA as peft does, after a training that changed every weight; gives the folder."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    defaults = {"r": 4, "lora_alpha": 6, "target_modules": ADAPTED[kind], "fan_in_fan_out": kind == "gpt2"}
+    with warnings.catch_warnings():
+        # peft asks transformers for what it will remove.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = get_peft_model(build_model(kind), LoraConfig(**defaults | settings))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.3)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
 
 
 def _config(kind: Kind) -> Any:

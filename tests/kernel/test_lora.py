@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tests import tiny_model
 
@@ -18,22 +18,8 @@ from tiermesh.kernel.inference.lora import CONFIG_FILE, WEIGHTS_FILE, InvalidAda
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
 
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
-TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "qwen2": "all-linear", "gpt2": ["c_attn", "c_fc", "c_proj"]}
 TOKENS = torch.arange(5, 25).view(1, -1)
 CPU = torch.device("cpu")
-
-
-def save_adapter(folder: Path, kind: tiny_model.Kind, *, seed: int, **settings: Any) -> Path:
-    """What peft saves after a training that changed every weight."""
-    settings = {"r": 4, "lora_alpha": 6, "target_modules": TARGETS[kind], "fan_in_fan_out": kind == "gpt2"} | settings
-    model = get_peft_model(tiny_model.build_model(kind), LoraConfig(**settings))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(0.0, 0.3)
-    model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
 
 
 def by_peft(kind: tiny_model.Kind, folder: Path, tokens_BT: torch.Tensor = TOKENS) -> torch.Tensor:
@@ -64,7 +50,7 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_adds_what_peft_adds(tmp_path: Path, kind: tiny_model.Kind, rslora: bool) -> None:
-    folder = save_adapter(tmp_path, kind, seed=1, use_rslora=rslora)
+    folder = tiny_model.build_adapter(tmp_path, kind, seed=1, use_rslora=rslora)
     model, rows = with_adapters(kind, mine=folder)
     rows.set({"mine": every(TOKENS)})
     assert close(logits(model), by_peft(kind, folder))
@@ -72,7 +58,7 @@ def test_an_adapter_adds_what_peft_adds(tmp_path: Path, kind: tiny_model.Kind, r
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_an_adapter_the_base_answers_bit_for_bit(tmp_path: Path, kind: tiny_model.Kind) -> None:
-    model, rows = with_adapters(kind, mine=save_adapter(tmp_path, kind, seed=1))
+    model, rows = with_adapters(kind, mine=tiny_model.build_adapter(tmp_path, kind, seed=1))
     expected = logits(tiny_model.build_model(kind).eval())
     assert torch.equal(logits(model), expected)
     rows.set({"mine": torch.tensor([], dtype=torch.long)})
@@ -81,8 +67,8 @@ def test_without_an_adapter_the_base_answers_bit_for_bit(tmp_path: Path, kind: t
 
 def test_adapters_on_other_layers_and_of_other_ranks_share_a_batch(tmp_path: Path) -> None:
     """Two adapters and the base, in rows that are mixed with one another; each is answered as if it were alone."""
-    one = save_adapter(tmp_path / "one", "llama", seed=1)
-    two = save_adapter(tmp_path / "two", "llama", seed=2, r=2, target_modules=["q_proj", "up_proj"])
+    one = tiny_model.build_adapter(tmp_path / "one", "llama", seed=1)
+    two = tiny_model.build_adapter(tmp_path / "two", "llama", seed=2, r=2, target_modules=["q_proj", "up_proj"])
     model, rows = with_adapters("llama", one=one, two=two)
     tokens_BT = torch.arange(40).view(4, 10)
     numbers_BT = every(tokens_BT).view(4, 10)
@@ -95,7 +81,7 @@ def test_adapters_on_other_layers_and_of_other_ranks_share_a_batch(tmp_path: Pat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layers_that_were_joined_and_packed_take_adapters(tmp_path: Path, dtype: torch.dtype) -> None:
-    folder = save_adapter(tmp_path, "qwen2", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "qwen2", seed=1)
     model = tiny_model.build_model("qwen2").eval().to(dtype)
     with torch.inference_mode():
         assert linear.join(model) == 2 * tiny_model.LAYERS
@@ -108,7 +94,7 @@ def test_layers_that_were_joined_and_packed_take_adapters(tmp_path: Path, dtype:
 
 @pytest.mark.parametrize("numbers", [[2, 3, 4], [0, 2, 5], [5]])
 def test_only_its_own_rows_are_touched(tmp_path: Path, numbers: list[int]) -> None:
-    model, rows = with_adapters("llama", mine=save_adapter(tmp_path, "llama", seed=1))
+    model, rows = with_adapters("llama", mine=tiny_model.build_adapter(tmp_path, "llama", seed=1))
     layer = model.get_submodule("model.layers.0.self_attn.q_proj")
     x = torch.randn(1, 6, tiny_model.HIDDEN)
     with torch.inference_mode():
@@ -123,7 +109,7 @@ def test_only_its_own_rows_are_touched(tmp_path: Path, numbers: list[int]) -> No
 
 
 def test_only_layers_with_an_adapter_are_wrapped_and_each_once(tmp_path: Path) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1, target_modules=["q_proj"])
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1, target_modules=["q_proj"])
     model, _ = with_adapters("llama", one=folder, two=folder)
     wrapped = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     assert wrapped == [f"model.layers.{layer}.self_attn.q_proj" for layer in range(tiny_model.LAYERS)]
@@ -145,14 +131,14 @@ def test_only_layers_with_an_adapter_are_wrapped_and_each_once(tmp_path: Path) -
     ],
 )
 def test_a_setting_that_would_change_the_result_is_refused_by_name(tmp_path: Path, setting: str, value: Any) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1)
     edit_config(folder, **{setting: value})
     with pytest.raises(InvalidAdapter, match=setting):
         with_adapters("llama", mine=folder)
 
 
 def test_other_kinds_of_adapters_are_refused(tmp_path: Path) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1)
     edit_config(folder, peft_type="IA3")
     with pytest.raises(InvalidAdapter, match="IA3: only LORA"):
         with_adapters("llama", mine=folder)
@@ -160,27 +146,27 @@ def test_other_kinds_of_adapters_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"]])
 def test_the_first_and_the_last_layer_can_not_be_adapted(tmp_path: Path, targets: list[str]) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1, target_modules=targets)
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1, target_modules=targets)
     with pytest.raises(InvalidAdapter, match=targets[0]):
         with_adapters("llama", mine=folder)
 
 
 def test_an_adapter_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    folder = save_adapter(tmp_path, "gpt2", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "gpt2", seed=1)
     with pytest.raises(InvalidAdapter, match="another model: this one has no transformer"):
         with_adapters("llama", mine=folder)
 
 
 def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
     """Qwen's keys are narrower here than Llama's, under the same name."""
-    folder = save_adapter(tmp_path, "qwen2", seed=1, target_modules=["k_proj"])
+    folder = tiny_model.build_adapter(tmp_path, "qwen2", seed=1, target_modules=["k_proj"])
     with pytest.raises(InvalidAdapter, match=r"k_proj is \(32, 32\) here and \(32, 16\) there"):
         with_adapters("llama", mine=folder)
 
 
 @pytest.mark.parametrize("missing", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_folder_without_a_file_is_refused_and_the_file_named(tmp_path: Path, missing: str) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1)
     (folder / missing).unlink()
     with pytest.raises(InvalidAdapter, match=missing):
         with_adapters("llama", mine=folder)
@@ -189,14 +175,14 @@ def test_a_folder_without_a_file_is_refused_and_the_file_named(tmp_path: Path, m
 @pytest.mark.parametrize("file", [CONFIG_FILE, WEIGHTS_FILE])
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"peft_type": "LORA", "r": "4"}'])
 def test_a_broken_file_is_refused(tmp_path: Path, file: str, content: bytes) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1)
     (folder / file).write_bytes(content)
     with pytest.raises(InvalidAdapter):
         with_adapters("llama", mine=folder)
 
 
 def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path: Path) -> None:
-    folder = save_adapter(tmp_path, "llama", seed=1)
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1)
     tensors = load_file(folder / WEIGHTS_FILE)
     half = next(name for name in tensors if "lora_B" in name)
     save_file({name: tensor for name, tensor in tensors.items() if name != half}, folder / WEIGHTS_FILE)
