@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
+from tests import tiny_model
 from tests.kernel.workers import question
 
 from tiermesh.adapters.engines import kernel
@@ -28,7 +29,9 @@ from tiermesh.errors import EngineFailed, Unavailable, UnknownModel
 from tiermesh.types import EngineInfo, Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-LONG = {"temperature": 0.0, "max_tokens": 4000}
+SLOTS, QUEUE = 16, 32
+"""What a worker computes at once, and what may wait behind it."""
+LONG = {"temperature": 0.0, "max_tokens": 4000, "logit_bias": {str(tiny_model.END): -100.0}}
 
 
 @asynccontextmanager
@@ -85,8 +88,13 @@ def socket_of(shared: Kernel) -> aiohttp.UnixConnector:
     return aiohttp.UnixConnector(str(shared.folder / "kernel-0.sock"))
 
 
-async def ask(engine: KernelEngine, body: Mapping[str, object]) -> tuple[int, str, bytes]:
-    async with engine.chat({**body, "model": engine.models[0].name if engine.models else "m"}) as reply:
+def about(engine: KernelEngine, **parameters: object) -> dict[str, object]:
+    """A question to its first model."""
+    return question("x", model=engine.models[0].name if engine.models else "m", **parameters)
+
+
+async def ask(engine: KernelEngine, **parameters: object) -> tuple[int, str, bytes]:
+    async with engine.chat(about(engine, **parameters)) as reply:
         return reply.status, reply.content_type, b"".join([chunk async for chunk in reply.chunks])
 
 
@@ -107,7 +115,7 @@ async def test_it_starts_with_the_first_prompt(tiny_folder: Path, tmp_path: Path
         assert model.digest.startswith("sha256:")
         assert engine.info == EngineInfo("kernel", "kernel", "ready", can_continue=True)
         assert pids(tmp_path) == []
-        asking = asyncio.create_task(ask(engine, question("x", max_tokens=3)))
+        asking = asyncio.create_task(ask(engine, max_tokens=3))
         await until(lambda: engine.models[0].state == "loading")
         assert engine.info.state == "starting"
         assert engine.load == Load(active=1, slots=1, queued=0)
@@ -115,23 +123,23 @@ async def test_it_starts_with_the_first_prompt(tiny_folder: Path, tmp_path: Path
         assert (status, content_type) == (200, "application/json")
         assert json.loads(body)["usage"]["completion_tokens"] == 3
         assert engine.models[0].state == "warm"
-        assert engine.load == Load(active=0, slots=1, queued=0)
+        assert engine.load == Load(active=0, slots=SLOTS, queued=0)
 
 
 async def test_what_a_client_did_wrong_passes_through(shared: Kernel) -> None:
-    status, content_type, body = await ask(shared.engine, question("x", tools=[{"type": "function"}]))
+    status, content_type, body = await ask(shared.engine, tools=[{"type": "function"}])
     assert (status, content_type) == (400, "application/json")
-    assert json.loads(body)["error"]["param"] == "tools"
+    assert json.loads(body)["error"]["param"] == "tools[0].function"
 
 
 async def test_a_stream_passes_through_as_it_comes(shared: Kernel) -> None:
-    status, content_type, body = await ask(shared.engine, question("x", stream=True, max_tokens=5))
+    status, content_type, body = await ask(shared.engine, stream=True, max_tokens=5)
     assert (status, content_type) == (200, "text/event-stream")
     assert body.endswith(b"data: [DONE]\n\n")
 
 
 async def test_leaving_stops_the_generation(shared: Kernel) -> None:
-    async with shared.engine.chat(question("x", stream=True, **LONG)) as reply:
+    async with shared.engine.chat(about(shared.engine, stream=True, **LONG)) as reply:
         await anext(aiter(reply.chunks))
     async with asyncio.timeout(1.0), aiohttp.ClientSession(connector=socket_of(shared)) as session:
         while True:
@@ -143,15 +151,16 @@ async def test_leaving_stops_the_generation(shared: Kernel) -> None:
 
 async def test_load_counts_who_waits_and_a_full_queue_is_told(shared: Kernel) -> None:
     engine = shared.engine
-    waiting = [asyncio.create_task(ask(engine, question("x", **LONG))) for _ in range(18)]
+    count = SLOTS + QUEUE + 3
+    waiting = [asyncio.create_task(ask(engine, **LONG)) for _ in range(count)]
     await until(lambda: any(task.done() for task in waiting))
     failed = [task for task in waiting if task.done()]
     assert all(isinstance(task.exception(), Unavailable) for task in failed)
-    assert engine.load == Load(active=1, slots=1, queued=17 - len(failed))
+    assert engine.load == Load(active=SLOTS, slots=SLOTS, queued=count - len(failed) - SLOTS)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    assert engine.load == Load(active=0, slots=1, queued=0)
+    assert engine.load == Load(active=0, slots=SLOTS, queued=0)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -159,8 +168,8 @@ async def test_a_workers_death_fails_its_requests_within_a_second_and_it_comes_b
     shared: Kernel, stream: bool
 ) -> None:
     engine = shared.engine
-    await ask(engine, question("x", max_tokens=1))
-    asking = asyncio.create_task(ask(engine, question("x", stream=stream, **LONG)))
+    await ask(engine, max_tokens=1)
+    asking = asyncio.create_task(ask(engine, stream=stream, **LONG))
     await until(lambda: engine.load.active == 1)
     (pid,) = pids(shared.folder)
     os.kill(pid, signal.SIGKILL)
@@ -169,7 +178,7 @@ async def test_a_workers_death_fails_its_requests_within_a_second_and_it_comes_b
         await asking
     await until(lambda: engine.models[0].state == "loading")
     assert time.monotonic() - began < 1.0
-    assert (await ask(engine, question("x", max_tokens=1)))[0] == 200
+    assert (await ask(engine, max_tokens=1))[0] == 200
     assert pids(shared.folder) != [pid]
 
 
@@ -200,7 +209,7 @@ async def test_a_model_that_is_missing_is_found_once_it_is_pulled(
         assert "mesh model pull m" in engine.missing
         assert engine.models == ()
         with pytest.raises(EngineFailed, match="mesh model pull"):
-            await ask(engine, question("x"))
+            await ask(engine)
         await until(lambda: bool(engine.models))
         assert (engine.info.state, engine.missing) == ("ready", "")
 
@@ -210,7 +219,7 @@ async def test_a_model_that_can_not_be_loaded_is_told(tmp_path: Path) -> None:
     async with opened(tmp_path, "broken", find=lambda _: broken) as engine:
         await until(lambda: bool(engine.models))
         with pytest.raises(EngineFailed, match="broken can't be served"):
-            await ask(engine, question("x"))
+            await ask(engine)
         assert engine.info.state == "down"
 
 
@@ -219,4 +228,4 @@ async def test_a_state_folder_with_a_long_name_still_has_a_socket(tiny_folder: P
     folder.mkdir()
     async with opened(folder, tiny_folder) as engine:
         await until(lambda: bool(engine.models))
-        assert (await ask(engine, question("x", max_tokens=1)))[0] == 200
+        assert (await ask(engine, max_tokens=1))[0] == 200
