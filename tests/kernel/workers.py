@@ -85,6 +85,12 @@ def streamed_text(events: list[Any]) -> str:
     return "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])
 
 
+def counted(event: Any) -> tuple[int, int, int]:
+    """Usage, less what depends on who asked before."""
+    usage = event["usage"]
+    return usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+
+
 def start_worker(folder: Path, socket: Path, *arguments: str) -> WorkerProcess:
     command = [
         *(sys.executable, "-m", "tiermesh.kernel.inference", "--socket", str(socket), "--model", str(folder)),

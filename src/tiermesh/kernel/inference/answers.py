@@ -7,14 +7,15 @@ import json
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tiermesh.errors import InvalidInput, TiermeshError
 from tiermesh.kernel.inference.sequence import Choice
-from tiermesh.kernel.inference.transcript import BytesOf, CallPart, Part
+from tiermesh.kernel.inference.transcript import CallPart, Part
 
 Json = Mapping[str, object]
+BytesOf = Callable[[int], bytes]
 DONE = b"data: [DONE]\n\n"
 
 

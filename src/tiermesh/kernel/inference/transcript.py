@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -120,6 +120,3 @@ def gathered(parts: Iterable[Part]) -> Part:
             call.arguments += piece.arguments
     whole.calls = [calls[index] for index in sorted(calls)]
     return whole
-
-
-BytesOf = Callable[[int], bytes]
