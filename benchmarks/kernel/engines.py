@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +86,20 @@ class Piped:
 
 
 class Served:
-    """An OpenAI server on a Unix socket, started by `argv`, asked over connections that are kept."""
+    """An OpenAI server on a Unix socket, started by `argv`, asked over a new connection each time."""
 
-    def __init__(self, name: str, argv: Sequence[str], socket: Path, log: Path) -> None:
+    def __init__(
+        self, name: str, argv: Sequence[str], socket: Path, log: Path, further: Mapping[str, object] | None = None
+    ) -> None:
         self.name = name
+        self._further = further or {}
         self._child = _Child(argv, log)
         self._socket = socket
         self._session: aiohttp.ClientSession
 
     async def start(self) -> None:
         await self._child.start()
-        connector = aiohttp.UnixConnector(str(self._socket), limit=0)
+        connector = aiohttp.UnixConnector(str(self._socket), limit=0, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
         async with asyncio.timeout(START_LIMIT_S):
             while not await self._is_ready():
@@ -107,8 +110,10 @@ class Served:
     async def ask(self, prompts: Sequence[str], tokens: int) -> list[Answer]:
         return await asyncio.gather(*(self.chat([{"role": "user", "content": text}], tokens) for text in prompts))
 
-    async def chat(self, messages: list[dict[str, str]], tokens: int) -> Answer:
-        """One conversation's next answer."""
+    async def chat(
+        self, messages: list[dict[str, str]], tokens: int, tell: tuple[int, asyncio.Event] | None = None
+    ) -> Answer:
+        """One conversation's next answer; tells when so many pieces of it have come."""
         body = {
             "model": "m",
             "messages": messages,
@@ -116,22 +121,22 @@ class Served:
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **self._further,
         }
         started = time.perf_counter()
         texts, ids, arrivals, usage = list[str](), list[int](), list[float](), dict[str, int]()
         async with self._session.post("http://w/v1/chat/completions", json=body) as response:
             if response.status != 200:
                 raise RuntimeError(f"{self.name} answered {response.status}: {await response.text()}")
-            async for line in response.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[6:])
+            async for event in _events(response):
                 usage = event.get("usage") or usage
                 for choice in event["choices"]:
-                    ids += choice.get("token_ids") or []
-                    if text := choice["delta"].get("content"):
-                        texts.append(text)
-                        arrivals.append(time.perf_counter() - started)
+                    text, chosen = choice["delta"].get("content"), choice.get("token_ids")
+                    texts.append(text or "")
+                    ids += chosen or []
+                    arrivals += [time.perf_counter() - started] if text or chosen else []
+                    if tell and len(arrivals) >= tell[0]:
+                        tell[1].set()
         return Answer("".join(texts), tuple(ids), usage["completion_tokens"], usage["prompt_tokens"], tuple(arrivals))
 
     async def close(self) -> None:
@@ -144,3 +149,9 @@ class Served:
                 return response.status == 200 and (await response.json())["status"] in ("ready", "ok")
         except aiohttp.ClientError:
             return False
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+    async for line in response.content:
+        if line.startswith(b"data: {"):
+            yield json.loads(line[6:])

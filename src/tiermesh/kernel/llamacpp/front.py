@@ -38,7 +38,8 @@ class Front:
         self._digest = digest
         self._inside = 0
         self._abilities: Abilities
-        connector = aiohttp.UnixConnector(str(backend.socket), limit=0)
+        # llama.cpp closes idle connections after 5 s, and one that is just being closed would fail its next request.
+        connector = aiohttp.UnixConnector(str(backend.socket), limit=0, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
 
     async def run(self, socket: Path) -> None:
