@@ -73,12 +73,14 @@ async def _serve(options: argparse.Namespace) -> None:
             precision=options.precision,
             memory_bytes=options.memory_bytes,
             adapters=adapters,
+            on_progress=server.loading,
         )
         generator = Generator(model)
         generator.start()
         return Loaded(model, generator)
 
-    await Server(name=options.name, digest=options.digest, load=load, adapters=tuple(adapters)).run(options.socket)
+    server = Server(name=options.name, digest=options.digest, load=load, adapters=tuple(adapters))
+    await server.run(options.socket)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
 from tiermesh.kernel.inference.encoder import Encoder
 from tiermesh.kernel.inference.lora import Rows
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
+from tiermesh.kernel.inference.progress import OnProgress, ignored, weights_counted
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def load(
     precision: Precision = "auto",
     memory_bytes: int | None = None,
     adapters: Mapping[str, Path] = MappingProxyType({}),
+    on_progress: OnProgress = ignored,
 ) -> LoadedModel:
     """Load weights and tokenizer from a local folder; raises what transformers raises when it is not a model.
 
@@ -107,9 +109,10 @@ def load(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(precision, device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, attn_implementation=IMPLEMENTATION
-    )
+    with weights_counted(on_progress):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, attn_implementation=IMPLEMENTATION
+        )
     model.eval().to(device)
     model.requires_grad_(requires_grad=False)
     if device.type == "cpu":

@@ -52,8 +52,7 @@ class Server:
     """
 
     def __init__(self, *, name: str, digest: str, load: Callable[[], Loaded], adapters: Sequence[str] = ()) -> None:
-        self.progress = 0.0
-        """How much of the loading is done, 0 to 1. The loader sets it, from its own thread."""
+        self._progress = 0.0
         self._name = name
         self._digest = digest
         self._load = load
@@ -62,6 +61,10 @@ class Server:
         self._waiting = 0
         # One thread, because a tokenizer is not made to be used by two.
         self._encoding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+
+    def loading(self, progress: float) -> None:
+        """Told by the loader, from its own thread: how much is done, 0 to 1."""
+        self._progress = progress
 
     async def run(self, socket: Path) -> None:
         """Listen, load, and serve for ever; raises what `load` raised."""
@@ -93,7 +96,7 @@ class Server:
                 "active": loaded.generator.active if loaded else 0,
                 "queued": loaded.generator.queued if loaded else self._waiting,
                 "slots": loaded.generator.slots if loaded else 0,
-                "progress": 1.0 if loaded else self.progress,
+                "progress": 1.0 if loaded else self._progress,
                 "precision": loaded.model.precision if loaded else None,
                 "context_length": loaded.model.encoder.context_length if loaded else None,
                 "adapters": list(self._adapters),
