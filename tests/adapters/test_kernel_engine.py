@@ -187,7 +187,7 @@ async def test_a_model_that_is_too_large_alone_is_told_and_not_offered(tmp_path:
     await engine.start()
     await until(lambda: engine.info.state == "down")
     assert engine.models == ()
-    assert "big needs about 4.8 GB of memory and memory_limit is 0.8 GB" in engine.missing
+    assert "big needs about 5.4 GB of memory and memory_limit is 1.4 GB" in engine.missing
     await engine.close()
 
 

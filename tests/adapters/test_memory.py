@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from tiermesh.adapters.engines.memory import (
+    LLAMA_MAX_CACHE_BYTES,
     MAX_CACHE_BYTES,
     MIN_CACHE_BYTES,
     PROCESS_BYTES,
-    cache_bytes,
+    Budget,
     default_limit,
     llama_shape,
-    need_bytes,
-    weights_bytes,
 )
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.config import Precision
@@ -27,25 +26,32 @@ def model(path: str = "m", parameters: int = 10**9, size_bytes: int = 700_000_00
     return LocalModel("m", Path(path), "sha256:1", "folder", size_bytes, parameters, 4096)
 
 
+def budget(limit_bytes: int = 16 * GB, models: int = 1, precision: Precision = "fp32") -> Budget:
+    return Budget(limit_bytes=limit_bytes, models=models, precision=precision)
+
+
 @pytest.mark.parametrize(("precision", "wanted"), [("fp32", 4 * GB), ("bf16", 2 * GB), ("auto", 4 * GB)])
 def test_weights_take_what_their_precision_takes(precision: Precision, wanted: int) -> None:
-    assert weights_bytes(model(), precision) == wanted
+    assert budget(precision=precision).weights_bytes(model()) == wanted
 
 
 def test_a_gguf_takes_what_it_has_on_disk() -> None:
-    assert weights_bytes(model("m.gguf"), "fp32") == 700_000_000
+    assert budget().weights_bytes(model("m.gguf")) == 700_000_000
 
 
 def test_models_that_fit_beside_each_other_get_caches_that_let_them() -> None:
-    limit, weights = 5 * GB, GB
-    cache = cache_bytes(limit, 2, weights)
-    assert MIN_CACHE_BYTES < cache < MAX_CACHE_BYTES
-    assert 2 * need_bytes(weights, cache) == limit
+    shared = budget(16 * GB, models=2)
+    assert MIN_CACHE_BYTES < shared.cache_bytes(model()) < MAX_CACHE_BYTES
+    assert 2 * shared.need_bytes(model()) == shared.limit_bytes
 
 
 @pytest.mark.parametrize(("limit", "cache"), [(GB, MIN_CACHE_BYTES), (100 * GB, MAX_CACHE_BYTES)])
 def test_a_cache_has_bounds(limit: int, cache: int) -> None:
-    assert cache_bytes(limit, 1, GB) == cache
+    assert budget(limit).cache_bytes(model()) == cache
+
+
+def test_llama_cpp_takes_its_cache_at_once_and_so_gets_less_of_it() -> None:
+    assert budget(100 * GB).cache_bytes(model("m.gguf")) == LLAMA_MAX_CACHE_BYTES < MAX_CACHE_BYTES
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,16 @@ from tests.kernel.workers import question
 from tiermesh.adapters.engines import kernel
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
 from tiermesh.adapters.engines.served_model import Wanted
+from tiermesh.adapters.lora_folder import read_adapter
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.daemon.supervisor import FILE_NAME, Supervisor
-from tiermesh.errors import EngineFailed, Unavailable, UnknownModel
+from tiermesh.errors import EngineFailed, PoisonedRequest, TiermeshError, Unavailable, UnknownModel, WorkerDied
 from tiermesh.types import EngineInfo, Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+KILLS = 4
+START_LIMIT_S = 20.0
+"""For a worker to come back: torch alone takes seconds to import, and the machine is busy with it."""
 SLOTS, QUEUE = 16, 32
 """What a worker computes at once, and what may wait behind it."""
 LONG = {"temperature": 0.0, "max_tokens": 4000, "logit_bias": {str(tiny_model.END): -100.0}}
@@ -78,6 +82,12 @@ async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
             if condition():
                 return
             await asyncio.sleep(0.005)
+
+
+async def until_more(ended: list[Any], count: int, limit_s: float = 60.0) -> None:
+    """Wait for that many more."""
+    enough = len(ended) + count
+    await until(lambda: len(ended) >= enough, limit_s)
 
 
 def pids(folder: Path) -> list[int]:
@@ -180,6 +190,59 @@ async def test_a_workers_death_fails_its_requests_within_a_second_and_it_comes_b
     assert time.monotonic() - began < 1.0
     assert (await ask(engine, max_tokens=1))[0] == 200
     assert pids(shared.folder) != [pid]
+
+
+async def test_a_worker_that_is_killed_again_and_again_under_load_loses_no_request_silently(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Every request is answered or ends typed, within a second of the death; and the worker is back each time."""
+    async with opened(tmp_path, tiny_folder, pinned=True) as engine:
+        await until(lambda: bool(engine.models) and engine.models[0].state == "warm")
+        ended: list[type[BaseException] | int] = []
+
+        async def client(number: int) -> None:
+            for turn in range(1000):
+                try:
+                    ended.append((await ask(engine, max_tokens=200, seed=1000 * number + turn))[0])
+                except TiermeshError as error:
+                    ended.append(type(error))
+
+        clients = [asyncio.create_task(client(number)) for number in range(8)]
+        for _ in range(KILLS):
+            await until_more(ended, 8)
+            await until(lambda: engine.models[0].state == "warm")
+            running = engine.load.active
+            os.kill(pids(tmp_path)[0], signal.SIGKILL)
+            killed = time.monotonic()
+            await until_more(ended, running, 1.0)
+            await until(lambda: engine.models[0].state == "warm")
+            assert time.monotonic() - killed < START_LIMIT_S
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        assert set(ended) <= {200, EngineFailed, WorkerDied, PoisonedRequest, Unavailable}
+        assert ended.count(200) > ended.count(WorkerDied) > 0
+        await until(lambda: engine.load == Load(active=0, slots=SLOTS, queued=0))
+
+
+async def test_adapters_and_embeddings_come_from_the_models_worker(tiny_folder: Path, tmp_path: Path) -> None:
+    adapter = read_adapter("pirate", str(tiny_model.build_adapter(tmp_path / "pirate")))
+    async with opened(tmp_path, tiny_folder, adapters=[adapter]) as engine:
+        await until(lambda: len(engine.models) == 2)
+        base, pirate = engine.models
+        assert (pirate.name, pirate.digest == base.digest) == ("pirate", False)
+        answers = []
+        for model in (base, pirate):
+            body = question("x", temperature=0.0, max_tokens=20) | {"model": model.name}
+            async with engine.chat(body) as reply:
+                answer = json.loads(b"".join([chunk async for chunk in reply.chunks]))
+            answers.append(answer["choices"][0]["message"]["content"])
+            assert answer["model"] == model.name
+        assert answers[0] != answers[1]
+        async with engine.embed({"model": base.name, "input": ["x", "y"]}) as reply:
+            body = json.loads(b"".join([chunk async for chunk in reply.chunks]))
+        assert [len(each["embedding"]) for each in body["data"]] == [tiny_model.HIDDEN] * 2
+        assert len(pids(tmp_path)) == 1
 
 
 async def test_closing_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:

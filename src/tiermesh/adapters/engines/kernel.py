@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from tiermesh.adapters.engines import Reply
-from tiermesh.adapters.engines.memory import default_limit
+from tiermesh.adapters.engines.memory import Budget, default_limit
 from tiermesh.adapters.engines.residents import Residents
 from tiermesh.adapters.engines.served_model import ENGINE_NAME, Hire, ServedModel, Task, Wanted
 from tiermesh.adapters.lora_folder import LocalAdapter
@@ -80,12 +80,9 @@ class KernelEngine:
         """By the name that was configured."""
         self._missing: dict[str, str] = {}
         self._suspects = Suspects()
-        self._residents = Residents(
-            limit_bytes=limit_bytes or default_limit(psutil.virtual_memory().total),
-            precision=precision,
-            threads=threads,
-            expected=len(self._wanted),
-        )
+        limit = limit_bytes or default_limit(psutil.virtual_memory().total)
+        budget = Budget(limit_bytes=limit, models=len(self._wanted), precision=precision)
+        self._residents = Residents(budget, threads=threads)
         self._searches: list[asyncio.Task[None]] = []
         self._sockets, self._made_folder = _socket_folder(state_dir)
 

@@ -8,6 +8,7 @@ so that models that can be in memory together are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from tiermesh.adapters.model_source import LocalModel
@@ -16,12 +17,17 @@ from tiermesh.config import Precision
 MIB = 1 << 20
 DEFAULT_SHARE = 0.6
 """Of the machine's memory: the rest is for the person in front of it, the daemon, and the disk cache."""
-PROCESS_BYTES = 600 * MIB
-"""A worker without a model, measured: Python, torch and transformers are 420 MiB; the rest is work space."""
+PROCESS_BYTES = 1200 * MIB
+"""A worker beside weights and cache: Python, torch and transformers take 450 MiB, and a full batch of long prompts some
+700 more to work in (measured with a 135M model)."""
+LLAMA_PROCESS_BYTES = 300 * MIB
+"""The same of llama.cpp, which needs no torch."""
 MIN_CACHE_BYTES = 128 * MIB
 """Below this even a small model holds only a few conversations, and its batch stays small."""
-MAX_CACHE_BYTES = 2048 * MIB
-"""16 conversations of 2,700 tokens with a 135M model; more would be taken from other programs and rarely used."""
+MAX_CACHE_BYTES = 8192 * MIB
+"""16 whole contexts of a 135M model are 6 GiB. The worker takes the memory of a place when it is first used."""
+LLAMA_MAX_CACHE_BYTES = 1024 * MIB
+"""llama.cpp takes all of it at its start."""
 LLAMA_SLOTS = 8
 """More of them make each slower, and llama.cpp's server gains little from a batch beyond it."""
 LLAMA_TOKENS = 4096
@@ -37,17 +43,29 @@ def default_limit(ram_bytes: int) -> int:
     return int(ram_bytes * DEFAULT_SHARE)
 
 
-def weights_bytes(model: LocalModel, precision: Precision) -> int:
-    """In memory; a GGUF stays as it is on disk."""
-    if is_gguf(model.path):
-        return model.size_bytes
-    return model.parameters * (2 if precision == "bf16" else AUTO_BYTES)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The memory that `models` models of this node share."""
 
+    limit_bytes: int
+    models: int
+    precision: Precision
 
-def cache_bytes(limit: int, models: int, weights: int) -> int:
-    """For keys and values, when `models` of this kind share the limit."""
-    left = limit // max(1, models) - PROCESS_BYTES - weights
-    return min(MAX_CACHE_BYTES, max(MIN_CACHE_BYTES, left))
+    def weights_bytes(self, model: LocalModel) -> int:
+        """In memory; a GGUF stays as it is on disk."""
+        if is_gguf(model.path):
+            return model.size_bytes
+        return model.parameters * (2 if self.precision == "bf16" else AUTO_BYTES)
+
+    def cache_bytes(self, model: LocalModel) -> int:
+        """For keys and values: what is left of the model's share, within bounds."""
+        left = self.limit_bytes // self.models - _process_bytes(model) - self.weights_bytes(model)
+        largest = LLAMA_MAX_CACHE_BYTES if is_gguf(model.path) else MAX_CACHE_BYTES
+        return min(largest, max(MIN_CACHE_BYTES, left))
+
+    def need_bytes(self, model: LocalModel) -> int:
+        """All that its worker takes."""
+        return _process_bytes(model) + self.weights_bytes(model) + self.cache_bytes(model)
 
 
 def llama_shape(model: LocalModel, cache: int) -> tuple[int, int]:
@@ -57,14 +75,13 @@ def llama_shape(model: LocalModel, cache: int) -> tuple[int, int]:
     return slots, min(model.context_length or LLAMA_TOKENS, max(LLAMA_LEAST_TOKENS, tokens // slots))
 
 
-def need_bytes(weights: int, cache: int) -> int:
-    """All that a worker takes."""
-    return PROCESS_BYTES + weights + cache
-
-
 def is_gguf(path: Path) -> bool:
     """One file for llama.cpp, where the others are folders."""
     return path.suffix == ".gguf"
+
+
+def _process_bytes(model: LocalModel) -> int:
+    return LLAMA_PROCESS_BYTES if is_gguf(model.path) else PROCESS_BYTES
 
 
 def gigabytes(count: int) -> str:

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
-from tiermesh.adapters.engines.memory import cache_bytes, gigabytes, need_bytes, weights_bytes
+from tiermesh.adapters.engines.memory import Budget, gigabytes
 from tiermesh.adapters.engines.served_model import ServedModel
 from tiermesh.adapters.model_source import LocalModel
-from tiermesh.config import Precision
 from tiermesh.errors import ModelSourceFailed, Unavailable
 
 log = logging.getLogger(__name__)
@@ -25,14 +24,11 @@ RETRY_AFTER_S = 5.0
 
 
 class Residents:
-    """Loads models on demand. `limit_bytes` is for all of them; `threads` None shares the cores between them."""
+    """Loads models on demand. `threads` None shares the cores between them."""
 
-    def __init__(self, *, limit_bytes: int, precision: Precision, threads: int | None, expected: int) -> None:
-        self._limit = limit_bytes
-        self._precision = precision
+    def __init__(self, budget: Budget, *, threads: int | None) -> None:
+        self._budget = budget
         self._threads = threads
-        self._expected = expected
-        """Models that share the limit."""
         self._models: list[ServedModel] = []
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
@@ -40,11 +36,11 @@ class Residents:
 
     def check(self, local: LocalModel) -> None:
         """Raises `ModelSourceFailed` for a model that is too large even when it is alone."""
-        need = self._need(local)
-        if need > self._limit:
+        need = self._budget.need_bytes(local)
+        if need > self._budget.limit_bytes:
             raise ModelSourceFailed(
-                f"{local.name} needs about {gigabytes(need)} of memory and memory_limit is {gigabytes(self._limit)}; "
-                "raise the limit or choose a smaller model"
+                f"{local.name} needs about {gigabytes(need)} of memory and memory_limit is "
+                f"{gigabytes(self._budget.limit_bytes)}; raise the limit or choose a smaller model"
             )
 
     def add(self, model: ServedModel) -> None:
@@ -81,15 +77,15 @@ class Residents:
             await self._make_room(model, deadline)
             log.info("loading %s", model.local.name)
             await model.load_up(
-                reserved_bytes=self._need(model.local),
-                cache_bytes=self._cache(model.local),
+                reserved_bytes=self._budget.need_bytes(model.local),
+                cache_bytes=self._budget.cache_bytes(model.local),
                 threads=self._share_of_cores(),
-                precision=self._precision,
+                precision=self._budget.precision,
             )
 
     async def _make_room(self, model: ServedModel, deadline: float) -> None:
-        need = self._need(model.local)
-        while sum(each.reserved_bytes for each in self._models) + need > self._limit:
+        need = self._budget.need_bytes(model.local)
+        while sum(each.reserved_bytes for each in self._models) + need > self._budget.limit_bytes:
             self._changed.clear()
             victim = longest_unused(self._models)
             if victim is not None:
@@ -106,15 +102,9 @@ class Residents:
             busy = ", ".join(each.local.name for each in self._models if each.resident)
             raise Unavailable(
                 f"there is no room for {model.local.name} while {busy} is in use (memory_limit: "
-                f"{gigabytes(self._limit)})",
+                f"{gigabytes(self._budget.limit_bytes)})",
                 retry_after_s=RETRY_AFTER_S,
             ) from None
-
-    def _need(self, local: LocalModel) -> int:
-        return need_bytes(weights_bytes(local, self._precision), self._cache(local))
-
-    def _cache(self, local: LocalModel) -> int:
-        return cache_bytes(self._limit, self._expected, weights_bytes(local, self._precision))
 
     def _share_of_cores(self) -> int | None:
         """None leaves a model that is alone all cores; later ones get as many as if all had been loaded at once."""
