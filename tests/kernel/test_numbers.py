@@ -6,31 +6,24 @@ right for greedy answers.
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests import tiny_model
+from tests.kernel.generating import GREEDY, TOKENS, Engine, cuts_of, engine, resumed
 
-from tiermesh.kernel.inference.generation import Generator
 from tiermesh.kernel.inference.loading import load
-from tiermesh.kernel.inference.precision import Precision
-from tiermesh.kernel.inference.sequence import Choice, Event, Failed, Finished, Replayed, Sampling, Text
-from tiermesh.kernel.inference.sequence import Sequence as Generation
+from tiermesh.kernel.inference.sequence import Sampling
 
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
 REQUESTS = 16
-TOKENS = 40
-DEADLINE_S = 60.0
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """At the very end of an answer, the beginning of a character is not shown."""
 PROMPTS = [[5 + (7 * index + 3 * place) % 390 for place in range(1 + index * index)] for index in range(REQUESTS)]
 """From 1 to 226 tokens; no two begin alike."""
-GREEDY = Sampling(temperature=0.0, seed=0)
 SAMPLED = Sampling(
     temperature=0.9,
     seed=11,
@@ -40,65 +33,6 @@ SAMPLED = Sampling(
     frequency_penalty=0.2,
     logit_bias={7: 1.0},
 )
-
-
-@dataclass(slots=True)
-class Answer:
-    """What one sequence emitted."""
-
-    replayed: str = ""
-    text: str = ""
-    choices: list[Choice] = field(default_factory=list)
-    end: Finished | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        return [choice.token for choice in self.choices]
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A generator with nothing in its cache at first."""
-
-    generator: Generator
-
-    def answer(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
-        """All of them at once."""
-        pending = [self._submit(request) for request in requests]
-        return [_collect(events) for events in pending]
-
-    def answer_alone(self, requests: Sequence[dict[str, Any]]) -> list[Answer]:
-        return [self.answer([request])[0] for request in requests]
-
-    def _submit(self, request: dict[str, Any]) -> queue.Queue[Event]:
-        events: queue.Queue[Event] = queue.Queue()
-        settings: dict[str, Any] = {"sampling": GREEDY, "max_tokens": TOKENS, "stops": ()} | request
-        self.generator.submit(Generation(**settings, emit=events.put))
-        return events
-
-
-def _collect(events: queue.Queue[Event]) -> Answer:
-    answer = Answer()
-    while answer.end is None:
-        match events.get(timeout=DEADLINE_S):
-            case Replayed(text):
-                assert not answer.choices
-                answer.replayed = text
-            case Text(text, choices):
-                answer.text += text
-                answer.choices += choices
-            case Finished() as end:
-                answer.choices += end.choices
-                answer.end = end
-            case Failed(message):
-                pytest.fail(message)
-    return answer
-
-
-def engine(folder: Path, precision: Precision, **adapters: Path) -> Engine:
-    generator = Generator(load(folder, precision=precision, threads=1, memory_bytes=64 << 20, adapters=adapters))
-    generator.start()
-    return Engine(generator)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -119,8 +53,15 @@ def adapters(kind: tiny_model.Kind, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def fp32(folder: Path) -> Engine:
-    return engine(folder, "fp32")
+def fp32(folder: Path) -> Iterator[Engine]:
+    with engine(folder, "fp32") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def adapted(folder: Path, adapters: dict[str, Path]) -> Iterator[Engine]:
+    with engine(folder, "fp32", adapters=adapters) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -144,19 +85,6 @@ def asked(**more: Any) -> list[dict[str, Any]]:
     return [{"prompt": prompt, **more} for prompt in PROMPTS]
 
 
-def resumed(whole: Sequence[Answer], cuts: Sequence[int], **more: Any) -> list[dict[str, Any]]:
-    """The same requests, each with the beginning of its answer."""
-    return [
-        request | {"resumed": tuple(answer.tokens[:cut])}
-        for request, answer, cut in zip(asked(**more), whole, cuts, strict=True)
-    ]
-
-
-def cuts_of(whole: Sequence[Answer], shift: int = 0) -> list[int]:
-    """One place each, all over the answers, never behind the last token."""
-    return [(5 * index + shift) % len(answer.tokens) for index, answer in enumerate(whole)]
-
-
 def test_a_batch_of_16_says_what_generate_says_of_each(fp32: Engine, expected: list[list[int]]) -> None:
     assert [answer.tokens for answer in fp32.answer(asked())] == expected
 
@@ -174,7 +102,8 @@ def test_what_the_cache_holds_changes_nothing(fp32: Engine, folder: Path) -> Non
     """Prompts that begin alike, one after the other and at once, against an engine that has never seen them."""
     beginning = PROMPTS[9]
     requests = [{"prompt": [*beginning, *PROMPTS[index][: index + 1]]} for index in range(REQUESTS)]
-    fresh = engine(folder, "fp32").answer(requests)
+    with engine(folder, "fp32") as unused:
+        fresh = unused.answer(requests)
     assert fp32.answer_alone(requests) == fresh
     assert fp32.answer(requests) == fresh
     assert fp32.answer(requests) == fresh
@@ -185,7 +114,7 @@ def test_what_the_cache_holds_changes_nothing(fp32: Engine, folder: Path) -> Non
 def test_a_cut_answer_goes_on_as_it_would_have(fp32: Engine, sampling: Sampling, shift: int) -> None:
     whole = fp32.answer(asked(sampling=sampling))
     cuts = cuts_of(whole, shift)
-    requests = resumed(whole, cuts, sampling=sampling)
+    requests = resumed(asked(sampling=sampling), whole, cuts)
     for answers in (fp32.answer(requests), fp32.answer_alone(requests)):
         for answer, undisturbed, cut in zip(answers, whole, cuts, strict=True):
             assert answer.tokens == undisturbed.tokens[cut:]
@@ -211,32 +140,33 @@ def test_it_may_be_cut_again_and_again(fp32: Engine) -> None:
     assert [list(tokens) for tokens in held] == [answer.tokens for answer in whole]
 
 
-def test_adapters_in_one_batch_answer_as_each_would_alone(folder: Path, adapters: dict[str, Path]) -> None:
+def test_adapters_in_one_batch_answer_as_each_would_alone(adapted: Engine, fp32: Engine) -> None:
     """Prompts by turns for the base and two adapters; those of one kind are neighbours nowhere."""
-    served = engine(folder, "fp32", **adapters)
     requests = [request | {"adapter": (None, "a", "b")[index % 3]} for index, request in enumerate(asked())]
-    batched = served.answer(requests)
-    assert batched == served.answer_alone(requests)
-    of_base = engine(folder, "fp32").answer(asked())
+    batched = adapted.answer(requests)
+    assert batched == adapted.answer_alone(requests)
+    of_base = fp32.answer(asked())
     assert [index for index in range(REQUESTS) if batched[index] == of_base[index]] == [0, 3, 6, 9, 12, 15]
-    again = served.answer([r | {"resumed": tuple(a.tokens[:9])} for r, a in zip(requests, batched, strict=True)])
+    again = adapted.answer(resumed(requests, batched, [9] * REQUESTS))
     assert [answer.tokens for answer in again] == [answer.tokens[9:] for answer in batched]
 
 
-def test_what_one_adapter_cached_serves_no_other(folder: Path, adapters: dict[str, Path]) -> None:
-    requests = [{"prompt": PROMPTS[9], "adapter": name} for name in (None, "a", "b")]
-    served = engine(folder, "fp32", **adapters)
-    assert served.answer_alone(requests * 2) == served.answer(requests) * 2
-    assert len({tuple(answer.tokens) for answer in served.answer(requests)}) == 3
+def test_what_one_adapter_cached_serves_no_other(adapted: Engine) -> None:
+    requests = [{"prompt": PROMPTS[10][1:], "adapter": name} for name in (None, "a", "b")]
+    alone = adapted.answer_alone(requests * 2)
+    assert alone == adapted.answer(requests) * 2
+    assert len({tuple(answer.tokens) for answer in alone}) == 3
 
 
 def test_in_bf16_nothing_is_lost_or_repeated_at_the_seam(folder: Path) -> None:
     """Later tokens may differ, because other batches round differently; what was shown stays, and is counted once."""
-    bf16 = engine(folder, "bf16")
-    whole = bf16.answer(asked(max_tokens=24))
-    cuts = cuts_of(whole)
+    requests = asked(max_tokens=24)
+    with engine(folder, "bf16") as bf16:
+        whole = bf16.answer(requests)
+        cuts = cuts_of(whole)
+        answers = bf16.answer(resumed(requests, whole, cuts))
     decode = load(folder, precision="bf16", threads=1).decode
-    for answer, undisturbed, cut in zip(bf16.answer(resumed(whole, cuts, max_tokens=24)), whole, cuts, strict=True):
+    for answer, undisturbed, cut in zip(answers, whole, cuts, strict=True):
         tokens = undisturbed.tokens[:cut] + answer.tokens
         assert undisturbed.text.startswith(answer.replayed)
         assert (answer.replayed + answer.text).rstrip(BROKEN) == decode(tokens).rstrip(BROKEN)
