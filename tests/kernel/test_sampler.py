@@ -74,6 +74,12 @@ def test_top_k_keeps_the_likeliest_and_0_all() -> None:
         assert counted(top_k=everything) == pytest.approx(PROBABILITIES, abs=0.04)
 
 
+def test_top_k_alone_keeps_exactly_so_many() -> None:
+    logits_V = torch.randn(3000, generator=torch.Generator().manual_seed(2)) / 1e6
+    drawn = {sample(logits_V, sampling(top_k=12), position) for position in range(400)}
+    assert drawn == set(logits_V.topk(12).indices.tolist())
+
+
 def test_top_p_is_a_share_of_what_top_k_left() -> None:
     assert set(counted(top_k=2, top_p=0.62)) == {0}, "0.5 of 0.8 is 0.625"
     assert set(counted(top_k=2, top_p=0.63)) == {0, 2}

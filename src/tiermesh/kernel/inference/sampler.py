@@ -132,7 +132,8 @@ def _kept(weights_V: Weights, sampling: Sampling) -> Weights:
     """The weights that top_k, top_p and min_p leave, falling. The likeliest is 1 and always stays."""
     if sampling.top_k:
         weights_K = _largest(weights_V, sampling.top_k)
-        weights_K = _until(weights_K, sampling.top_p * float(weights_K.sum()))
+        if sampling.top_p < 1:
+            weights_K = _until(weights_K, sampling.top_p * float(weights_K.sum()))
     elif sampling.top_p < 1:
         share = sampling.top_p * float(weights_V.sum())
         weights_K = _largest(weights_V, LIKELIEST)
