@@ -21,7 +21,7 @@ from tiermesh.adapters.engines.served_model import Wanted
 from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.daemon.supervisor import FILE_NAME, Supervisor
-from tiermesh.errors import EngineFailed, PoisonedRequest, Unavailable, WorkerDied
+from tiermesh.errors import EngineFailed, InvalidInput, PoisonedRequest, Unavailable, WorkerDied
 from tiermesh.types import Load
 
 ONE_BYTES = PROCESS_BYTES + MIN_CACHE_BYTES
@@ -222,6 +222,9 @@ async def test_a_gguf_is_llama_cpps_and_can_not_be_continued(tmp_path: Path, mon
     gguf = LocalModel("m", tmp_path / "m.gguf", "sha256:1", "file", 1000, 0, 2048, token_bytes=1000)
     async with kernel(tmp_path, "a", find=lambda _: gguf, threads=2) as k:
         assert not k.engine.info.can_continue
+        with pytest.raises(InvalidInput, match="m makes no embeddings"):
+            async with k.engine.embed({"model": "m", "input": "x"}):
+                pass
         assert await k.ask("m") == "m: hello"
         assert k.option("m.gguf", "--context-length") == "2048"
         assert k.option("m.gguf", "--threads") == "2"
@@ -268,9 +271,14 @@ async def test_adapters_are_models_of_their_own_on_their_bases_worker(tmp_path: 
 
 
 async def test_embeddings_go_to_the_models_worker(tmp_path: Path) -> None:
-    async with kernel(tmp_path, "a") as k, k.engine.embed({"model": "a", "input": "x"}) as reply:
-        assert reply.status == 200
-        assert json.loads(b"".join([chunk async for chunk in reply.chunks]))["model"] == "a"
+    pirate = LocalAdapter("pirate", tmp_path / "p", "sha256:p", 1)
+    async with kernel(tmp_path, "a", adapters=[pirate]) as k:
+        async with k.engine.embed({"model": "a", "input": "x"}) as reply:
+            assert reply.status == 200
+            assert json.loads(b"".join([chunk async for chunk in reply.chunks]))["model"] == "a"
+        with pytest.raises(InvalidInput, match="pirate makes no embeddings"):
+            async with k.engine.embed({"model": "pirate", "input": "x"}):
+                pass
 
 
 @pytest.mark.parametrize("text", ["die", "die later"])

@@ -28,7 +28,7 @@ from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel, resolve
 from tiermesh.config import Precision
 from tiermesh.core.suspects import Suspects
-from tiermesh.errors import EngineFailed, ModelSourceFailed, Unavailable, UnknownModel, WorkerDied
+from tiermesh.errors import EngineFailed, InvalidInput, ModelSourceFailed, Unavailable, UnknownModel, WorkerDied
 from tiermesh.types import EngineInfo, EngineState, Load, Model
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,11 @@ class KernelEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """`starting` while no model is found or loaded yet, `down` while none can be had."""
-        able = bool(self._served) and all(model.can_continue for model in self._served.values())
+        """`starting` while no model is found or loaded yet, `down` while none can be had.
+
+        It can continue as soon as one of its models can: the streams of the others carry no token ids to go on from.
+        """
+        able = any(model.can_continue for model in self._served.values())
         return EngineInfo(ENGINE_NAME, "kernel", self._state(), able)
 
     @property
@@ -130,9 +133,14 @@ class KernelEngine:
         """A chat completion; the model is loaded first if need be. Raises `PoisonedRequest` besides."""
         return self._ask("/v1/chat/completions", body)
 
-    def embed(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
-        """Embeddings, in OpenAI's shape."""
-        return self._ask("/v1/embeddings", body)
+    @asynccontextmanager
+    async def embed(self, body: Mapping[str, object]) -> AsyncIterator[Reply]:
+        """Embeddings, in OpenAI's shape. Raises `InvalidInput` for a model that makes none."""
+        served = self._serving(body)
+        if not served.embeds or body.get("model") != served.local.name:
+            raise InvalidInput(f"model: {body.get('model')} makes no embeddings", param="model")
+        async with self._ask("/v1/embeddings", body) as reply:
+            yield reply
 
     @asynccontextmanager
     async def _ask(self, task: Task, body: Mapping[str, object]) -> AsyncIterator[Reply]:

@@ -154,6 +154,11 @@ class ServedModel:
         return not is_gguf(self.local.path)
 
     @property
+    def embeds(self) -> bool:
+        """llama.cpp makes embeddings only when it does nothing else; an adapter is made for answers, never for them."""
+        return not is_gguf(self.local.path)
+
+    @property
     def life(self) -> Life:
         """Names the process that serves now."""
         return (self._socket.name, self._hired, self._worker.starts if self._worker else 0)
