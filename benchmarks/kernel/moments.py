@@ -19,7 +19,7 @@ EARLY_TOKENS = 160
 LATE_TOKENS = 24
 ARRIVES_AFTER = 24
 """Tokens of the first one."""
-CONVERSATION_WORDS = 750
+CONVERSATION_WORDS = 870
 """About a thousand tokens."""
 TURN_TOKENS = 32
 

@@ -42,7 +42,8 @@ class Backend:
         params.kv_unified = False  # Each slot has its own share, so a long conversation can't take another's room.
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.cpuparams.poll = params.cpuparams_batch.poll = NO_POLLING
-        params.fit_params = False  # What it was told is what it does.
+        params.fit_params = False  # What it was told is what it does,
+        params.cache_ram_mib = 0  # and takes: prompts are kept in the slots alone, not in gigabytes beside them.
         params.ui = params.show_timings = params.endpoint_slots = params.endpoint_metrics = False
         params.offline = True
         params.verbosity = QUIET
