@@ -37,6 +37,17 @@ async def test_it_lists_what_runs_and_ends_all_of_it(tmp_path: Path) -> None:
     await supervisor.close()
 
 
+async def test_who_was_closed_by_those_who_hired_it_is_forgotten(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    for _ in range(3):
+        worker = supervisor.worker(spec(tmp_path), lambda: None)
+        await worker.ready()
+        await worker.close()
+    assert len(supervisor._workers) == 1
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+    await supervisor.close()
+
+
 async def test_what_an_earlier_daemon_left_is_ended_at_the_start(tmp_path: Path) -> None:
     orphan = await Process.spawn([sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "log")
     record = {"pid": orphan.record.pid, "started": orphan.record.started}

@@ -30,7 +30,7 @@ from tiermesh.errors import EngineFailed, PoisonedRequest, TiermeshError, Unavai
 from tiermesh.types import EngineInfo, Load
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-KILLS = 4
+KILLS = 3
 START_LIMIT_S = 20.0
 """For a worker to come back: torch alone takes seconds to import, and the machine is busy with it."""
 SLOTS, QUEUE = 16, 32

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -192,5 +193,7 @@ class Worker:
 
 def _how(process: Process) -> str:
     code = process.returncode
+    if code == -signal.SIGKILL:  # whoever is killed so has no last words about it
+        return "signal 9: somebody killed it, or the system did for lack of memory"
     how = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
     return f"{how}: {process.last_words}" if process.last_words else how
