@@ -15,6 +15,9 @@ import pytest
 from tests import tiny_model
 from tests.kernel.workers import WorkerProcess, question, stop_worker, text_of, wait_until_ready
 
+from tiermesh.adapters.engines.kernel import KernelEngine
+from tiermesh.adapters.engines.served_model import Wanted
+from tiermesh.daemon.supervisor import Supervisor
 from tiermesh.errors import InvalidInput, Unavailable
 from tiermesh.kernel.llamacpp.backend import Backend
 from tiermesh.kernel.llamacpp.front import Front
@@ -136,6 +139,29 @@ class TestLife:
             assert worker.popen.wait(5) == 0
         finally:
             stop_worker(worker)
+
+
+@needs_library
+class TestHired:
+    async def test_the_daemon_hires_it_for_a_gguf(self, tmp_path: Path) -> None:
+        tiny_model.write_gguf(tmp_path / "tiny.gguf")
+        supervisor = Supervisor(tmp_path)
+        supervisor.start()
+        wanted = Wanted(name=str(tmp_path / "tiny.gguf"), tier=1)
+        engine = KernelEngine([wanted], hire=supervisor.worker, state_dir=tmp_path, on_change=lambda: None, threads=1)
+        await engine.start()
+        try:
+            async with asyncio.timeout(30):
+                while not engine.models:
+                    await asyncio.sleep(0.01)
+            body = {**question("hello", max_tokens=5, temperature=0), "model": "tiny"}
+            async with engine.chat(body) as reply:
+                answer = json.loads(b"".join([chunk async for chunk in reply.chunks]))
+        finally:
+            await engine.close()
+            await supervisor.close()
+        assert (reply.status, answer["model"]) == (200, "tiny")
+        assert not engine.info.can_continue
 
 
 @needs_library
