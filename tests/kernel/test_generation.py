@@ -208,7 +208,7 @@ class Flaky(torch.nn.Module):
 
 
 def test_a_step_that_fails_ends_its_sequences_with_the_reason_and_the_next_ones_are_served(loaded: LoadedModel) -> None:
-    generator = Generator(dataclasses.replace(loaded, model=Flaky(loaded.model)))
+    generator = Generator(dataclasses.replace(loaded, model=Flaky(loaded.model), decoder=None))
     generator.start()
     end = started(generator, 1, 40).finished()
     assert isinstance(end, Failed)

@@ -217,6 +217,7 @@ class WholeSequence:
     def __init__(self) -> None:
         self.shapes: dict[int, tuple[int, int]] = {}
         """Of each layer that was computed: K and D."""
+        self.rules: dict[int, Rule] = {}
 
     def attend(
         self, layer: int, query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, rule: Rule
@@ -224,6 +225,7 @@ class WholeSequence:
         """Every token sees itself and those before it."""
         assert key_KTD.shape == value_KTD.shape, "keys and values of different sizes are refused when a model is loaded"
         self.shapes[layer] = (key_KTD.shape[0], key_KTD.shape[2])
+        self.rules[layer] = rule
         length = query_HTD.shape[1]
         query_KGTD = query_HTD.view(key_KTD.shape[0], -1, length, query_HTD.shape[2])
         part = Part(range(1), 0, length, (length,), 0)

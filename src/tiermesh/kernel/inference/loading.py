@@ -16,9 +16,10 @@ import torch
 import transformers
 
 from tiermesh.errors import EngineFailed
-from tiermesh.kernel.inference import linear, lora
+from tiermesh.kernel.inference import decoder, linear, lora
 from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, WholeSequence, attending
 from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
+from tiermesh.kernel.inference.decoder import Decoder
 from tiermesh.kernel.inference.encoder import Encoder
 from tiermesh.kernel.inference.lora import Rows
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
@@ -38,9 +39,9 @@ LENGTH_BOUND_ROPE = frozenset({"dynamic", "longrope"})
 class LoadedModel:
     """A causal language model and what the generator must know of it.
 
-    `encoder` and `decode` have a tokenizer each: they are used by different threads at the same time. `shapes` are
-    those of its layers' keys and values, `size` that of the cache for them; its capacity is the context that can be
-    served.
+    `decoder` None: transformers computes its layers. `encoder` and `decode` have a tokenizer each: they are used by
+    different threads at the same time. `shapes` are those of its layers' keys and values, `size` that of the cache for
+    them; its capacity is the context that can be served.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class LoadedModel:
     shapes: Shapes
     size: Size
     adapter_rows: Rows
+    decoder: Decoder | None
     _decoder: Any
 
     @property
@@ -66,17 +68,19 @@ class LoadedModel:
 
     def logits(self, batch: PackedBatch, wanted: Sequence[int]) -> torch.Tensor:
         """Compute a batch; the logits in fp32 after those of its packed tokens that are `wanted`, [len(wanted), V]."""
+        computed = wanted or [0]  # Not every layer takes a call for none.
+        if self.decoder is not None:
+            logits_NV = self.decoder.logits(batch, batch.tokens_1T, batch.positions_1T, computed)
+            return logits_NV[: len(wanted)].float()
         self.adapter_rows.set(batch.adapter_rows())
         with attending(batch):
             output = self.model(
                 input_ids=batch.tokens_1T,
                 position_ids=batch.positions_1T,
                 use_cache=False,
-                # Not every model takes a call that wants none.
-                logits_to_keep=torch.tensor(wanted or [0], device=self.device),
+                logits_to_keep=torch.tensor(computed, device=self.device),
             )
-        logits_NV: torch.Tensor = output.logits[0, : len(wanted)]
-        return logits_NV.float()
+        return torch.as_tensor(output.logits[0, : len(wanted)]).float()
 
     def mean_state(self, tokens: Sequence[int]) -> list[float]:
         """The mean of the base model's last states over all tokens, scaled to length 1."""
@@ -124,6 +128,7 @@ def load(
         token_bytes=token_bytes(shapes, dtype),
         memory_bytes=_free_bytes(device) // FREE_SHARE if memory_bytes is None else memory_bytes,
     )
+    adapter_rows = lora.attach(model, adapters, device)
     return LoadedModel(
         model=model,
         device=device,
@@ -132,7 +137,8 @@ def load(
         end_tokens=end_tokens,
         shapes=shapes,
         size=size,
-        adapter_rows=lora.attach(model, adapters, device),
+        adapter_rows=adapter_rows,
+        decoder=decoder.recognise(model),
         _decoder=copy.deepcopy(tokenizer),
     )
 

@@ -1,4 +1,4 @@
-"""How many threads one worker computes with."""
+"""How many threads one worker computes with, and how they wait for one another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from collections.abc import Mapping
 
 import psutil
+
+SPIN_COUNT = 2000
+"""How often an idle thread looks for work before it sleeps: some microseconds, about the pause between two products.
+
+Measured on two cores, SmolLM2 in bf16. Alone, 8 sequences take 40 ms a step with sleeping threads, 33 ms with this,
+32 ms with 10,000. Two workers at once make 133, 118 and 78 tokens/s together; with the library's default, a tenth.
+"""
 
 
 def default_threads() -> int:
@@ -15,9 +22,5 @@ def default_threads() -> int:
 
 
 def environment(threads: int) -> Mapping[str, str]:
-    """What OpenMP must be told before torch is imported.
-
-    Threads that have nothing to do sleep instead of spinning: alone on a machine that costs a tenth of the speed, but
-    beside one other busy process, spinning threads have been seen to lose nine tenths of it.
-    """
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    """What OpenMP must be told before torch is imported: GNU's by a count, others by a policy."""
+    return {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": str(SPIN_COUNT), "KMP_BLOCKTIME": "0"}

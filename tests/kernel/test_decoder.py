@@ -1,0 +1,96 @@
+"""The short way through a model's layers leads to the same logits, or is not taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny_model
+
+from tiermesh.kernel.inference.attention import IMPLEMENTATION, WholeSequence, attending
+from tiermesh.kernel.inference.decoder import Decoder, recognise
+from tiermesh.kernel.inference.linear import join
+from tiermesh.kernel.inference.loading import load
+
+TOKENS_1T = torch.tensor([[5, 99, 7, 300, 12, 5, 5, 41]])
+POSITIONS_1T = torch.arange(TOKENS_1T.shape[1])[None]
+
+
+def joined(model: Any) -> Any:
+    model.set_attn_implementation(IMPLEMENTATION)
+    join(model)
+    return model.eval()
+
+
+def relative(kind: str) -> Any:
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
+
+    shape = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(0)
+    match kind:
+        case "llama3":
+            rope = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
+            rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+            return LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope, max_position_embeddings=512))
+        case "mistral":
+            return MistralForCausalLM(MistralConfig(**shape, sliding_window=4))
+        case "qwen2":
+            return Qwen2ForCausalLM(Qwen2Config(**shape))
+        case "wide heads":
+            return LlamaForCausalLM(LlamaConfig(**shape, head_dim=16))
+        case _:
+            return LlamaForCausalLM(LlamaConfig(**shape))
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama3", "wide heads", "mistral", "qwen2"])
+def test_the_logits_are_the_models_own(kind: str) -> None:
+    model = joined(relative(kind))
+    decoder = recognise(model)
+    assert isinstance(decoder, Decoder)
+    with torch.inference_mode():
+        with attending(WholeSequence()):
+            expected_TV = model(input_ids=TOKENS_1T, position_ids=POSITIONS_1T, use_cache=False).logits[0]
+        got_NV = decoder.logits(WholeSequence(), TOKENS_1T, POSITIONS_1T, [2, 7])
+    torch.testing.assert_close(got_NV, expected_TV[[2, 7]], atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_that_computes_something_else_is_left_to_transformers() -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    model = joined(relative("llama"))
+    original = LlamaMLP.forward
+    for layer in model.model.layers:
+        layer.mlp.forward = lambda rows, mlp=layer.mlp: 2 * original(mlp, rows)
+    assert recognise(model) is None
+
+
+@pytest.mark.parametrize("kind", ["gpt2"])
+def test_an_architecture_that_is_not_known_is_left_to_transformers(tmp_path: Path, kind: tiny_model.Kind) -> None:
+    folder = tiny_model.build_folder(tmp_path, kind)
+    assert load(folder, threads=1, precision="fp32", memory_bytes=32 << 20).decoder is None
+
+
+def test_layers_with_adapters_are_left_to_transformers(tmp_path: Path) -> None:
+    folder = tiny_model.build_folder(tmp_path / "base")
+    adapter = tiny_model.build_adapter(tmp_path / "adapter", "llama", seed=1)
+    plain = load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)
+    with_adapter = load(folder, threads=1, precision="fp32", memory_bytes=32 << 20, adapters={"a": adapter})
+    assert plain.decoder is not None
+    assert with_adapter.decoder is None
