@@ -103,6 +103,16 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True)
+class Health:
+    """How well a node is, as it judges itself; its figures are its own to tell. Told anew only when it matters."""
+
+    score: int | None = None
+    """0 to 100: 80 and up healthy, 60 and up degraded, else unhealthy. None is unknown: a node that tells nothing."""
+    alerts: tuple[str, ...] = ()
+    """What is wrong, by short name (`memory`, `gpu_temperature`, ...); critical ones end in `!`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What a node says of itself. Replaced whole whenever any part of it changes."""
 
@@ -119,6 +129,7 @@ class Status:
     latency_ms: float | None = None
     """Smoothed round trip to the coordinator; 0.0 on the coordinator itself, None before the first one."""
     version: str = ""
+    health: Health = Health()
 
 
 @dataclass(frozen=True, slots=True)

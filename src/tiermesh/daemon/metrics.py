@@ -1,0 +1,302 @@
+"""What became of every request that this node carried: counters and histograms for Prometheus, sums for people.
+
+    with log.begin(api, model) as record:       # one a request, whoever answers it
+        record.attempt(candidate)               # one a candidate that is tried; ends the one before as failed
+        record.first_token()                    # the first byte of an answer has come
+        record.end("ok", usage)                 # whatever leaves the block without it is judged by its exception
+
+Names come from callers and other nodes, so labels are bounded: a model is labelled as the node that serves it calls
+it, never as a caller spelt it, and past `MAX_NAMES` all further ones are `other`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Literal, Protocol, Self, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from tiermesh.adapters import clock
+from tiermesh.daemon.tally import Tally
+from tiermesh.errors import TiermeshError
+from tiermesh.types import Model, NodeId
+
+Outcome = Literal["ok", "refused", "busy", "failed", "timeout", "cancelled"]
+"""Answered; the caller's own mistake (4xx); no room (429, 503); broken (5xx, or a stream that broke off); out of time
+(504); the client left."""
+
+Trial = Literal["ok", "failed", "abandoned"]
+"""What became of one attempt at one node. A reasoned 4xx is an answer: the node did what it should."""
+
+TRIALS: Mapping[Outcome, Trial] = {
+    "ok": "ok",
+    "refused": "ok",
+    "busy": "failed",
+    "failed": "failed",
+    "timeout": "failed",
+    "cancelled": "abandoned",
+}
+
+MAX_NAMES = 500
+"""Different models, and different nodes, that get labels of their own: five times the largest daily mesh. Each costs
+some tens of time series."""
+
+OTHER = "other"
+NOBODY = "none"
+"""Label of a node or model when no candidate was tried."""
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+"""From an answer of a mock to the longest that a request may take."""
+
+FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120)
+"""Two minutes: a large cold model from a slow disk."""
+
+SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
+"""Tokens a second of one request: from an overloaded small machine to a small model on a large GPU."""
+
+
+MeterT = TypeVar("MeterT", bound=Counter | Histogram)
+
+
+class Candidate(Protocol):
+    """Whom a request is sent to: `core.routing.Candidate`."""
+
+    @property
+    def node(self) -> NodeId: ...
+    @property
+    def node_name(self) -> str: ...
+    @property
+    def model(self) -> Model: ...
+
+
+class RequestLog:
+    """Owner of the figures about requests. All methods are called on the daemon's loop; none waits or raises."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry | None = None,
+        *,
+        now: Callable[[], float] = clock.now,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.registry = CollectorRegistry() if registry is None else registry
+        self.tally = Tally()
+        self._now = now
+        self._wall = wall
+        self._meters = _Meters(self.registry)
+
+    def begin(self, api: str, model: str = "") -> Record:
+        """A request has come by `api` (a name of ours: `chat`, `complete`, ...). `model` is what was asked for."""
+        self._meters.active.inc()
+        return Record(self, self._meters, api, model, self._now())
+
+    def now(self) -> float:
+        """Seconds, monotonic."""
+        return self._now()
+
+    def wall(self) -> float:
+        """Unix seconds."""
+        return self._wall()
+
+
+class Record:
+    """One request. `end` counts once; what is told after it is ignored."""
+
+    __slots__ = (
+        "_api",
+        "_attempt_at",
+        "_begun_at",
+        "_candidate",
+        "_first_at",
+        "_kept",
+        "_log",
+        "_meters",
+        "_over",
+        "asked",
+    )
+
+    def __init__(self, log: RequestLog, meters: _Meters, api: str, asked: str, now: float) -> None:
+        self.asked = asked
+        self._log = log
+        self._meters = meters
+        self._api = api
+        self._begun_at = now
+        self._candidate: Candidate | None = None
+        self._attempt_at = now
+        self._first_at: float | None = None
+        self._kept = 0
+        """Tokens of the answer that earlier candidates made."""
+        self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._over:
+            self.end("ok" if error is None else outcome_of(error))
+
+    def attempt(self, candidate: Candidate) -> None:
+        """This candidate is tried now, or goes on with the stream; the one before has failed."""
+        self.attempt_failed()
+        self._candidate, self._attempt_at, self._first_at = candidate, self._log.now(), None
+
+    def attempt_failed(self, tokens: int = 0) -> None:
+        """The candidate at hand has failed; the request may wait or go elsewhere. `tokens` of its answer are kept."""
+        if self._candidate is not None:
+            self._close(self._candidate, "failed", 0, tokens, self._log.now())
+            self._candidate = None
+            self._kept += tokens
+
+    def first_token(self) -> None:
+        """The candidate at hand has begun to answer."""
+        if self._first_at is None and self._candidate is not None:
+            self._first_at = self._log.now()
+            self._meters.first_token(self._candidate).observe(self._first_at - self._attempt_at)
+
+    def end(self, outcome: Outcome, usage: Mapping[str, object] | None = None) -> None:
+        """The request is over. `usage` is OpenAI's, as an engine sent it: anything in it may be wrong or missing."""
+        if self._over:
+            return
+        self._over = True
+        now, candidate = self._log.now(), self._candidate
+        self._meters.active.dec()
+        self._meters.request(self._api, candidate, outcome).inc()
+        self._meters.latency(self._api).observe(now - self._begun_at)
+        self._log.tally.finished(outcome, now - self._begun_at, self._log.wall())
+        if candidate is not None:
+            prompt, completion = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+            self._close(candidate, TRIALS[outcome], prompt, max(0, completion - self._kept), now)
+
+    def _close(self, candidate: Candidate, trial: Trial, prompt: int, completion: int, now: float) -> None:
+        meters, took_s = self._meters, now - self._attempt_at
+        meters.attempt(candidate, trial).inc()
+        if prompt:
+            meters.tokens(candidate, "prompt").inc(prompt)
+        first_s = None if self._first_at is None else self._first_at - self._attempt_at
+        # The first token came at the beginning of the time that is measured; without that moment, prompt and all.
+        made = completion - 1 if first_s is not None and completion > 1 else completion
+        making_s = took_s - (first_s or 0.0) if made != completion else took_s
+        if completion:
+            meters.tokens(candidate, "completion").inc(completion)
+            if making_s > 0:
+                meters.speed(candidate).observe(made / making_s)
+        self._log.tally.attempted(
+            candidate.node,
+            candidate.node_name,
+            trial,
+            took_s=took_s,
+            first_token_s=first_s,
+            tokens=made,
+            making_s=making_s,
+            wall=self._log.wall(),
+        )
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """How a request ended that ended with `error`."""
+    if isinstance(error, (asyncio.CancelledError, GeneratorExit, ConnectionError)):
+        return "cancelled"
+    return outcome_of_status(error.http_status) if isinstance(error, TiermeshError) else "failed"
+
+
+def outcome_of_status(status: int) -> Outcome:
+    """The same by HTTP status."""
+    if status in (429, 503):
+        return "busy"
+    if status in (408, 504):
+        return "timeout"
+    return "ok" if status < 400 else "refused" if status < 500 else "failed"
+
+
+class _Meters:
+    """The series, found once by their labels: `labels()` costs more than all the rest of a record."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.active = Gauge("tiermesh_requests_active", "Requests that this node is carrying.", registry=registry)
+        self._requests = Counter(
+            "tiermesh_requests",
+            "Requests that this node carried, by who answered.",
+            ("api", "model", "node", "outcome"),
+            registry=registry,
+        )
+        self._attempts = Counter(
+            "tiermesh_attempts", "Attempts at candidates.", ("model", "node", "outcome"), registry=registry
+        )
+        self._latency = Histogram(
+            "tiermesh_request_seconds",
+            "From question to last byte.",
+            ("api",),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "tiermesh_first_token_seconds",
+            "From attempt to first byte of the answer.",
+            ("model", "node"),
+            buckets=FIRST_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._speed = Histogram(
+            "tiermesh_tokens_per_second",
+            "Tokens a second of one answer, after its first one.",
+            ("model", "node"),
+            buckets=SPEED_BUCKETS,
+            registry=registry,
+        )
+        self._tokens = Counter("tiermesh_tokens", "Tokens.", ("model", "node", "kind"), registry=registry)
+        self._models, self._nodes = _Names(), _Names()
+        self._found: dict[tuple[object, ...], Counter | Histogram] = {}
+
+    def request(self, api: str, candidate: Candidate | None, outcome: Outcome) -> Counter:
+        return self._series(self._requests, api, *self._labels(candidate), outcome)
+
+    def attempt(self, candidate: Candidate, trial: Trial) -> Counter:
+        return self._series(self._attempts, *self._labels(candidate), trial)
+
+    def tokens(self, candidate: Candidate, kind: Literal["prompt", "completion"]) -> Counter:
+        return self._series(self._tokens, *self._labels(candidate), kind)
+
+    def latency(self, api: str) -> Histogram:
+        return self._series(self._latency, api)
+
+    def first_token(self, candidate: Candidate) -> Histogram:
+        return self._series(self._first_token, *self._labels(candidate))
+
+    def speed(self, candidate: Candidate) -> Histogram:
+        return self._series(self._speed, *self._labels(candidate))
+
+    def _series(self, meter: MeterT, *labels: str) -> MeterT:
+        key = (meter, *labels)
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = meter.labels(*labels)
+        return found  # type: ignore[return-value]  # a meter's child is of its own kind
+
+    def _labels(self, candidate: Candidate | None) -> tuple[str, str]:
+        if candidate is None:
+            return NOBODY, NOBODY
+        return self._models.label(candidate.model.name), self._nodes.label(candidate.node_name)
+
+
+class _Names:
+    """The first `MAX_NAMES` names that come by."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def label(self, name: str) -> str:
+        if name not in self._known:
+            if len(self._known) >= MAX_NAMES:
+                return OTHER
+            self._known.add(name)
+        return name
+
+
+def _count(usage: Mapping[str, object] | None, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, Mapping) else None
+    return value if isinstance(value, int) and value > 0 else 0
