@@ -47,6 +47,16 @@ class Limits(Section):
 
     max_body_bytes: int = Field(2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest request body read. 2 MiB of text is some 500,000 tokens: more than most contexts hold."""
+    first_token_timeout_s: float = Field(60.0, ge=0.1, le=3600)
+    """A stream that has not begun after this is asked of another node, when there is one that could begin it. A long
+    prompt takes a slow machine a minute; a model that is being loaded is waited for."""
+    stall_timeout_s: float = Field(10.0, ge=0.1, le=3600)
+    """A stream that has begun and says nothing for this long goes on elsewhere, when there is a node that can go on
+    with it. Lower, and a node that is merely busy loses its streams; higher, and readers wait longer."""
+    queue_timeout_s: float = Field(30.0, ge=0, le=3600)
+    """How long a request waits for a free slot, or for a node to come back, before it is refused. 0: not at all."""
+    queue_length: int = Field(1000, ge=0, le=100_000)
+    """Requests for one model that wait on one node. Past it the next one is refused at once: it would wait in vain."""
 
 
 class PolicyDocument(Section):
