@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -56,9 +56,6 @@ FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30
 
 SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 """Tokens a second of one request: from an overloaded small machine to a small model on a large GPU."""
-
-
-MeterT = TypeVar("MeterT", bound=Counter | Histogram)
 
 
 class Candidate(Protocol):
@@ -112,6 +109,7 @@ class Record:
         "_candidate",
         "_first_at",
         "_kept",
+        "_line",
         "_log",
         "_meters",
         "_over",
@@ -124,7 +122,10 @@ class Record:
         self._meters = meters
         self._api = api
         self._begun_at = now
+        self._line: _Line | None = None
+        """Of the last candidate that was tried."""
         self._candidate: Candidate | None = None
+        """The one that is at it now."""
         self._attempt_at = now
         self._first_at: float | None = None
         self._kept = 0
@@ -144,47 +145,50 @@ class Record:
         """This candidate is tried now, or goes on with the stream; the one before has failed."""
         self.attempt_failed()
         self._candidate, self._attempt_at, self._first_at = candidate, self._log.now(), None
+        self._line = self._meters.line(candidate)
 
     def attempt_failed(self, tokens: int = 0) -> None:
         """The candidate at hand has failed; the request may wait or go elsewhere. `tokens` of its answer are kept."""
         if self._candidate is not None:
-            self._close(self._candidate, "failed", 0, tokens, self._log.now())
-            self._candidate = None
+            self._close("failed", 0, tokens, self._log.now())
             self._kept += tokens
 
     def first_token(self) -> None:
         """The candidate at hand has begun to answer."""
-        if self._first_at is None and self._candidate is not None:
+        if self._first_at is None and self._line is not None:
             self._first_at = self._log.now()
-            self._meters.first_token(self._candidate).observe(self._first_at - self._attempt_at)
+            self._line.first_token.observe(self._first_at - self._attempt_at)
 
     def end(self, outcome: Outcome, usage: Mapping[str, object] | None = None) -> None:
         """The request is over. `usage` is OpenAI's, as an engine sent it: anything in it may be wrong or missing."""
         if self._over:
             return
         self._over = True
-        now, candidate = self._log.now(), self._candidate
+        now = self._log.now()
         self._meters.active.dec()
-        self._meters.request(self._api, candidate, outcome).inc()
+        self._meters.request(self._api, self._line, outcome).inc()
         self._meters.latency(self._api).observe(now - self._begun_at)
         self._log.tally.finished(outcome, now - self._begun_at, self._log.wall())
-        if candidate is not None:
+        if self._candidate is not None:
             prompt, completion = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-            self._close(candidate, TRIALS[outcome], prompt, max(0, completion - self._kept), now)
+            self._close(TRIALS[outcome], prompt, max(0, completion - self._kept), now)
 
-    def _close(self, candidate: Candidate, trial: Trial, prompt: int, completion: int, now: float) -> None:
-        meters, took_s = self._meters, now - self._attempt_at
-        meters.attempt(candidate, trial).inc()
+    def _close(self, trial: Trial, prompt: int, completion: int, now: float) -> None:
+        line, candidate, took_s = self._line, self._candidate, now - self._attempt_at
+        assert line is not None
+        assert candidate is not None
+        self._candidate = None
+        line.trials[trial].inc()
         if prompt:
-            meters.tokens(candidate, "prompt").inc(prompt)
+            line.prompt.inc(prompt)
         first_s = None if self._first_at is None else self._first_at - self._attempt_at
         # The first token came at the beginning of the time that is measured; without that moment, prompt and all.
         made = completion - 1 if first_s is not None and completion > 1 else completion
         making_s = took_s - (first_s or 0.0) if made != completion else took_s
         if completion:
-            meters.tokens(candidate, "completion").inc(completion)
+            line.completion.inc(completion)
             if making_s > 0:
-                meters.speed(candidate).observe(made / making_s)
+                line.speed.observe(made / making_s)
         self._log.tally.attempted(
             candidate.node,
             candidate.node_name,
@@ -213,8 +217,22 @@ def outcome_of_status(status: int) -> Outcome:
     return "ok" if status < 400 else "refused" if status < 500 else "failed"
 
 
+class _Line:
+    """The series of one model on one node. They are looked up once: `labels()` costs more than all the rest."""
+
+    __slots__ = ("completion", "first_token", "labels", "prompt", "requests", "speed", "trials")
+
+    def __init__(self, meters: _Meters, model: str, node: str) -> None:
+        self.labels = (model, node)
+        self.trials = {trial: meters.attempts.labels(model, node, trial) for trial in set(TRIALS.values())}
+        self.first_token = meters.first_token.labels(model, node)
+        self.speed = meters.speed.labels(model, node)
+        self.prompt = meters.tokens.labels(model, node, "prompt")
+        self.completion = meters.tokens.labels(model, node, "completion")
+
+
 class _Meters:
-    """The series, found once by their labels: `labels()` costs more than all the rest of a record."""
+    """All series of a registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.active = Gauge("tiermesh_requests_active", "Requests that this node is carrying.", registry=registry)
@@ -224,7 +242,7 @@ class _Meters:
             ("api", "model", "node", "outcome"),
             registry=registry,
         )
-        self._attempts = Counter(
+        self.attempts = Counter(
             "tiermesh_attempts", "Attempts at candidates.", ("model", "node", "outcome"), registry=registry
         )
         self._latency = Histogram(
@@ -234,53 +252,45 @@ class _Meters:
             buckets=LATENCY_BUCKETS,
             registry=registry,
         )
-        self._first_token = Histogram(
+        self.first_token = Histogram(
             "tiermesh_first_token_seconds",
             "From attempt to first byte of the answer.",
             ("model", "node"),
             buckets=FIRST_TOKEN_BUCKETS,
             registry=registry,
         )
-        self._speed = Histogram(
+        self.speed = Histogram(
             "tiermesh_tokens_per_second",
             "Tokens a second of one answer, after its first one.",
             ("model", "node"),
             buckets=SPEED_BUCKETS,
             registry=registry,
         )
-        self._tokens = Counter("tiermesh_tokens", "Tokens.", ("model", "node", "kind"), registry=registry)
+        self.tokens = Counter("tiermesh_tokens", "Tokens.", ("model", "node", "kind"), registry=registry)
         self._models, self._nodes = _Names(), _Names()
-        self._found: dict[tuple[object, ...], Counter | Histogram] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
+        self._counters: dict[tuple[str, ...], Counter] = {}
+        self._latencies: dict[str, Histogram] = {}
 
-    def request(self, api: str, candidate: Candidate | None, outcome: Outcome) -> Counter:
-        return self._series(self._requests, api, *self._labels(candidate), outcome)
+    def line(self, candidate: Candidate) -> _Line:
+        labels = (self._models.label(candidate.model.name), self._nodes.label(candidate.node_name))
+        found = self._lines.get(labels)
+        if found is None:
+            found = self._lines[labels] = _Line(self, *labels)
+        return found
 
-    def attempt(self, candidate: Candidate, trial: Trial) -> Counter:
-        return self._series(self._attempts, *self._labels(candidate), trial)
-
-    def tokens(self, candidate: Candidate, kind: Literal["prompt", "completion"]) -> Counter:
-        return self._series(self._tokens, *self._labels(candidate), kind)
+    def request(self, api: str, line: _Line | None, outcome: Outcome) -> Counter:
+        labels = (api, *(line.labels if line is not None else (NOBODY, NOBODY)), outcome)
+        found = self._counters.get(labels)
+        if found is None:
+            found = self._counters[labels] = self._requests.labels(*labels)
+        return found
 
     def latency(self, api: str) -> Histogram:
-        return self._series(self._latency, api)
-
-    def first_token(self, candidate: Candidate) -> Histogram:
-        return self._series(self._first_token, *self._labels(candidate))
-
-    def speed(self, candidate: Candidate) -> Histogram:
-        return self._series(self._speed, *self._labels(candidate))
-
-    def _series(self, meter: MeterT, *labels: str) -> MeterT:
-        key = (meter, *labels)
-        found = self._found.get(key)
+        found = self._latencies.get(api)
         if found is None:
-            found = self._found[key] = meter.labels(*labels)
-        return found  # type: ignore[return-value]  # a meter's child is of its own kind
-
-    def _labels(self, candidate: Candidate | None) -> tuple[str, str]:
-        if candidate is None:
-            return NOBODY, NOBODY
-        return self._models.label(candidate.model.name), self._nodes.label(candidate.node_name)
+            found = self._latencies[api] = self._latency.labels(api)
+        return found
 
 
 class _Names:
