@@ -1,4 +1,5 @@
-"""Which nodes may answer a request, best first, and why. A pure function of view, request, policy and local load.
+"""Which nodes may answer a request, best first, and why. A pure function of view, request, policy and what this node
+knows: requests on their way (`active`), what it measured (`facts`), where the conversation was before (`preferred`).
 
 What may be asked for, in `RouteRequest.model`: a model's name (`:latest` is dropped on both sides), an alias of one,
 `tier:N`, or `auto`. A name means every node that has that model. `tier:N` and `auto` mean the default model of each
@@ -10,28 +11,64 @@ Ranked by, in this order:
    and a name without a tier wants none: equal names are the same model, wherever it is;
 2. a free slot before none: a cold model on an idle machine beats a place in a queue;
 3. warm before loading before cold;
-4. load relative to slots (`load_balance`);
-5. the asked node itself (`prefer_local`), then latency, then id, so that equal views give equal routes.
+4. healthy before degraded before unhealthy;
+5. the conversation's last node, which has it in its cache, unless that one is `BUSIER` times busier than the best;
+6. how long one waits there: load relative to slots (`load_balance`), times how many times slower than the quickest it
+   was measured, in powers of two, so that noise decides nothing; what was not measured yet counts as quick;
+7. the asked node itself (`prefer_local`), then latency, then id, so that equal views give equal routes.
 
-`auto` without a tier wants the highest tier that is there, and a free slot anywhere before a full one there: nobody
-said that only the best will do.
+`auto` without a tier wants the tier that the prompt's complexity says, or else the highest that is there; and a free
+slot anywhere before a full one there: nobody said that only the best will do. Nor is such a wish refused for its tier:
+where it has nobody, `strict` takes the next that has.
+
+The first six make one number, `Candidate.score`: 100 is the tier wanted, free, warm, healthy, idle and quick.
+Candidates whose breaker lets nobody through are left out; when nobody else is there, the refusal says when to return.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Tier, View
+from tiermesh.core.candidate import WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
+from tiermesh.core.complexity import Complexity
+from tiermesh.core.offers import CandidateKey, Offer, Offers, bare_name, default_models, is_up, models_of, tiers_of
+from tiermesh.types import TIERS, Member, NodeId, Tier, View
+
+__all__ = [
+    "AUTO",
+    "FALLBACK",
+    "Candidate",
+    "CandidateKey",
+    "Fact",
+    "Refusal",
+    "Route",
+    "RouteRequest",
+    "Router",
+    "RoutingPolicy",
+    "bare_name",
+    "default_models",
+    "is_up",
+    "models_of",
+    "plan_route",
+    "wants_complexity",
+]
 
 FALLBACK: Mapping[Tier, tuple[Tier, ...]] = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 1, 2)}
 """The tier wanted, then the others in the order in which they may stand in for it."""
 
 AUTO = "auto"
 
-_WARMTH: Mapping[ModelState, int] = {"warm": 0, "loading": 1, "cold": 2}
-_FAR_MS = 1e9
+BUSIER = 1.5
+"""A cache saves reading the conversation again; at half as much waiting again, that is lost elsewhere."""
+
+_FULL, _TIER = 9.0, 18.0
+"""Marks against a candidate, for no free slot and for each step down the chain, so that each outweighs all that come
+after it: warmth and health make up to 8 (`Offer.marks`), waiting less than 1."""
+_SOFT_TIER, _SOFT_FULL = 9.0, 27.0
+"""The same where a free slot goes before the tier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,51 +84,36 @@ class RoutingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """What a caller wants. `tier` narrows `auto`, and prefers among nodes that serve one name in different tiers."""
+    """What a caller wants. `tier` narrows `auto`, and prefers among nodes that serve one name in different tiers.
+
+    `complexity` chooses the tier for `auto` where no tier was asked for, and is else ignored.
+    """
 
     model: str = AUTO
     tier: Tier | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One model on one engine of one node, with the facts it was ranked by."""
-
-    node: NodeId
-    node_name: str
-    model: Model
-    active: int
-    slots: int
-    latency_ms: float | None
-    local: bool
-
-    @property
-    def full(self) -> bool:
-        """Has it no free slot?"""
-        return self.active >= self.slots
-
-    @property
-    def reason(self) -> str:
-        """Why it stands where it stands, for a person."""
-        where = "this node" if self.local else "latency unknown"
-        if not self.local and self.latency_ms is not None:
-            where = f"{self.latency_ms:.1f} ms away"
-        return f"tier {self.model.tier}, {self.model.state}, {self.active} of {self.slots} slots busy, {where}"
+    complexity: Complexity | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Candidates, best first; never empty."""
+    """Candidates, best first; never empty. `left_out` would be there but for their breakers."""
 
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
+    tier: Tier | None = None
+    """The tier that was wanted, by the request or by its complexity; None: any, or a model by its name."""
+    assessed: bool = False
+    """Did the prompt's complexity choose the tier?"""
+    left_out: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Nobody to ask. `unknown` is the caller's mistake; `unavailable` may pass."""
+    """Nobody to ask. `unknown` is the caller's mistake; `unavailable` may pass, perhaps after `retry_after_s`."""
 
     kind: Literal["unknown", "unavailable"]
     message: str
+    retry_after_s: float | None = None
+    left_out: Sequence[Candidate] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +122,7 @@ class _Wish:
 
     name: str | None
     tier: Tier | None
+    assessed: bool = False
 
 
 def plan_route(
@@ -109,55 +132,67 @@ def plan_route(
     *,
     me: NodeId,
     active: Mapping[NodeId, int] | None = None,
+    facts: Mapping[CandidateKey, Fact] | None = None,
+    preferred: NodeId | None = None,
 ) -> Route | Refusal:
     """Rank whoever may answer `request`. `active` counts requests where the view is known to be behind."""
+    return Router(me).plan(view, request, policy, active=active, facts=facts, preferred=preferred)
+
+
+def wants_complexity(request: RouteRequest, policy: RoutingPolicy) -> bool:
+    """Would the prompt's complexity choose the tier? Only then is it worth assessing."""
     wish = _resolve(request, policy)
-    if isinstance(wish, Refusal):
-        return wish
-    known = [member for member in view.members.values() if any(True for _ in _offers(member, wish.name))]
-    up = [member for member in known if is_up(member, me)]
-    candidates = [_candidate(member, model, me, active or {}) for member in up for model in _offers(member, wish.name)]
-    if not candidates:
-        return _nobody(view, request, wish, known, policy)
-    chain = _chain(candidates, wish, policy)
-    allowed = [candidate for candidate in candidates if candidate.model.tier in chain]
-    if not allowed:
-        return _only_other_tiers(candidates, chain[0])
-    return Route(tuple(sorted(allowed, key=lambda candidate: _rank(candidate, wish, chain, policy))))
+    return isinstance(wish, _Wish) and wish.name is None and wish.tier is None and request.complexity is None
 
 
-def bare_name(name: str) -> str:
-    """A model's name without `:latest`."""
-    return name.removesuffix(":latest")
+class Router:
+    """`plan_route` for many requests: what can be known from a view alone is found out once a view."""
 
+    def __init__(self, me: NodeId) -> None:
+        self._me = me
+        self._known: tuple[View, Offers] | None = None
 
-def is_up(member: Member, me: NodeId) -> bool:
-    """May it get new requests? Whoever asks is up itself, whatever a stale view says, unless it is draining."""
-    return member.status.state == "up" and (member.state == "up" or member.id == me)
+    def plan(
+        self,
+        view: View,
+        request: RouteRequest,
+        policy: RoutingPolicy,
+        *,
+        active: Mapping[NodeId, int] | None = None,
+        facts: Mapping[CandidateKey, Fact] | None = None,
+        preferred: NodeId | None = None,
+    ) -> Route | Refusal:
+        """As `plan_route`. Views are told apart by identity: they are replaced, never changed."""
+        wish = _resolve(request, policy)
+        if isinstance(wish, Refusal):
+            return wish
+        found = self._offers(view, local_first=policy.prefer_local).of(wish.name)
+        if not found:
+            return _nobody(view, request, wish, policy)
+        facts = facts or {}
+        offers, shut = _let_through(found, facts)
+        chain = _chain(found, offers, wish, policy)
+        if len(chain) < len(TIERS):
+            offers = [offer for offer in offers if offer.model.tier in chain]
+            shut = [offer for offer in shut if offer.model.tier in chain]
+        if not offers:
+            return _all_shut(request, _shut_out(shut, facts)) if shut else _only_other_tiers(found, chain[0])
+        ranks = _ranked(offers, wish, chain, policy, active or {}, facts)
+        place = None if preferred is None else _move_preferred(ranks, offers, preferred)
+        return Route(Ranking(offers, ranks, facts, place), wish.tier, wish.assessed, _shut_out(shut, facts))
 
-
-def models_of(view: View, me: NodeId) -> dict[str, list[str]]:
-    """Every model that a request may name now, and the names of the nodes that serve it; both sorted."""
-    served: dict[str, set[str]] = {}
-    for member in view.members.values():
-        if is_up(member, me):
-            for model in member.status.models:
-                served.setdefault(bare_name(model.name), set()).add(member.status.name)
-    return {name: sorted(served[name]) for name in sorted(served)}
-
-
-def default_models(member: Member) -> Iterator[Model]:
-    """A node's default model in each tier: the first listed, a warm one before others."""
-    for tier in TIERS:
-        in_tier = [model for model in member.status.models if model.tier == tier]
-        if in_tier:
-            yield min(in_tier, key=lambda model: _WARMTH[model.state])
+    def _offers(self, view: View, *, local_first: bool) -> Offers:
+        if self._known is None or self._known[0] is not view or self._known[1].local_first != local_first:
+            self._known = (view, Offers(view, self._me, local_first=local_first))
+        return self._known[1]
 
 
 def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
     name = bare_name(request.model)
     name = bare_name(policy.aliases.get(name, name))
     if name == AUTO:
+        if request.tier is None and request.complexity is not None:
+            return _Wish(None, request.complexity.tier, assessed=True)
         return _Wish(None, request.tier)
     if name.startswith("tier:"):
         tiers = {f"tier:{tier}": tier for tier in TIERS}
@@ -167,52 +202,99 @@ def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
     return _Wish(name, request.tier)
 
 
-def _offers(member: Member, name: str | None) -> Iterable[Model]:
-    if name is None:
-        return default_models(member)
-    return (model for model in member.status.models if bare_name(model.name) == name)
+def _let_through(offers: list[Offer], facts: Facts) -> tuple[list[Offer], list[Offer]]:
+    """Those whose breakers let somebody through, and the others."""
+    shut = {key for key, fact in facts.items() if fact.shut}
+    if not shut:
+        return offers, []
+    return [o for o in offers if o.key not in shut], [o for o in offers if o.key in shut]
 
 
-def _candidate(member: Member, model: Model, me: NodeId, active: Mapping[NodeId, int]) -> Candidate:
-    status, local = member.status, member.id == me
-    return Candidate(
-        node=member.id,
-        node_name=status.name,
-        model=model,
-        active=active.get(member.id, status.load.active + status.load.queued),
-        slots=max(1, status.load.slots),
-        latency_ms=0.0 if local else status.latency_ms,
-        local=local,
-    )
+def _chain(found: list[Offer], offers: list[Offer], wish: _Wish, policy: RoutingPolicy) -> tuple[Tier, ...]:
+    """The tiers that may answer, in the order wanted."""
+    if wish.name is not None and wish.tier is None:
+        return TIERS
+    chain = FALLBACK[max(TIERS) if wish.tier is None else wish.tier]
+    if policy.fallback_strategy == "graceful":
+        return chain
+    if _asked_for(wish):
+        return chain[:1]
+    there = tiers_of(offers or found)
+    return next((tier,) for tier in chain if tier in there)
 
 
-def _chain(candidates: list[Candidate], wish: _Wish, policy: RoutingPolicy) -> tuple[Tier, ...]:
-    if wish.tier is None:
-        if wish.name is not None:
-            return TIERS
-        best = max(candidate.model.tier for candidate in candidates)
-        return FALLBACK[best] if policy.fallback_strategy == "graceful" else (best,)
-    return FALLBACK[wish.tier] if policy.fallback_strategy == "graceful" else (wish.tier,)
+def _asked_for(wish: _Wish) -> bool:
+    """Was the tier the caller's own wish?"""
+    return wish.tier is not None and not wish.assessed
 
 
-def _rank(candidate: Candidate, wish: _Wish, chain: tuple[Tier, ...], policy: RoutingPolicy) -> tuple[float | str, ...]:
-    tier = chain.index(candidate.model.tier)
-    first, second = (
-        (tier, candidate.full) if wish.tier is not None else (candidate.full, tier if wish.name is None else 0)
-    )
-    return (
-        first,
-        second,
-        _WARMTH[candidate.model.state],
-        candidate.active / candidate.slots if policy.load_balance else 0,
-        not (policy.prefer_local and candidate.local),
-        _FAR_MS if candidate.latency_ms is None else candidate.latency_ms,
-        candidate.node,
-        candidate.model.engine,
-    )
+def _ranked(
+    offers: list[Offer],
+    wish: _Wish,
+    chain: tuple[Tier, ...],
+    policy: RoutingPolicy,
+    active: Mapping[NodeId, int],
+    facts: Facts,
+) -> list[Rank]:
+    """Best first. The offers' own order decides between equal marks, after the asked node."""
+    per_tier, per_full = (_TIER, _FULL) if _asked_for(wish) else (_SOFT_TIER, _SOFT_FULL)
+    for_tier = [0.0, 0.0, 0.0]
+    if wish.name is None or wish.tier is not None:
+        for place, tier in enumerate(chain):
+            for_tier[tier] = place * per_tier
+    slowness, balance = _slowness(offers, facts), policy.load_balance
+    ranks: list[Rank] = []
+    for place, offer in enumerate(offers):
+        busy = active.get(offer.key.node, offer.told_active)
+        wait = slowness.get(offer.key, 1.0) * (1 + busy / offer.slots if balance else 1)
+        marks = for_tier[offer.model.tier] + offer.marks + (1 - 1 / wait)
+        if busy >= offer.slots:
+            marks += per_full
+        ranks.append((marks, place, busy))
+    ranks.sort()
+    return ranks
 
 
-def _nobody(view: View, request: RouteRequest, wish: _Wish, known: list[Member], policy: RoutingPolicy) -> Refusal:
+def _slowness(offers: list[Offer], facts: Facts) -> dict[CandidateKey, float]:
+    """How many times slower than the quickest, in powers of two; only of those that were measured and are slower."""
+    if not facts:
+        return {}
+    measured = {o.key: fact.answer_s for o in offers if (fact := facts.get(o.key)) is not None}
+    times = {key: time_s for key, time_s in measured.items() if time_s is not None}
+    quickest = min(times.values(), default=0.0)
+    return {k: 2.0 ** math.floor(math.log2(time_s / quickest)) for k, time_s in times.items() if time_s > quickest}
+
+
+def _move_preferred(ranks: list[Rank], offers: list[Offer], preferred: NodeId) -> int | None:
+    """Bring the conversation's last node to the front of its equals, unless it is too busy; its place among the offers.
+
+    Equals differ by their waiting alone, which is what stands behind the point.
+    """
+    at = next((i for i, (_, place, _) in enumerate(ranks) if offers[place].key.node == preferred), None)
+    if at is None:
+        return None
+    marks, place, busy = ranks[at]
+    first = next(i for i, rank in enumerate(ranks) if math.floor(rank[0]) == math.floor(marks))
+    best = ranks[first][0]
+    if _wait(marks) >= BUSIER * _wait(best):
+        return None
+    ranks.insert(first, ranks.pop(at))
+    ranks[first] = (best, place, busy)
+    return place
+
+
+def _wait(marks: float) -> float:
+    return 1 / (1 - marks % 1)
+
+
+def _shut_out(shut: list[Offer], facts: Facts) -> tuple[Candidate, ...]:
+    """Those whose breakers are against them, the first to come back first; none of them has a score."""
+    made = [candidate_of(offer, offer.told_active, facts[offer.key], WORST) for offer in shut]
+    return tuple(sorted(made, key=lambda candidate: candidate.fact.retry_after_s))
+
+
+def _nobody(view: View, request: RouteRequest, wish: _Wish, policy: RoutingPolicy) -> Refusal:
+    known = [member for member in view.members.values() if _has(member, wish.name)]
     if known:
         states = sorted(f"{member.status.name} ({_state(member)})" for member in known)
         return Refusal(
@@ -225,12 +307,23 @@ def _nobody(view: View, request: RouteRequest, wish: _Wish, known: list[Member],
     return Refusal("unknown", f"model: no node has {request.model!r}; there are: {there}")
 
 
+def _has(member: Member, name: str | None) -> bool:
+    return any(name is None or bare_name(model.name) == name for model in member.status.models)
+
+
 def _state(member: Member) -> str:
     return member.state if member.state != "up" else member.status.state
 
 
-def _only_other_tiers(candidates: list[Candidate], wanted: Tier) -> Refusal:
-    tiers = ", ".join(sorted({str(candidate.model.tier) for candidate in candidates}))
+def _all_shut(request: RouteRequest, left_out: tuple[Candidate, ...]) -> Refusal:
+    wait_s = left_out[0].fact.retry_after_s
+    names = ", ".join(f"{c.node_name} (again in {c.fact.retry_after_s:.0f} s)" for c in left_out)
+    message = f"whoever serves {request.model!r} has just failed and is given a rest: {names}"
+    return Refusal("unavailable", message, wait_s, left_out)
+
+
+def _only_other_tiers(found: list[Offer], wanted: Tier) -> Refusal:
+    tiers = ", ".join(str(tier) for tier in sorted(tiers_of(found)))
     return Refusal(
         "unavailable",
         f"tier {wanted} has nobody up, and the policy's fallback_strategy is strict; there would be tier {tiers}",

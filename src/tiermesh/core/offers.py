@@ -1,0 +1,123 @@
+"""What the nodes of a view offer to a request, put in order once a view, so that a decision need not look at it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Tier, View
+
+HEALTHY = 80
+DEGRADED = 60
+"""Least scores of a healthy and of a degraded node; what is below is unhealthy."""
+
+WARMTH: Mapping[ModelState, int] = {"warm": 0, "loading": 1, "cold": 2}
+_FAR_MS = 1e9
+
+
+class CandidateKey(NamedTuple):
+    """Names one candidate: the model by the name that its node gives it."""
+
+    node: NodeId
+    engine: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One model on one engine of a node that is up, with all about it that only a new view changes."""
+
+    key: CandidateKey
+    member: Member
+    model: Model
+    told_active: int
+    slots: int
+    latency_ms: float | None
+    local: bool
+    marks: int
+    """What is against it: 3 if loading, 6 if cold; 1 if its node is degraded, 2 if unhealthy."""
+
+
+class Offers:
+    """All offers of one view as `me` sees it, in the order of latency, then id; `local_first` puts its own before."""
+
+    def __init__(self, view: View, me: NodeId, *, local_first: bool) -> None:
+        self.local_first = local_first
+        self._named: dict[str, list[Offer]] = {}
+        self._defaults: list[Offer] = []
+        found = [offer for member in view.members.values() if is_up(member, me) for offer in _of(member, me)]
+        found.sort(key=_local_place if local_first else _place)
+        defaults = {(node, id(model)) for node, member in view.members.items() for model in default_models(member)}
+        for offer in found:
+            self._named.setdefault(bare_name(offer.model.name), []).append(offer)
+            if (offer.key.node, id(offer.model)) in defaults:
+                self._defaults.append(offer)
+
+    def of(self, name: str | None) -> list[Offer]:
+        """Who serves the model of this bare name, or, without one, every node's default models. Not to be changed."""
+        return self._defaults if name is None else self._named.get(name, [])
+
+
+def bare_name(name: str) -> str:
+    """A model's name without `:latest`."""
+    return name.removesuffix(":latest")
+
+
+def is_up(member: Member, me: NodeId) -> bool:
+    """May it get new requests? Whoever asks is up itself, whatever a stale view says, unless it is draining."""
+    return member.status.state == "up" and (member.state == "up" or member.id == me)
+
+
+def default_models(member: Member) -> Iterator[Model]:
+    """A node's default model in each tier: the first listed, a warm one before others."""
+    for tier in TIERS:
+        in_tier = [model for model in member.status.models if model.tier == tier]
+        if in_tier:
+            yield min(in_tier, key=lambda model: WARMTH[model.state])
+
+
+def models_of(view: View, me: NodeId) -> dict[str, list[str]]:
+    """Every model that a request may name now, and the names of the nodes that serve it; both sorted."""
+    served: dict[str, set[str]] = {}
+    for member in view.members.values():
+        if is_up(member, me):
+            for model in member.status.models:
+                served.setdefault(bare_name(model.name), set()).add(member.status.name)
+    return {name: sorted(served[name]) for name in sorted(served)}
+
+
+def tiers_of(offers: Iterable[Offer]) -> set[Tier]:
+    """The tiers in which there is somebody."""
+    return {offer.model.tier for offer in offers}
+
+
+def _of(member: Member, me: NodeId) -> Iterator[Offer]:
+    status, local = member.status, member.id == me
+    load, health = status.load, _health(status.health.score)
+    for model in status.models:
+        yield Offer(
+            key=CandidateKey(member.id, model.engine, model.name),
+            member=member,
+            model=model,
+            told_active=load.active + load.queued,
+            slots=max(1, load.slots),
+            latency_ms=0.0 if local else status.latency_ms,
+            local=local,
+            marks=3 * WARMTH[model.state] + health,
+        )
+
+
+def _health(score: int | None) -> int:
+    if score is None or score >= HEALTHY:
+        return 0
+    return 1 if score >= DEGRADED else 2
+
+
+def _place(offer: Offer) -> tuple[float, str, str]:
+    far = _FAR_MS if offer.latency_ms is None else offer.latency_ms
+    return (far, offer.key.node, offer.key.engine)
+
+
+def _local_place(offer: Offer) -> tuple[bool, tuple[float, str, str]]:
+    return (not offer.local, _place(offer))
