@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tiermesh.config.explain import explain
+from tiermesh.core.breaker import BreakerRule
+from tiermesh.core.complexity import ComplexityRule
+from tiermesh.core.routing import RoutingPolicy
 
 ALIAS_LIMIT = 1000
 """More than any catalogue of models; the policy travels whole, between all nodes."""
@@ -21,6 +24,69 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class ComplexityChoice(Section):
+    """How the words of a prompt choose the tier, where `model` is `auto` and the request names no tier."""
+
+    enabled: bool = True
+    """Off, `auto` means the most powerful tier that has somebody."""
+    medium: float = Field(0.25, ge=0, le=1)
+    """Least score of a prompt for tier 1. Lower, and small machines are asked less often."""
+    powerful: float = Field(0.55, ge=0, le=1)
+    """Least score of a prompt for tier 2. Lower, and the powerful machines are asked more often, and wait more."""
+    medium_tokens: int = Field(2000, ge=1)
+    """A longer conversation (tokens, estimated) gets tier 1 at least: small models lose the thread."""
+    powerful_tokens: int = Field(4000, ge=1)
+    """A longer one than this gets tier 2."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.medium > self.powerful or self.medium_tokens > self.powerful_tokens:
+            raise ValueError("the limits of tier 2 must not lie below those of tier 1")
+        return self
+
+    def rule(self) -> ComplexityRule | None:
+        """As routing reads it; None: off."""
+        if not self.enabled:
+            return None
+        return ComplexityRule(
+            medium=self.medium,
+            powerful=self.powerful,
+            medium_tokens=self.medium_tokens,
+            powerful_tokens=self.powerful_tokens,
+        )
+
+
+class Breaking(Section):
+    """When a model on a node that fails is given a rest, and for how long. Every node judges by its own requests."""
+
+    failures: int = Field(3, ge=1, le=1000)
+    """In a row. Two may be chance; each one costs a request some time, but not its answer."""
+    failure_rate: float = Field(0.5, gt=0, le=1)
+    """Part of the last `rate_window` requests, once there are `rate_least`: finds those who fail now and then."""
+    rate_window: int = Field(20, ge=1, le=1000)
+    """Short enough to forget yesterday."""
+    rate_least: int = Field(10, ge=1, le=1000)
+    """With fewer requests a rate says nothing."""
+    slow_first_token_s: float = Field(60.0, gt=0, le=3600)
+    """A first token later than this is a failure. Lower, and long prompts on slow machines look like failures."""
+    open_s: float = Field(10.0, gt=0, le=3600)
+    """The first rest: a server restarts in about that."""
+    open_most_s: float = Field(300.0, gt=0, le=86_400)
+    """Rests double up to this: how late it may be noticed that a machine is well again."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.open_s > self.open_most_s:
+            raise ValueError("open_s must be at most open_most_s")
+        if self.rate_least > self.rate_window:
+            raise ValueError("rate_least must be at most rate_window, or it is never reached")
+        return self
+
+    def rule(self) -> BreakerRule:
+        """As the breakers read it."""
+        return BreakerRule(**self.model_dump())
+
+
 class Routing(Section):
     """How a prompt finds its machine."""
 
@@ -32,6 +98,18 @@ class Routing(Section):
     """Spread over the nodes of a tier by load; off, the best one gets everything until it is full."""
     aliases: Mapping[Name, Name] = Field(default_factory=dict, max_length=ALIAS_LIMIT)
     """Other names for models, so that a program asking for `gpt-4o` gets one of yours."""
+    complexity: ComplexityChoice = ComplexityChoice()
+    breaker: Breaking = Breaking()
+
+    def policy(self) -> RoutingPolicy:
+        """As routing reads it."""
+        return RoutingPolicy(
+            prefer_local=self.prefer_local,
+            fallback_strategy=self.fallback_strategy,
+            load_balance=self.load_balance,
+            aliases=self.aliases,
+            complexity=self.complexity.rule(),
+        )
 
 
 class Admission(Section):

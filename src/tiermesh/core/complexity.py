@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tiermesh.types import Tier
@@ -29,6 +29,6 @@ class Complexity:
     signals: Mapping[str, float] = field(default_factory=dict)
 
 
-def assess(messages: Sequence[object], rule: ComplexityRule | None = None) -> Complexity:
+def assess(messages: object, rule: ComplexityRule | None = None) -> Complexity:
     """The complexity of a conversation. Never raises, whatever the messages are."""
     return Complexity(0, 0)

@@ -29,11 +29,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tiermesh.core.candidate import WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
-from tiermesh.core.complexity import Complexity
+from tiermesh.core.complexity import Complexity, ComplexityRule, assess
 from tiermesh.core.offers import CandidateKey, Offer, Offers, bare_name, default_models, is_up, models_of, tiers_of
 from tiermesh.types import TIERS, Member, NodeId, Tier, View
 
@@ -48,12 +48,12 @@ __all__ = [
     "RouteRequest",
     "Router",
     "RoutingPolicy",
+    "assessed",
     "bare_name",
     "default_models",
     "is_up",
     "models_of",
     "plan_route",
-    "wants_complexity",
 ]
 
 FALLBACK: Mapping[Tier, tuple[Tier, ...]] = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 1, 2)}
@@ -80,6 +80,8 @@ class RoutingPolicy:
     load_balance: bool = True
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alias to a model's name, `tier:N` or `auto`; an alias of an alias is not followed."""
+    complexity: ComplexityRule | None = field(default_factory=ComplexityRule)
+    """None: the prompt's complexity chooses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,14 @@ def plan_route(
     return Router(me).plan(view, request, policy, active=active, facts=facts, preferred=preferred)
 
 
-def wants_complexity(request: RouteRequest, policy: RoutingPolicy) -> bool:
-    """Would the prompt's complexity choose the tier? Only then is it worth assessing."""
+def assessed(request: RouteRequest, messages: object, policy: RoutingPolicy) -> RouteRequest:
+    """`request` with the complexity of its prompt, where that is to choose the tier; anywhere else, as it is."""
+    if policy.complexity is None or request.complexity is not None or request.tier is not None:
+        return request
     wish = _resolve(request, policy)
-    return isinstance(wish, _Wish) and wish.name is None and wish.tier is None and request.complexity is None
+    if isinstance(wish, Refusal) or wish.name is not None or wish.tier is not None:
+        return request
+    return replace(request, complexity=assess(messages, policy.complexity))
 
 
 class Router:
