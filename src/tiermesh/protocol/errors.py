@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from tiermesh.errors import InvalidInput, TiermeshError
 from tiermesh.protocol.validation import Wire
+
+_OPENAI_TYPES: Mapping[int, str] = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ErrorDetail(Wire):
@@ -33,3 +38,11 @@ class OpenAIErrorBody(Wire):
     """`{"error": {...}}` as OpenAI's clients read it."""
 
     error: OpenAIErrorDetail
+
+
+def openai_error(error: TiermeshError) -> OpenAIErrorBody:
+    """An error as OpenAI's clients read it."""
+    kind = _OPENAI_TYPES.get(error.http_status)
+    kind = kind or ("server_error" if error.http_status >= 500 else "invalid_request_error")
+    param = error.param if isinstance(error, InvalidInput) else None
+    return OpenAIErrorBody(error=OpenAIErrorDetail(message=str(error), type=kind, param=param, code=error.type))

@@ -73,12 +73,12 @@ class Server:
             raise EngineFailed(f"{self.base}{path} is not JSON") from None
 
     async def find(self, path: str) -> dict[str, Any] | None:
-        """An object at `path`, or None when there is none."""
+        """An object at `path`, or None when there is none, or when it is a mesh's own: that one speaks as Ollama does."""
         try:
-            found, _ = await self.get(path)
+            found, headers = await self.get(path)
         except EngineFailed:
             return None
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) and NODE not in headers else None
 
 
 async def recognise(server: Server) -> str | None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from tiermesh.daemon.api.anthropic import register_anthropic
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.diagnose import register_diagnosis
 from tiermesh.daemon.api.errors import map_errors
+from tiermesh.daemon.api.ollama import register_ollama
+from tiermesh.daemon.api.openai_completions import register_completions
 from tiermesh.daemon.api.peer import register_peer
 from tiermesh.daemon.api.public import register_public
+from tiermesh.daemon.api.responses import register_responses
 from tiermesh.daemon.api.trust import check_trust
 
 __all__ = ["CONTEXT", "Context", "make_app"]
@@ -22,6 +26,10 @@ def make_app(context: Context, *, max_body_bytes: int) -> web.Application:
     app = web.Application(middlewares=[map_errors, check_trust], client_max_size=max_body_bytes)
     app[CONTEXT] = context
     register_public(app)
+    register_completions(app)
+    register_responses(app)
+    register_ollama(app)
+    register_anthropic(app)
     register_diagnosis(app)
     register_peer(app)
     return app

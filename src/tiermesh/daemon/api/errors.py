@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
+from tiermesh.daemon.api import translate_anthropic, translate_ollama
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.errors import InvalidInput, NotFound, TiermeshError, Unavailable
-from tiermesh.protocol.errors import ErrorBody, ErrorDetail, OpenAIErrorBody, OpenAIErrorDetail
+from tiermesh.protocol.errors import ErrorBody, ErrorDetail, openai_error
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_DIALECTS: Mapping[str, Callable[[TiermeshError], Mapping[str, object]]] = {
+    "/v1/messages": translate_anthropic.error_body,
+    **dict.fromkeys(translate_ollama.PATHS, translate_ollama.error_body),
+}
+"""Routes whose errors are neither OpenAI's nor our own."""
 
 
 class MethodNotAllowed(InvalidInput):
@@ -54,16 +59,13 @@ async def map_errors(request: web.Request, handler: Handler) -> web.StreamRespon
 
 def error_data(request: web.Request, error: TiermeshError) -> str:
     """The error as JSON, in the dialect of the route that was asked."""
+    if (told := _DIALECTS.get(request.path)) is not None:
+        return json.dumps(told(error))
+    if request.path.startswith("/v1/"):
+        return json.dumps(openai_error(error).model_dump())
     node = request.app[CONTEXT].name
     param = error.param if isinstance(error, InvalidInput) else None
-    body: OpenAIErrorBody | ErrorBody
-    if request.path.startswith("/v1/"):
-        kind = _OPENAI_TYPES.get(error.http_status)
-        kind = kind or ("server_error" if error.http_status >= 500 else "invalid_request_error")
-        detail = OpenAIErrorDetail(message=str(error), type=kind, param=param, code=error.type)
-        body = OpenAIErrorBody(error=detail)
-    else:
-        body = ErrorBody(error=ErrorDetail(type=error.type, message=str(error), param=param, node=node))
+    body = ErrorBody(error=ErrorDetail(type=error.type, message=str(error), param=param, node=node))
     return json.dumps(body.model_dump(mode="python"))
 
 

@@ -37,6 +37,8 @@ PRIVATE_NETWORKS = tuple(
 )
 
 PEER_DOOR = "/mesh/"
+ANTHROPIC_KEY = "X-Api-Key"
+"""Where Anthropic's clients show what all others show as a bearer token."""
 OPEN_ROUTES = frozenset({"/health"})
 
 
@@ -61,7 +63,9 @@ def _check_token(request: web.Request, token: str) -> None:
     if request.path in OPEN_ROUTES:
         return
     scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not shown:
+    if scheme.lower() != "bearer":
+        shown = request.headers.get(ANTHROPIC_KEY, "")
+    if not shown:
         raise Unauthenticated("this mesh demands a token: send the header `Authorization: Bearer <MESH_TOKEN>`")
     if not hmac.compare_digest(shown.strip().encode("utf-8", "replace"), token.encode()):
         raise Unauthenticated("the token is wrong: it must be the MESH_TOKEN that this mesh was started with")
