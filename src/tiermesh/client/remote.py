@@ -16,6 +16,8 @@ from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput
 from tiermesh.protocol.cluster import ClusterReport, HealthReport, PolicyReport
 from tiermesh.protocol.complete import CompleteResponse, Message
 from tiermesh.protocol.diagnose import DiagnoseReport
+from tiermesh.protocol.health import MeshHealthReport
+from tiermesh.protocol.metrics import MetricsReport
 from tiermesh.protocol.openai import ModelCard, ModelList
 from tiermesh.types import Tier
 
@@ -114,6 +116,14 @@ class RemoteClient:
     async def health(self) -> HealthReport:
         """This node alone; needs no token."""
         return decoded(HealthReport, await self._json("GET", "/health"))
+
+    async def mesh_health(self, *, history: bool = False) -> MeshHealthReport:
+        """How every node is, asked just now; with what each one remembers, oldest first."""
+        return decoded(MeshHealthReport, await self._json("GET", "/api/health" + "?history=true" * history))
+
+    async def metrics(self) -> MetricsReport:
+        """What became of requests, by the node that worked on them and over the whole mesh."""
+        return decoded(MetricsReport, await self._json("GET", "/api/metrics"))
 
     async def policy(self) -> PolicyReport:
         """What holds on every node."""

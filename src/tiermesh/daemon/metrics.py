@@ -195,7 +195,8 @@ class Record:
             trial,
             took_s=took_s,
             first_token_s=first_s,
-            tokens=made,
+            tokens=completion,
+            timed_tokens=made,
             making_s=making_s,
             wall=self._log.wall(),
         )

@@ -26,8 +26,10 @@ class Sums:
     first_token_s: float = 0.0
     first_tokens: int = 0
     tokens: int = 0
+    """Completion tokens, all of them."""
+    timed_tokens: int = 0
+    """Those whose making took `making_s`, request by request: two at a time count twice."""
     making_s: float = 0.0
-    """The time in which `tokens` were made, request by request: two at a time count twice."""
     last_wall: float | None = None
 
     @property
@@ -64,6 +66,7 @@ class Tally:
         took_s: float,
         first_token_s: float | None,
         tokens: int,
+        timed_tokens: int,
         making_s: float,
         wall: float,
     ) -> None:
@@ -86,4 +89,5 @@ class Tally:
         if tokens:
             for each in (sums, self.whole):
                 each.tokens += tokens
+                each.timed_tokens += timed_tokens
                 each.making_s += making_s

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tiermesh.protocol.health import HealthWord
 from tiermesh.protocol.validation import Wire
 from tiermesh.types import EngineState, MemberState, ModelState, Tier
 
@@ -74,6 +75,14 @@ class LoadReport(Wire):
     queued: int
 
 
+class HealthBrief(Wire):
+    """What the mesh knows of a node's health; `GET /api/health` asks for all of it. A critical alert ends in `!`."""
+
+    score: int | None = None
+    state: HealthWord = "unknown"
+    alerts: list[str] = Field(default_factory=list)
+
+
 class NodeReport(Wire):
     """One member. `latency_ms` is its round trip to the coordinator, `last_seen` an ISO 8601 time in UTC."""
 
@@ -90,6 +99,7 @@ class NodeReport(Wire):
     latency_ms: float | None
     last_seen: str
     version: str
+    health: HealthBrief = HealthBrief()
 
 
 class ClusterReport(Wire):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from tiermesh.core.health import state_of
 from tiermesh.core.messages import PROTOCOL
 from tiermesh.daemon.api.context import Context
 from tiermesh.protocol.cluster import (
@@ -12,6 +13,7 @@ from tiermesh.protocol.cluster import (
     ClusterReport,
     EngineReport,
     HardwareReport,
+    HealthBrief,
     HealthReport,
     LoadReport,
     ModelReport,
@@ -85,7 +87,16 @@ def _node_report(member: Member, coordinator: NodeId | None, now: float) -> Node
         latency_ms=status.latency_ms,
         last_seen=_iso(now if member.down_since is None else member.down_since),
         version=status.version,
+        health=_health(member),
     )
+
+
+def _health(member: Member) -> HealthBrief:
+    """Of a node that is down nothing is known."""
+    if member.state == "down":
+        return HealthBrief()
+    health = member.status.health
+    return HealthBrief(score=health.score, state=state_of(health.score), alerts=list(health.alerts))
 
 
 def _default_model(status: Status) -> str | None:
