@@ -87,9 +87,10 @@ def test_an_architecture_that_is_not_known_is_left_to_transformers(tmp_path: Pat
     assert load(folder, threads=1, precision="fp32", memory_bytes=32 << 20).decoder is None
 
 
-def test_layers_with_adapters_are_left_to_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
+def test_layers_with_adapters_are_left_to_transformers(tmp_path: Path, layer: str) -> None:
     folder = tiny_model.build_folder(tmp_path / "base")
-    adapter = tiny_model.build_adapter(tmp_path / "adapter", "llama", seed=1)
+    adapter = tiny_model.build_adapter(tmp_path / "adapter", "llama", seed=1, target_modules=[layer])
     plain = load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)
     with_adapter = load(folder, threads=1, precision="fp32", memory_bytes=32 << 20, adapters={"a": adapter})
     assert plain.decoder is not None

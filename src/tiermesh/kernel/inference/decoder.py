@@ -18,6 +18,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from tiermesh.kernel.inference.attention import Batch, Rule, WholeSequence, attending
 from tiermesh.kernel.inference.linear import Sibling
+from tiermesh.kernel.inference.lora import LoraLinear
 
 RELATIVES = frozenset({"llama", "mistral", "qwen2"})
 """`model_type` of those whose layers differ in nothing but sizes, biases and windows."""
@@ -97,11 +98,13 @@ class Decoder:
 def recognise(model: Any) -> Decoder | None:
     """The decoder of a loaded model whose layers have been joined; None when it is not known to compute the same.
 
-    Layers with adapters beside them are not recognised.
+    Layers with adapters beside them are not recognised, whichever layers those are.
     """
     if model.config.model_type not in RELATIVES or model.config.hidden_act != "silu":
         return None
     if not all(isinstance(part, Sibling) for layer in model.model.layers for part in _joined(layer)):
+        return None
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
         return None
     device = model.device
     tokens_1T = torch.tensor([TRIAL_TOKENS], device=device) % model.config.vocab_size
