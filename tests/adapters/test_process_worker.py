@@ -132,6 +132,17 @@ async def test_a_long_backoff_sends_requests_elsewhere_at_once(make: Make, monke
     assert 15.0 < refused.value.retry_after_s <= 20.0
 
 
+async def test_who_waits_while_it_is_given_up_makes_it_try_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "MAX_FAILED_STARTS", 1)
+    stage = make("raise SystemExit(1)")
+    stage.worker.begin()
+    await stage.until(lambda: stage.worker.state == "waiting")
+    async with asyncio.timeout(15.0):
+        with pytest.raises(EngineFailed, match="died while it started"):
+            await stage.worker.ready()
+    assert stage.worker.starts == 2
+
+
 async def test_one_that_never_gets_ready_is_ended(make: Make) -> None:
     stage = make("import time; time.sleep(600)", ready_limit_s=0.3)
     with pytest.raises(EngineFailed, match="not ready within"):

@@ -86,10 +86,10 @@ class Worker:
 
         Raises `EngineFailed` when it dies meanwhile and `Unavailable` when it died too often to wait for.
         """
-        self.begin()
         async with self._changed:
             deaths = self._deaths
             while self.state != "ready":
+                self.begin()  # also when it is given up only now, after a wait for its backoff
                 if self._deaths != deaths:
                     raise EngineFailed(self._failure)
                 if self.state == "closed":
