@@ -34,6 +34,8 @@ class FakeMesh:
         self.nodes: list[dict[str, Any]] = []
         """Nodes of `/api/cluster` beside itself."""
         self.policy: dict[str, Any] = {}
+        self.health: dict[str, Any] = {}
+        """What `/api/health` answers."""
         self.diagnosis: dict[str, Any] | None = None
         self.hung_up = threading.Event()
         self.url = ""
@@ -89,6 +91,7 @@ class FakeMesh:
         app.router.add_get("/health", self._health)
         app.router.add_get("/api/cluster", self._cluster)
         app.router.add_post("/api/cluster/test", self._diagnose)
+        app.router.add_get("/api/health", self._mesh_health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/api/config", self._show_policy)
         app.router.add_post("/api/config", self._set_policy)
@@ -138,6 +141,9 @@ class FakeMesh:
                 "nodes": [self.node(role="coordinator" if self.node_id == ID else "member"), *self.nodes],
             }
         )
+
+    async def _mesh_health(self, request: web.Request) -> web.Response:
+        return web.json_response(self.health)
 
     async def _diagnose(self, request: web.Request) -> web.Response:
         node = {"id": self.node_id, "name": self.name}

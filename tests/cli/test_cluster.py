@@ -47,13 +47,13 @@ def test_status_is_a_table_of_nodes(fake: FakeMesh, mesh: Mesh) -> None:
     lines = mesh("cluster", "status").stdout.splitlines()
     assert lines[0] == "test · 1 up, 1 down · coordinator alpha · open: anyone on this network may ask"
     assert re.split(r"\s{2,}", lines[2].strip()) == [
-        *("name", "tier", "state", "role", "models", "load", "latency", "hardware")
+        *("name", "tier", "state", "role", "models", "load", "health", "latency", "hardware")
     ]
     assert re.split(r"\s{2,}", lines[4].strip()) == [
-        *("alpha (asked)", "2", "up", "coordinator", "fake", "1/4", "0.4 ms"),
+        *("alpha (asked)", "2", "up", "coordinator", "fake", "1/4", "-", "0.4 ms"),
         "RTX 3090 24 GiB, 8 cores, 32 GiB",
     ]
-    assert re.split(r"\s{2,}", lines[5].strip()) == ["beta", "-", "down", "member", "-", "-", "-", "unknown"]
+    assert re.split(r"\s{2,}", lines[5].strip()) == ["beta", "-", "down", "member", "-", "-", "-", "-", "unknown"]
 
 
 def test_status_says_that_a_token_is_required(fake: FakeMesh, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +77,12 @@ def test_a_model_that_is_being_loaded_shows_how_far_it_is(fake: FakeMesh, mesh: 
     model = {"name": "m", "digest": "d", "tier": 0, "engine": "kernel", "state": "loading", "progress": 0.4}
     fake.nodes = [fake.node(id=OTHER_ID, name="beta", models=[model])]
     assert "m (loading 40%)" in mesh("cluster", "status").stdout
+
+
+def test_status_shows_how_well_a_node_is_and_what_is_wrong(fake: FakeMesh, mesh: Mesh) -> None:
+    ill = {"score": 61, "state": "degraded", "alerts": ["memory!", "disk"]}
+    fake.nodes = [fake.node(id=OTHER_ID, name="beta", health=ill)]
+    assert "degraded (memory!, disk)" in mesh("cluster", "status").stdout
 
 
 def test_status_as_json_is_what_the_node_said(mesh: Mesh) -> None:

@@ -107,7 +107,7 @@ def size(count_bytes: float) -> str:
     return f"{figure:.0f} {unit}" if figure >= 100 or unit == "B" else f"{figure:.1f} {unit}"
 
 
-NODE_COLUMNS = ("name", "tier", "state", "role", "models", "load", "latency", "hardware")
+NODE_COLUMNS = ("name", "tier", "state", "role", "models", "load", "health", "latency", "hardware")
 
 
 def _node_row(node: NodeReport, label: str, asked: str) -> tuple[str, ...]:
@@ -119,6 +119,7 @@ def _node_row(node: NodeReport, label: str, asked: str) -> tuple[str, ...]:
         node.role,
         _models(node),
         _load(node) if alive else "-",
+        _health(node),
         f"{node.latency_ms:.1f} ms" if alive and node.latency_ms is not None else "-",
         _hardware(node.hardware),
     )
@@ -137,6 +138,14 @@ def _model_state(model: ModelReport) -> str:
 def _load(node: NodeReport) -> str:
     waiting = f" +{node.load.queued}" if node.load.queued else ""
     return f"{node.load.active}/{node.load.slots}{waiting}" if node.load.slots else "-"
+
+
+def _health(node: NodeReport) -> str:
+    """With what is wrong: `degraded (memory)`; a critical alert ends in `!`."""
+    health = node.health
+    if health.state == "unknown":
+        return "-"
+    return health.state + (f" ({', '.join(health.alerts)})" if health.alerts else "")
 
 
 def _hardware(hardware: HardwareReport) -> str:

@@ -43,8 +43,7 @@ STEP = 5
 """Points by which a score must have moved to be told to all: each telling is a new view for everybody."""
 
 CALM_S = 30.0
-"""What got better is told only when it lasted for so long, and other small news not more often; what got worse at
-once."""
+"""What got worse is told at once; what got better, and small news, not sooner than this after what was told last."""
 
 
 @dataclass(frozen=True, slots=True)
