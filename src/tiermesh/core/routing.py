@@ -141,14 +141,16 @@ def plan_route(
     return Router(me).plan(view, request, policy, active=active, facts=facts, preferred=preferred)
 
 
-def assessed(request: RouteRequest, messages: object, policy: RoutingPolicy) -> RouteRequest:
-    """`request` with the complexity of its prompt, where that is to choose the tier; anywhere else, as it is."""
+def assessed(request: RouteRequest, body: Mapping[str, object], policy: RoutingPolicy) -> RouteRequest:
+    """`request` with the complexity of the chat `body`, where that is to choose the tier; anywhere else, as it is."""
     if policy.complexity is None or request.complexity is not None or request.tier is not None:
+        return request
+    if "messages" not in body:  # an embedding: the same everywhere
         return request
     wish = _resolve(request, policy)
     if isinstance(wish, Refusal) or wish.name is not None or wish.tier is not None:
         return request
-    return replace(request, complexity=assess(messages, policy.complexity))
+    return replace(request, complexity=assess(body["messages"], policy.complexity, tools=bool(body.get("tools"))))
 
 
 class Router:
