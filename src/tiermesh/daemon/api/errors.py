@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _DIALECTS: Mapping[str, Callable[[TiermeshError], Mapping[str, object]]] = {
-    "/v1/messages": translate_anthropic.error_body,
+    **dict.fromkeys(translate_anthropic.PATHS, translate_anthropic.error_body),
     **dict.fromkeys(translate_ollama.PATHS, translate_ollama.error_body),
 }
 """Routes whose errors are neither OpenAI's nor our own."""

@@ -74,7 +74,7 @@ async def embed(request: web.Request) -> web.Response:
     """`POST /api/embed`."""
     asked = validated(OllamaEmbedRequest, await read_object(request))
     refuse_unknown(asked, frozenset({"options"}))
-    if not asked.input or "" in asked.input:
+    if not asked.input or (isinstance(asked.input, list) and "" in asked.input):
         raise InvalidInput("input: must not be empty", param="input")
     body = {"input": asked.input} | ({"dimensions": asked.dimensions} if asked.dimensions else {})
     ask = Ask(
@@ -172,7 +172,7 @@ def _embedded(body: bytes, model: str) -> dict[str, Any]:
         usage = answer.get("usage") or {}
         vectors = [[float(number) for number in row["embedding"]] for row in rows]
         return {"model": model, "embeddings": vectors, "prompt_eval_count": int(usage.get("prompt_tokens") or 0)}
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise EngineFailed(f"embeddings that can't be read ({error!r})") from None
 
 

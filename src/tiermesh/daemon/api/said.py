@@ -6,6 +6,7 @@ Every API but OpenAI's chat is told from these; reading raises `EngineFailed` fo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -81,7 +82,7 @@ def call_arguments(written: str) -> dict[str, Any]:
 def _read(answer: str | bytes, said: Literal["delta", "message"]) -> list[Piece]:
     try:
         return _pieces(json.loads(answer), said)
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise EngineFailed(f"an answer that can't be read ({error!r})") from None
 
 
@@ -124,7 +125,10 @@ def _logprobs(told: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...
 
 
 def _logprob(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {"token": _text(told["token"]), "logprob": float(told["logprob"]), "bytes": told.get("bytes")}
+    """What is impossible, or was not computed, has no logprob: JSON has no word for infinity."""
+    logprob = told["logprob"]
+    finite = logprob is not None and math.isfinite(logprob)
+    return {"token": _text(told["token"]), "logprob": logprob if finite else None, "bytes": told.get("bytes")}
 
 
 def _tokens(usage: Mapping[str, Any]) -> Tokens:

@@ -20,6 +20,9 @@ from tiermesh.protocol.anthropic import (
     OutputConfig,
 )
 
+PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+"""Where errors are told in this dialect: clients ask for the second too, and find that it isn't there."""
+
 HINTS = frozenset({"metadata", "service_tier", "cache_control", "inference_geo", "speed", "diagnostics"})
 """They change nothing about an answer."""
 

@@ -75,7 +75,7 @@ class CompletionTelling:
         return event(json.dumps({**self._head(), "choices": [], "usage": usage([self.tokens])})) + DONE
 
     def failed(self, error: TiermeshError) -> bytes:
-        return event(openai_error(error).model_dump_json()) + DONE
+        return event(json.dumps(openai_error(error).model_dump())) + DONE
 
     def body(self) -> Json:
         return {**self._head(), "choices": self.choices(), "usage": usage([self.tokens] if self.tokens else [])}
