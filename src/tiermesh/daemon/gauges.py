@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tiermesh.core.breaker import BreakerState
+from tiermesh.core.offers import CandidateKey
 from tiermesh.types import Load, NodeId, View
-
-BreakerState = Literal["closed", "open", "half_open"]
-CandidateKey: TypeAlias = tuple[NodeId, str, str]
-"""Node, engine, model."""
 
 BREAKER_VALUES: Mapping[BreakerState, int] = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class MeshGauges(Collector):
-    """View, uplink, elections, load, queues and breakers."""
+    """View, uplink, elections, load, queues and breakers.
+
+    What there is of each node is labelled by its id as well: two machines may have one name, and Prometheus takes no
+    two series with equal labels.
+    """
 
     def __init__(
         self,
@@ -91,17 +92,16 @@ class MeshGauges(Collector):
             waiting.add_metric((model,), count)
         yield waiting
         breakers = GaugeMetricFamily(
-            "tiermesh_breaker", "0 closed, 1 half-open, 2 open.", labels=("node", "engine", "model")
+            "tiermesh_breaker", "0 closed, 1 half-open, 2 open.", labels=("engine", "model", "node", "node_id")
         )
         for (node, engine, model), state in self._breakers().items():
             member = view.members.get(node)
             name = member.status.name if member is not None else node
-            breakers.add_metric((name, engine, model), BREAKER_VALUES[state])
+            breakers.add_metric((engine, model, name, node), BREAKER_VALUES[state])
         yield breakers
 
 
 def _scores(view: View) -> Iterator[Metric]:
-    """By id as well: a family with two equal sets of labels can't be read, and two machines may have one name."""
     scores = GaugeMetricFamily(
         "tiermesh_health_score", "0 to 100; 80 is healthy, 60 degraded.", labels=("node", "node_id")
     )
