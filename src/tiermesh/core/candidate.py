@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 from tiermesh.core.breaker import BreakerState
@@ -30,17 +30,15 @@ class Fact:
     retry_after_s: float = 0.0
     """How long its breaker lets nobody through; 0 where it does."""
 
-    @property
-    def shut(self) -> bool:
-        """Lets its breaker nobody through now?"""
-        return self.breaker == "open" or self.retry_after_s > 0
+    shut: bool = field(init=False)
+    """Lets its breaker nobody through now?"""
+    answer_s: float | None = field(init=False)
+    """How long a typical answer takes."""
 
-    @property
-    def answer_s(self) -> float | None:
-        """How long a typical answer takes."""
-        if not self.tokens_per_s:
-            return None
-        return (self.first_token_s or 0.0) + TYPICAL_TOKENS / self.tokens_per_s
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shut", self.breaker == "open" or self.retry_after_s > 0)
+        speed = self.tokens_per_s
+        object.__setattr__(self, "answer_s", (self.first_token_s or 0.0) + TYPICAL_TOKENS / speed if speed else None)
 
 
 Facts = Mapping[CandidateKey, Fact]

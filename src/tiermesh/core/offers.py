@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Tier, View
@@ -29,12 +31,20 @@ class Offer:
     """One model on one engine of a node that is up, with all about it that only a new view changes."""
 
     key: CandidateKey
+    name: str
+    """The model's, without `:latest`."""
+    default: bool
+    """Is it its node's default model in its tier?"""
+    node: NodeId
+    tier: Tier
     member: Member
     model: Model
     told_active: int
     slots: int
     latency_ms: float | None
     local: bool
+    place: tuple[bool, float, CandidateKey]
+    """Orders offers that are else equal."""
     marks: int
     """What is against it: 3 if loading, 6 if cold; 1 if its node is degraded, 2 if unhealthy."""
 
@@ -42,17 +52,23 @@ class Offer:
 class Offers:
     """All offers of one view as `me` sees it, in the order of latency, then id; `local_first` puts its own before."""
 
-    def __init__(self, view: View, me: NodeId, *, local_first: bool) -> None:
+    def __init__(self, view: View, me: NodeId, *, local_first: bool, before: Offers | None = None) -> None:
+        """The offers of members that are the very same objects as `before`, for the same `me`, are taken over."""
         self.local_first = local_first
-        self._named: dict[str, list[Offer]] = {}
-        self._defaults: list[Offer] = []
-        found = [offer for member in view.members.values() if is_up(member, me) for offer in _of(member, me)]
-        found.sort(key=_local_place if local_first else _place)
-        defaults = {(node, id(model)) for node, member in view.members.items() for model in default_models(member)}
+        known = before.of_member if before is not None and before.local_first == local_first else {}
+        self.of_member: dict[NodeId, tuple[Member, list[Offer]]] = {}
+        for member in view.members.values():
+            if is_up(member, me):
+                old = known.get(member.id)
+                if old is None or old[0] is not member:
+                    old = (member, list(_of(member, me, local_first)))
+                self.of_member[member.id] = old
+        found = [offer for _, offers in self.of_member.values() for offer in offers]
+        found.sort(key=attrgetter("place"))
+        self._defaults = [offer for offer in found if offer.default]
+        self._named: dict[str, list[Offer]] = defaultdict(list)
         for offer in found:
-            self._named.setdefault(bare_name(offer.model.name), []).append(offer)
-            if (offer.key.node, id(offer.model)) in defaults:
-                self._defaults.append(offer)
+            self._named[offer.name].append(offer)
 
     def of(self, name: str | None) -> list[Offer]:
         """Who serves the model of this bare name, or, without one, every node's default models. Not to be changed."""
@@ -89,21 +105,28 @@ def models_of(view: View, me: NodeId) -> dict[str, list[str]]:
 
 def tiers_of(offers: Iterable[Offer]) -> set[Tier]:
     """The tiers in which there is somebody."""
-    return {offer.model.tier for offer in offers}
+    return {offer.tier for offer in offers}
 
 
-def _of(member: Member, me: NodeId) -> Iterator[Offer]:
+def _of(member: Member, me: NodeId, local_first: bool) -> Iterator[Offer]:
     status, local = member.status, member.id == me
-    load, health = status.load, _health(status.health.score)
+    load, health, defaults = status.load, _health(status.health.score), list(default_models(member))
+    latency_ms = 0.0 if local else status.latency_ms
     for model in status.models:
+        key = CandidateKey(member.id, model.engine, model.name)
         yield Offer(
-            key=CandidateKey(member.id, model.engine, model.name),
+            key=key,
+            name=bare_name(model.name),
+            default=any(model is one for one in defaults),
+            node=member.id,
+            tier=model.tier,
             member=member,
             model=model,
             told_active=load.active + load.queued,
             slots=max(1, load.slots),
-            latency_ms=0.0 if local else status.latency_ms,
+            latency_ms=latency_ms,
             local=local,
+            place=(not (local and local_first), _FAR_MS if latency_ms is None else latency_ms, key),
             marks=3 * WARMTH[model.state] + health,
         )
 
@@ -112,12 +135,3 @@ def _health(score: int | None) -> int:
     if score is None or score >= HEALTHY:
         return 0
     return 1 if score >= DEGRADED else 2
-
-
-def _place(offer: Offer) -> tuple[float, str, str]:
-    far = _FAR_MS if offer.latency_ms is None else offer.latency_ms
-    return (far, offer.key.node, offer.key.engine)
-
-
-def _local_place(offer: Offer) -> tuple[bool, tuple[float, str, str]]:
-    return (not offer.local, _place(offer))

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tiermesh.core.candidate import WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
+from tiermesh.core.candidate import UNMEASURED, WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
 from tiermesh.core.complexity import Complexity, ComplexityRule, assess
 from tiermesh.core.offers import CandidateKey, Offer, Offers, bare_name, default_models, is_up, models_of, tiers_of
 from tiermesh.types import TIERS, Member, NodeId, Tier, View
@@ -181,8 +181,8 @@ class Router:
         offers, shut = _let_through(found, facts)
         chain = _chain(found, offers, wish, policy)
         if len(chain) < len(TIERS):
-            offers = [offer for offer in offers if offer.model.tier in chain]
-            shut = [offer for offer in shut if offer.model.tier in chain]
+            offers = [offer for offer in offers if offer.tier in chain]
+            shut = [offer for offer in shut if offer.tier in chain]
         if not offers:
             return _all_shut(request, _shut_out(shut, facts)) if shut else _only_other_tiers(found, chain[0])
         ranks = _ranked(offers, wish, chain, policy, active or {}, facts)
@@ -190,9 +190,11 @@ class Router:
         return Route(Ranking(offers, ranks, facts, place), wish.tier, wish.assessed, _shut_out(shut, facts))
 
     def _offers(self, view: View, *, local_first: bool) -> Offers:
-        if self._known is None or self._known[0] is not view or self._known[1].local_first != local_first:
-            self._known = (view, Offers(view, self._me, local_first=local_first))
-        return self._known[1]
+        known = self._known
+        if known is None or known[0] is not view or known[1].local_first != local_first:
+            before = None if known is None else known[1]
+            self._known = known = (view, Offers(view, self._me, local_first=local_first, before=before))
+        return known[1]
 
 
 def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
@@ -250,12 +252,12 @@ def _ranked(
     if wish.name is None or wish.tier is not None:
         for place, tier in enumerate(chain):
             for_tier[tier] = place * per_tier
-    slowness, balance = _slowness(offers, facts), policy.load_balance
+    balance = policy.load_balance
     ranks: list[Rank] = []
-    for place, offer in enumerate(offers):
-        busy = active.get(offer.key.node, offer.told_active)
-        wait = slowness.get(offer.key, 1.0) * (1 + busy / offer.slots if balance else 1)
-        marks = for_tier[offer.model.tier] + offer.marks + (1 - 1 / wait)
+    for place, (offer, slowness) in enumerate(zip(offers, _slowness(offers, facts), strict=True)):
+        busy = active.get(offer.node, offer.told_active)
+        wait = slowness * (1 + busy / offer.slots) if balance else slowness
+        marks = for_tier[offer.tier] + offer.marks + (1 - 1 / wait)
         if busy >= offer.slots:
             marks += per_full
         ranks.append((marks, place, busy))
@@ -263,14 +265,21 @@ def _ranked(
     return ranks
 
 
-def _slowness(offers: list[Offer], facts: Facts) -> dict[CandidateKey, float]:
-    """How many times slower than the quickest, in powers of two; only of those that were measured and are slower."""
+def _slowness(offers: list[Offer], facts: Facts) -> list[float]:
+    """How many times slower than the quickest each one is, in powers of two."""
     if not facts:
-        return {}
-    measured = {o.key: fact.answer_s for o in offers if (fact := facts.get(o.key)) is not None}
-    times = {key: time_s for key, time_s in measured.items() if time_s is not None}
-    quickest = min(times.values(), default=0.0)
-    return {k: 2.0 ** math.floor(math.log2(time_s / quickest)) for k, time_s in times.items() if time_s > quickest}
+        return [1.0] * len(offers)
+    known = [facts.get(offer.key, UNMEASURED).answer_s for offer in offers]
+    measured = [time_s for time_s in known if time_s is not None]
+    if not measured:
+        return [1.0] * len(offers)
+    twice = 2 * min(measured)
+    return [1.0 if time_s is None or time_s < twice else _power(2 * time_s / twice) for time_s in known]
+
+
+def _power(ratio: float) -> float:
+    """The largest power of two that is not above `ratio`."""
+    return math.ldexp(1.0, math.frexp(ratio)[1] - 1)
 
 
 def _move_preferred(ranks: list[Rank], offers: list[Offer], preferred: NodeId) -> int | None:
@@ -278,7 +287,7 @@ def _move_preferred(ranks: list[Rank], offers: list[Offer], preferred: NodeId) -
 
     Equals differ by their waiting alone, which is what stands behind the point.
     """
-    at = next((i for i, (_, place, _) in enumerate(ranks) if offers[place].key.node == preferred), None)
+    at = next((i for i, (_, place, _) in enumerate(ranks) if offers[place].node == preferred), None)
     if at is None:
         return None
     marks, place, busy = ranks[at]
