@@ -59,6 +59,8 @@ class Model:
     state: ModelState
     progress: float | None = None
     """How far its loading is, 0 to 1 in tenths; None unless it is being loaded, and where nobody can tell."""
+    can_continue: bool = False
+    """Do its streams carry token ids, and may a request begin with those of an unfinished answer?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ class EngineInfo:
     kind: str
     state: EngineState
     can_continue: bool = False
-    """May a request begin with the token ids of an unfinished answer, and do its streams carry them?"""
+    """Can any of its models continue an unfinished answer from its token ids? `Model.can_continue` says which."""
+    slots_unknown: bool = False
+    """Did nobody say how many requests it takes at once? Then its slots are a guess, and it queues for itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from tests.daemon.still_mesh import StillMesh, still_mesh, until
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.core.routing import RouteRequest
-from tiermesh.daemon import gateway as gateway_module
+from tiermesh.daemon import ask as ask_module
 from tiermesh.errors import WorkerDied
 
 CHAT = "/v1/chat/completions"
@@ -55,8 +55,8 @@ async def test_a_node_without_an_engine_answers_through_another_and_says_who(mes
     assert [headers[f"X-Mesh-{x}"] for x in ("Node", "Tier", "Model", "Attempts")] == ["one", "1", "only-one", "1"]
 
 
-async def test_auto_takes_the_best_tier_and_the_engine_is_asked_by_the_models_own_name(mesh: StillMesh) -> None:
-    _, answer, headers = await mesh.post("desk", CHAT, ask("auto", chat_template_kwargs={"thinking": False}))
+async def test_a_tier_is_its_default_model_and_the_engine_is_asked_by_the_models_own_name(mesh: StillMesh) -> None:
+    _, answer, headers = await mesh.post("desk", CHAT, ask("tier:2", chat_template_kwargs={"thinking": False}))
     assert content(answer).startswith("two:")
     fake = mesh.nodes["two"].fake
     assert fake is not None
@@ -214,7 +214,7 @@ async def test_a_silent_stream_ends_with_an_error_when_its_node_goes_down() -> N
 
 
 async def test_a_silent_stream_ends_with_an_error_after_the_stall_time() -> None:
-    async with still_mesh({"one": 1}, {"one": ("m+stall",)}, gateway_options={"stall_s": 0.05}) as mesh:
+    async with still_mesh({"one": 1}, {"one": ("m+stall",)}, gateway_options={"silence_s": 0.05}) as mesh:
         text, error = await stream(mesh, "one", ask("m+stall", stream=True))
         assert text == "one:"
         assert error is not None
@@ -226,13 +226,14 @@ async def test_a_talking_stream_outlives_a_wrong_view() -> None:
         fake = mesh.nodes["one"].fake
         assert fake is not None
         pending = asyncio.create_task(stream(mesh, "desk", ask("m+slow", text="a b c d", stream=True)))
-        await until(lambda: any(attempt.begun for attempt in mesh.nodes["desk"].gateway._attempts))
+        await until(lambda: any(attempt.begun for attempt in mesh.nodes["desk"].gateway.dispatch.attempts))
         mesh.mark("one", "down")
         assert await pending == ("one: a b c d", None)
 
 
 async def test_a_request_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module.Ask.__init__, "__kwdefaults__", {"timeout_s": 0.1, "task": "chat"})
+    defaults = ask_module.Ask.__init__.__kwdefaults__
+    monkeypatch.setattr(ask_module.Ask.__init__, "__kwdefaults__", {**defaults, "timeout_s": 0.1})
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m+hang",)}) as mesh:
         status, answer, _ = await mesh.post("desk", CHAT, ask("m+hang"))
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
@@ -252,7 +253,7 @@ async def test_a_client_that_leaves_stops_the_work_on_the_far_node(asked: str, b
         client.cancel()
         await asyncio.gather(client, return_exceptions=True)
         await fake.wait_until("abandoned")
-        await until(lambda: not mesh.nodes[asked].gateway._attempts)
+        await until(lambda: not mesh.nodes[asked].gateway.dispatch.attempts)
         await until(lambda: mesh.nodes["one"].engines["fake"].load.active == 0)
 
 

@@ -20,9 +20,12 @@ KEPT = 1024
 FORGET_S = 3600.0
 """Who killed a worker an hour ago may try again: memory may have been short then."""
 
+ADDED = frozenset({"seed", "return_token_ids", "resume_token_ids"})
+"""What a gateway adds to a request: another value each time, and for each part of one answer."""
+
 
 class Suspects:
-    """What is known against requests, told by their whole bodies. `now` is monotonic, in seconds."""
+    """What is known against requests, told by their whole bodies but for what was added on the way. `now` is monotonic, in seconds."""
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[str, tuple[set[object], float]] = OrderedDict()
@@ -56,4 +59,5 @@ class Suspects:
 
 
 def _digest(body: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    told = {key: value for key, value in body.items() if key not in ADDED}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

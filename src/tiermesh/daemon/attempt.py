@@ -3,52 +3,101 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from types import TracebackType
 
-from tiermesh.errors import DeadlineExceeded, EngineFailed
+from tiermesh.errors import DeadlineExceeded, EngineFailed, TiermeshError
 from tiermesh.types import NodeId
 
 
-@dataclass(slots=True, eq=False)
 class Attempt:
-    """One try at one candidate. A node that goes down ends the wait for it at once, or after a grace once it spoke."""
+    """One try at one candidate; `with attempt:` bounds what is awaited inside, by one task at a time.
 
-    node: NodeId
-    grace_s: float
-    begun: bool = False
-    down: bool = False
-    _limit: asyncio.Timeout | None = None
+    Raises `DeadlineExceeded` when the request's own time is up, and `EngineFailed` when the node went down, or when
+    `patience_s` has passed in silence and `gives_up`, told the seconds of silence, says so. A node that goes down ends
+    the wait for it at once, or after `grace_s` once it spoke: a view can be wrong.
+
+    One timer serves all waits of an attempt and is moved rarely: a stream waits thousands of times.
+    """
+
+    def __init__(self, node: NodeId, *, deadline: float, grace_s: float) -> None:
+        self.node = node
+        self.begun = False
+        self.patience_s: float | None = None
+        self.gives_up: Callable[[float], bool] = lambda _: True
+        self._deadline = deadline
+        self._grace_s = grace_s
+        self._down = False
+        self._since = self._ends = 0.0
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._why: TiermeshError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
 
     def node_went_down(self) -> None:
         """The view says that the candidate's node is down."""
-        if self.down:
+        if not self._down:
+            self._down = True
+            if self._task is not None:
+                self._ends = min(self._ends, self._loop.time() + self._grace())
+                self._watch()
+
+    def close(self) -> None:
+        """Nothing is waited for any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def __enter__(self) -> None:
+        task = self._task = asyncio.current_task()
+        assert task is not None, "waits belong to a task"
+        self._cancelling = task.cancelling()
+        self._since = self._loop.time()
+        self._ends = self._next_look(self._since)
+        if self._down:
+            self._ends = min(self._ends, self._since + self._grace())
+        self._watch()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        why, self._why = self._why, None
+        assert task is not None, "left as often as entered"
+        if why is not None and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise why from None
+        self._down = False
+
+    def _watch(self) -> None:
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._timer.when() <= self._ends:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._ends, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._task is None or self._why is not None:
             return
-        self.down = True
-        if self._limit is not None and (when := self._limit.when()) is not None:
-            self._limit.reschedule(min(when, self._patience_ends()))
+        now = self._loop.time()
+        if now >= self._ends:
+            self._why = self._verdict(now)
+            if self._why is not None:
+                self._task.cancel()
+                return
+            self._ends = self._next_look(now)
+        self._watch()
 
-    @asynccontextmanager
-    async def until(self, deadline: float, *, silence_s: float | None = None) -> AsyncIterator[None]:
-        """Bound what is awaited inside; raises `DeadlineExceeded` or `EngineFailed` when the time is up."""
-        ends = deadline
-        if silence_s is not None:
-            ends = min(ends, asyncio.get_running_loop().time() + silence_s)
-        if self.down:
-            ends = min(ends, self._patience_ends())
-        try:
-            async with asyncio.timeout_at(ends) as self._limit:
-                yield
-        except TimeoutError:
-            if self.down:
-                raise EngineFailed("the node went down") from None
-            if silence_s is None or asyncio.get_running_loop().time() >= deadline:
-                raise DeadlineExceeded("no complete answer within the time limit of the request") from None
-            raise EngineFailed(f"silent for {silence_s:g} s") from None
-        finally:
-            self._limit = None
-        self.down = False
+    def _verdict(self, now: float) -> TiermeshError | None:
+        if self._down:
+            return EngineFailed("the node went down")
+        if now >= self._deadline:
+            return DeadlineExceeded("no complete answer within the time limit of the request")
+        silent_s = now - self._since
+        return EngineFailed(f"silent for {silent_s:.3g} s") if self.gives_up(silent_s) else None
 
-    def _patience_ends(self) -> float:
-        return asyncio.get_running_loop().time() + (self.grace_s if self.begun else 0.0)
+    def _next_look(self, now: float) -> float:
+        return self._deadline if self.patience_s is None else min(self._deadline, now + self.patience_s)
+
+    def _grace(self) -> float:
+        return self._grace_s if self.begun else 0.0

@@ -27,12 +27,16 @@ NOT_THE_CALLERS = frozenset({401, 403, 404, 408, 409, 426})
 
 
 async def first_event(source: AsyncIterator[bytes]) -> bytes:
-    """The first piece of a stream; an engine that starts with an error has not answered."""
+    """The first piece of a stream that says anything: an engine that starts with an error, or with no JSON, has not
+    answered, and comments only keep the connection."""
     async for piece in source:
-        for data in data_of(piece):
+        told = data_of(piece)
+        for data in told:
             if (problem := error_in(data)) is not None:
                 raise EngineFailed(problem)
-        return piece
+        if told:
+            _check_json(told[0])
+            return piece
     raise EngineFailed("an empty stream")
 
 
@@ -73,6 +77,15 @@ async def _read(reply: Reply, limit: int) -> bytes:
         if size > limit:
             raise EngineFailed(f"an answer of more than {limit} bytes")
     return b"".join(parts)
+
+
+def _check_json(data: str) -> None:
+    try:
+        told = json.loads(data) if data != "[DONE]" else None
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise EngineFailed("a stream whose events are no JSON objects")
 
 
 def _type(body: bytes) -> object:

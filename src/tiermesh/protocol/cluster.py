@@ -37,6 +37,7 @@ class ModelReport(Wire):
     engine: str
     state: ModelState
     progress: float | None = None
+    can_continue: bool = False
 
 
 class EngineReport(Wire):
@@ -46,6 +47,7 @@ class EngineReport(Wire):
     kind: str
     state: EngineState
     can_continue: bool = False
+    slots_unknown: bool = False
 
 
 class GpuReport(Wire):

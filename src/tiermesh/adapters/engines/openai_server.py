@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -20,6 +19,7 @@ from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.engines.server_kinds import Listing, Server, list_models, recognise
 from tiermesh.adapters.reasons import reason_of
 from tiermesh.errors import EngineFailed, Unavailable
+from tiermesh.protocol import quick_json
 from tiermesh.types import EngineInfo, EngineState, Load, Model, Tier
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 DEFAULT_SLOTS = 4
 """Requests at once where neither the person nor the server says: what Ollama and llama.cpp commonly take."""
+
+LARGE_BYTES = 256 * 1024
+"""Bodies from this size on are sent in pieces, so that others get their turn in between."""
 
 MAX_REASON_BYTES = 2048
 """As much of an error page as goes into our own message."""
@@ -85,7 +88,8 @@ class OpenAIServer:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(self.name, self._listing.kind, self._state)
+        unknown = self._slots is None and self._listing.slots is None
+        return EngineInfo(self.name, self._listing.kind, self._state, slots_unknown=unknown)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -137,7 +141,8 @@ class OpenAIServer:
     async def _post(self, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
         assert self._http is not None, "chat() checks it"
         headers = {**self._headers, "Content-Type": "application/json", "Accept-Encoding": "identity"}
-        data = io.BytesIO(json.dumps(body).encode())
+        text = quick_json.encode(body)
+        data = text if len(text) < LARGE_BYTES else io.BytesIO(text)
         try:
             return await self._http.post(self.url + path, data=data, headers=headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

@@ -121,7 +121,10 @@ class ServedModel:
         progress = self._health.progress if state == "loading" else None
         names = [(self.local.name, self.local.digest)]
         names += [(adapter.name, adapter.digest_on(self.local.digest)) for adapter in self.adapters]
-        return tuple(Model(name, digest, self.wanted.tier, ENGINE_NAME, state, progress) for name, digest in names)
+        return tuple(
+            Model(name, digest, self.wanted.tier, ENGINE_NAME, state, progress, self.can_continue)
+            for name, digest in names
+        )
 
     @property
     def state(self) -> EngineState:
@@ -218,8 +221,8 @@ class ServedModel:
         """
         assert self._worker is not None, "load_up() comes first"
         await self._worker.ready()
-        life = self.life
         response = await self._post(task, body)
+        life = self.life  # of the one that answers: the first that was asked may have died
         try:
             if response.status == Unavailable.http_status:
                 raise await _unavailable(response)

@@ -1,0 +1,60 @@
+"""What the gateway is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tiermesh.core.routing import Candidate, RouteRequest
+
+REQUEST_TIMEOUT_S = 600.0
+"""From question to last byte; what OpenAI's own clients wait. Long answers on slow machines take minutes."""
+
+Task = Literal["chat", "embeddings"]
+Priority = Literal["high", "normal", "low"]
+
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+"""The first is served first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose request it is: callers take turns in a queue, within one priority."""
+
+    key: str = ""
+    priority: Priority = "normal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request. `body` is an OpenAI request, for what `task` says, whose `model` the gateway replaces."""
+
+    body: Mapping[str, object]
+    route: RouteRequest
+    stream: bool
+    request_id: str
+    task: Task = "chat"
+    timeout_s: float = REQUEST_TIMEOUT_S
+    caller: Caller = Caller()
+    size_bytes: int = 0
+    """Of the body as it came; what waits is bounded by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a candidate said. Either `events` (a stream, whole events a piece, read once) or a whole `body`.
+
+    `status` is 200, or the engine's 4xx verdict on the request.
+    """
+
+    candidate: Candidate
+    status: int
+    content_type: str
+    body: bytes
+    events: AsyncIterator[bytes] | None
+    attempts: int
+    waited_s: float = 0.0
+    """In the queue, for a slot or a node."""
+    loaded: bool = False
+    """Was its model not in memory when it was asked?"""
