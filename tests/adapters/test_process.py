@@ -68,6 +68,19 @@ async def test_one_that_ended_by_itself_tells_how_and_its_last_words(tmp_path: P
     assert child.last_words == "out of memory"
 
 
+def test_on_the_loop_that_the_daemon_runs_on_too(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> None:
+        child = await spawn(PARENT, tmp_path)
+        await eventually(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("up") == 2)
+        assert os.getpgid(child.pid) == child.pid
+        assert await child.terminate(0.1) == -signal.SIGKILL
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
 async def test_a_program_that_does_not_exist_is_an_oserror(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no-such-program"):
         await Process.spawn(["/no-such-program"], log=tmp_path / "log")

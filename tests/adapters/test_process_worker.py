@@ -172,3 +172,17 @@ async def test_closing_ends_it_and_who_waits_is_told(make: Make) -> None:
     assert stage.records[-1] is None
     with pytest.raises(EngineFailed):
         await stage.worker.ready()
+
+
+async def test_a_mistake_of_our_own_fails_those_who_wait_instead_of_keeping_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise ValueError("no such option")
+
+    stage = make(SERVE)
+    monkeypatch.setattr(adapter.Process, "spawn", broken)
+    with pytest.raises(EngineFailed, match="can't be run: ValueError: no such option"):
+        async with asyncio.timeout(5.0):
+            await stage.worker.ready()
+    assert stage.worker.state == "stopped"

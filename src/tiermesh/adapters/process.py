@@ -9,8 +9,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +42,11 @@ class ProcessRecord:
 class Process:
     """A running or ended child. Made by `spawn`; used on the loop that made it."""
 
-    def __init__(self, child: asyncio.subprocess.Process, record: ProcessRecord, log: Path) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], record: ProcessRecord, log: Path) -> None:
         self.record = record
         self._child = child
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._end = _end_of(child)
         self._pump = asyncio.create_task(self._copy_log(log), name=f"log of {record.pid}")
 
     @classmethod
@@ -52,11 +56,13 @@ class Process:
         Call from a thread that lives as long as this process: Linux kills the child when that thread ends. Raises
         `OSError` when the program can't be started.
         """
-        child = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+        # Not by the loop, which would do the same: libuv's knows no process groups.
+        child = subprocess.Popen(  # noqa: ASYNC220
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
             env={**os.environ, **(env or {})},
             # Not a session of its own: Linux schedules sessions as equals (autogroup), and its niceness would be void.
             process_group=0,
@@ -80,11 +86,13 @@ class Process:
 
     async def wait(self) -> int:
         """Wait for the end and for the rest of the log; gives the return code."""
-        code = await self._child.wait()
+        code = await asyncio.shield(self._end)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._pump), DRAIN_S)
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
+        if self._child.stdin is not None:
+            self._child.stdin.close()
         return code
 
     async def terminate(self, grace_s: float) -> int:
@@ -92,7 +100,7 @@ class Process:
         if self._child.returncode is None:
             self._signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._child.wait(), grace_s)
+            await asyncio.wait_for(asyncio.shield(self._end), grace_s)
         self.kill()
         return await self.wait()
 
@@ -101,24 +109,56 @@ class Process:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        """To the group. `subprocess` is not asked, because it would reap the child under asyncio's watcher."""
+        """To the group. `subprocess` is not asked: it knows the child alone."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._child.pid, number)
 
     async def _copy_log(self, path: Path) -> None:
-        assert self._child.stdout is not None
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = b""
         with _RotatingFile(path) as file:
-            while block := await self._child.stdout.read(READ_BYTES):
-                file.write(block)
-                *lines, unfinished = (unfinished[-READ_BYTES:] + block).split(b"\n")
-                self._keep(lines)
+            async with _output_of(self._child) as output:
+                while block := await output.read(READ_BYTES):
+                    file.write(block)
+                    *lines, unfinished = (unfinished[-READ_BYTES:] + block).split(b"\n")
+                    self._keep(lines)
         self._keep([unfinished])
 
     def _keep(self, lines: Iterable[bytes]) -> None:
         texts = (line.decode(errors="replace").rstrip() for line in lines)
         self._tail.extend(text for text in texts if text)
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> asyncio.Future[int]:
+    """Its return code, once it has one. A thread waits for it, which ends with the child."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def tell(code: int) -> None:
+        if not ended.done():
+            ended.set_result(code)
+
+    def wait() -> None:
+        code = child.wait()
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by then
+            loop.call_soon_threadsafe(tell, code)
+
+    threading.Thread(target=wait, name=f"wait for {child.pid}", daemon=True).start()
+    return ended
+
+
+@asynccontextmanager
+async def _output_of(child: subprocess.Popen[bytes]) -> AsyncIterator[asyncio.StreamReader]:
+    """What it writes."""
+    assert child.stdout is not None
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), child.stdout
+    )
+    try:
+        yield reader
+    finally:
+        transport.close()
 
 
 class _RotatingFile:

@@ -124,6 +124,16 @@ class Worker:
             raise Unavailable(f"{self._failure}; started again in {left:.0f} s", retry_after_s=left)
 
     async def _live(self) -> None:
+        """A mistake of our own must not leave those who wait for this worker waiting for ever."""
+        try:
+            await self._run_again_and_again()
+        except Exception as error:
+            log.exception("%s is given up", self._spec.name)
+            self._failure = f"{self._spec.name} can't be run: {type(error).__name__}: {error}"
+            self._deaths += 1
+            await self._become("stopped")
+
+    async def _run_again_and_again(self) -> None:
         backoff_s, failed_starts = BACKOFF_FIRST_S, 0
         while failed_starts < MAX_FAILED_STARTS:
             if await self._run_once():

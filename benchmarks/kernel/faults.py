@@ -1,0 +1,218 @@
+"""How soon a node's kernel is ready, and what its clients see when it is killed: a real daemon, asked over HTTP.
+
+Only the outside counts: a request is judged by what its client got, readiness by what `/api/cluster` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import aiohttp
+import psutil
+
+from benchmarks.kernel.prompts import prompts
+from tiermesh.adapters.model_source import pull
+
+MODEL = "smollm2:135m"
+HOST = "127.0.0.1"
+CLIENTS = 8
+KILLS, STARTS = 20, 5
+ANSWER_TOKENS = 60
+ENDS_WITHIN_S = 1.0
+"""After a worker's death, for each request that it had."""
+DEADLINE_S = 120.0
+POLL_S = 0.02
+WORKER = "tiermesh.kernel.inference"
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What became of every request: `answered`, or the type of the error that its client was told."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    unexplained: list[str] = field(default_factory=list)
+    running: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A daemon that serves one pinned model."""
+
+    url: str
+    pid: int
+    http: aiohttp.ClientSession
+    ready_s: float
+    """From the start of its process to a warm model."""
+
+    def worker(self) -> int | None:
+        """The worker's pid."""
+        children = psutil.Process(self.pid).children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                if WORKER in child.cmdline():
+                    return child.pid
+        return None
+
+    async def state(self) -> str | None:
+        """Of its model, as the mesh sees it."""
+        with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, LookupError):
+            async with self.http.get(f"{self.url}/api/cluster") as response:
+                return str((await response.json())["nodes"][0]["models"][0]["state"])
+        return None
+
+    async def ask(self, text: str, ledger: Ledger, number: int, *, stream: bool) -> None:
+        ledger.running.add(number)
+        try:
+            ledger.ends[await self._outcome(text, stream=stream)] += 1
+        except Exception as error:  # noqa: BLE001 - whatever it is, it was not explained to the client
+            ledger.unexplained.append(f"{type(error).__name__}: {error}")
+        finally:
+            ledger.running.remove(number)
+
+    async def _outcome(self, text: str, *, stream: bool) -> str:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": ANSWER_TOKENS}
+        async with self.http.post(f"{self.url}/v1/chat/completions", json=body | {"stream": stream}) as response:
+            told = (await response.read()).decode()
+            if not stream:
+                answer = json.loads(told)
+                return "answered" if response.status == 200 else str(answer["error"]["code"])
+        events = [line.removeprefix("data: ") for line in told.splitlines() if line.startswith("data: ")]
+        if response.status != 200:
+            return str(json.loads(told)["error"]["code"])
+        if events[-1] != "[DONE]":
+            raise ValueError("a stream that just ends")
+        last = json.loads(events[-2])
+        return str(last["error"]["code"]) if "error" in last else "answered"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench_faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--starts", type=int, default=STARTS)
+    options = parser.parse_args()
+    pull(MODEL)
+    sys.exit(0 if asyncio.run(run(options.kills, options.starts)) else 1)
+
+
+async def run(kills: int, starts: int) -> bool:
+    """Measure and print; gives whether every promise was kept."""
+    ready = [await _start_only() for _ in range(starts)]
+    print("| what | must reach | measured |\n|---|---|---|")
+    print(
+        f"| `mesh up` to a ready model | <= 5 s | median {median(ready):.2f} s, max {max(ready):.2f} s, n = {starts} |"
+    )
+    async with opened() as node:
+        ledger, back, ended = await _kill_again_and_again(node, kills)
+    limit = max(ready) + 1.0
+    told = ", ".join(f"{count} {end}" for end, count in ledger.ends.most_common())
+    print(f"| {kills} SIGKILLs under {CLIENTS} clients: every request | answered or typed | {told}; "
+          f"{len(ledger.unexplained)} unexplained |")  # fmt: skip
+    print(f"| those that ran end after the kill | <= {ENDS_WITHIN_S:g} s | max {max(ended):.2f} s |")
+    print(f"| worker back | <= model load + 1 s = {limit:.2f} s | median {median(back):.2f} s, max {max(back):.2f} s |")
+    for problem in ledger.unexplained[:5]:
+        print(f"· unexplained: {problem}", file=sys.stderr)
+    return max(ready) <= 5 and not ledger.unexplained and max(ended) <= ENDS_WITHIN_S and max(back) <= limit
+
+
+async def _start_only() -> float:
+    async with opened() as node:
+        return node.ready_s
+
+
+async def _kill_again_and_again(node: Node, kills: int) -> tuple[Ledger, list[float], list[float]]:
+    """The ledger, the seconds until the worker was back, and until the last of those that ran had ended, each time."""
+    ledger, back, ended = Ledger(), [], []
+    clients = [asyncio.create_task(_client(node, ledger, number)) for number in range(CLIENTS)]
+    for _ in range(kills):
+        await _until_more_answers(ledger)
+        victim, running = node.worker(), set(ledger.running)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        await _until_ended(ledger, running)
+        ended.append(time.monotonic() - killed)
+        await _until_warm(node)
+        back.append(time.monotonic() - killed)
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+    return ledger, back, ended
+
+
+async def _client(node: Node, ledger: Ledger, number: int) -> None:
+    for turn, text in enumerate(prompts()):
+        await node.ask(text, ledger, number * 1_000_000 + turn, stream=turn % 2 == 0)
+        # A refusal comes at once; a client that asks again at once would only measure itself.
+        await asyncio.sleep(POLL_S)
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[Node]:
+    """A daemon of its own on loopback, its model warm; ended with all that it started."""
+    with tempfile.TemporaryDirectory(prefix="tiermesh-faults-") as name:
+        folder, port = Path(name), _free_port()
+        config = folder / "cluster.yaml"
+        config.write_text(f"models:\n  - name: {MODEL}\n    pinned: true\n")
+        mesh = Path(sys.executable).with_name("mesh")
+        command = [str(mesh), "up", "--config", str(config), "--interface", HOST, "--port", str(port), "--no-detect"]
+        command += ["--state-dir", str(folder / "state"), "--cluster", f"faults-{port}"]
+        began = time.monotonic()
+        daemon = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+        try:
+            async with aiohttp.ClientSession() as http:
+                node = Node(f"http://{HOST}:{port}", daemon.pid, http, 0.0)
+                await _until_warm(node)
+                yield Node(node.url, node.pid, http, time.monotonic() - began)
+        finally:
+            daemon.terminate()
+            await daemon.wait()
+
+
+async def _until_warm(node: Node) -> None:
+    async def warm() -> bool:
+        return await node.state() == "warm"
+
+    await _until(warm)
+
+
+async def _until_more_answers(ledger: Ledger) -> None:
+    wanted = ledger.ends["answered"] + CLIENTS
+    await _until(lambda: ledger.ends["answered"] >= wanted)
+
+
+async def _until_ended(ledger: Ledger, requests: set[int]) -> None:
+    await _until(lambda: not requests & set(ledger.running))
+
+
+async def _until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(POLL_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
