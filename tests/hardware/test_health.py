@@ -68,12 +68,18 @@ def test_without_a_driver_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.Mo
     assert Examiner(tmp_path).look().gpus == ()
 
 
-def test_a_driver_that_fails_half_way_is_closed(tmp_path: Path, gpus: pytest.MonkeyPatch) -> None:
-    closed = []
-    gpus.setattr(pynvml, "nvmlDeviceGetCount", fail)
-    gpus.setattr(pynvml, "nvmlShutdown", lambda: closed.append(True))
-    assert Examiner(tmp_path).look().gpus == ()
-    assert closed == [True]
+def test_a_driver_is_opened_once_and_anew_when_it_went_away(tmp_path: Path, gpus: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    gpus.setattr(pynvml, "nvmlInit", lambda: calls.append("open"))
+    gpus.setattr(pynvml, "nvmlShutdown", lambda: calls.append("close"))
+    examiner = Examiner(tmp_path)
+    assert [len(examiner.look().gpus) for _ in range(3)] == [2, 2, 2]
+    assert calls == ["open"]
+    with gpus.context() as gone:
+        gone.setattr(pynvml, "nvmlDeviceGetCount", fail)
+        assert examiner.look().gpus == ()
+    assert len(examiner.look().gpus) == 2
+    assert calls == ["open", "close", "open"]
 
 
 def test_the_processors_own_sensor_counts_and_nonsense_does_not(

@@ -39,6 +39,7 @@ class Examiner:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._energy: Energy | None = None
+        self._nvml_open = False
         psutil.cpu_percent()  # the first one measures since the boot
 
     def look(self) -> Vitals:
@@ -55,9 +56,31 @@ class Examiner:
             disk_bytes=None if disk is None else disk.used + disk.free,
             power_w=_read(self._power),
             on_battery=_read(_on_battery),
-            gpus=tuple(_gpus()),
+            gpus=tuple(self._gpus()),
             process=_read(_process),
         )
+
+    def _gpus(self) -> Iterator[GpuVitals]:
+        """NVIDIA's accelerators through NVML; none when there is no driver. Some boards tell only a part.
+
+        NVML stays open: when its last user closes it, the driver may put the boards down, and each look would wake
+        them for a second.
+        """
+        if not self._nvml_open:
+            try:
+                pynvml.nvmlInit()
+            except pynvml.NVMLError:
+                return
+            self._nvml_open = True
+        count = _read(pynvml.nvmlDeviceGetCount)
+        if count is None:  # the driver was updated or unloaded: begin anew at the next look
+            self._nvml_open = False
+            _read(pynvml.nvmlShutdown)
+            return
+        for index in range(count):
+            gpu = _gpu(index)
+            if gpu is not None:
+                yield gpu
 
     def _power(self) -> float | None:
         packages = [path for path in RAPL.glob("intel-rapl:*") if path.name.count(":") == 1]
@@ -91,21 +114,6 @@ def _process() -> ProcessVitals:
         with contextlib.suppress(psutil.Error):  # it may have ended since
             memory_bytes += child.memory_info().rss
     return ProcessVitals(memory_bytes, 1 + len(children), max(0.0, time.time() - started))
-
-
-def _gpus() -> Iterator[GpuVitals]:
-    """NVIDIA's accelerators through NVML; none when there is no driver. Some boards tell only a part."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return
-    try:
-        for index in range(_read(pynvml.nvmlDeviceGetCount) or 0):
-            gpu = _gpu(index)
-            if gpu is not None:
-                yield gpu
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _gpu(index: int) -> GpuVitals | None:
