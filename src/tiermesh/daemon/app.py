@@ -39,6 +39,7 @@ from tiermesh.daemon.engine_room import EngineRoom
 from tiermesh.daemon.gateway import Gateway
 from tiermesh.daemon.gauges import MeshGauges
 from tiermesh.daemon.in_flight import InFlight
+from tiermesh.daemon.loop import loop_factory
 from tiermesh.daemon.metrics import RequestLog
 from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait, total_load
@@ -64,7 +65,8 @@ def run(options: DaemonOptions) -> int:
     log.set_up(options.log_format, options.log_level)
     allow_connections()
     try:
-        return asyncio.run(_serve(options))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_serve(options))
     except TiermeshError as error:
         print(f"mesh up: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1

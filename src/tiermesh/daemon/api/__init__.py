@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from tiermesh.daemon.api.anthropic import register_anthropic
+from tiermesh.daemon.api.bodies import BODY_LIMIT, BodyLimit
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.diagnose import register_diagnosis
 from tiermesh.daemon.api.errors import map_errors
@@ -13,6 +14,7 @@ from tiermesh.daemon.api.openai_completions import register_completions
 from tiermesh.daemon.api.peer import register_peer
 from tiermesh.daemon.api.public import register_public
 from tiermesh.daemon.api.responses import register_responses
+from tiermesh.daemon.api.route import register_route
 from tiermesh.daemon.api.trust import check_trust
 
 __all__ = ["CONTEXT", "Context", "make_app"]
@@ -25,7 +27,9 @@ def make_app(context: Context, *, max_body_bytes: int) -> web.Application:
     """
     app = web.Application(middlewares=[map_errors, check_trust], client_max_size=max_body_bytes)
     app[CONTEXT] = context
+    app[BODY_LIMIT] = BodyLimit(max_body_bytes)
     register_public(app)
+    register_route(app)
     register_completions(app)
     register_responses(app)
     register_ollama(app)

@@ -12,16 +12,50 @@ from aiohttp import web
 from tiermesh.config import PolicyDocument
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.errors import BodyTooLarge, InvalidConfig, InvalidInput
+from tiermesh.protocol import quick_json
+from tiermesh.types import Policy
 
 BODY_S = 60.0
 """For the whole body to come: the default limit over a poor wireless link, many times over."""
 
 
+class BodyLimit:
+    """What the policy says now, read once for each policy; the node's own file until there is one that can be read."""
+
+    def __init__(self, otherwise: int) -> None:
+        self._otherwise = otherwise
+        self._policy, self._bytes = Policy(), otherwise
+
+    def of(self, policy: Policy) -> int:
+        """Bytes."""
+        if policy is not self._policy:
+            self._policy, self._bytes = policy, _limit_in(policy, self._otherwise)
+        return self._bytes
+
+
+BODY_LIMIT = web.AppKey("tiermesh-body-limit", BodyLimit)
+
+
 async def read_object(request: web.Request, *, leeway: int = 1) -> dict[str, Any]:
     """The body as an object, up to `leeway` times the policy's limit. Raises `BodyTooLarge` or `InvalidInput`."""
-    text = await _read_text(request, leeway * _limit(request))
+    body = await _read(request, leeway * request.app[BODY_LIMIT].of(request.app[CONTEXT].policy()))
     try:
-        parsed = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+        parsed = quick_json.decode(body)
+    except ValueError:
+        parsed = _explained(body)
+    except RecursionError:
+        raise InvalidInput("the body is nested too deeply") from None
+    if not isinstance(parsed, dict):
+        raise InvalidInput(f"the body must be a JSON object, not {type(parsed).__name__}")
+    return parsed
+
+
+def _explained(body: bytes) -> object:
+    """The body as `json` reads it, which says what is wrong."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"the body is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise InvalidInput(
             f"the body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
@@ -30,32 +64,35 @@ async def read_object(request: web.Request, *, leeway: int = 1) -> dict[str, Any
         raise InvalidInput("the body is nested too deeply") from None
     except ValueError as error:
         raise InvalidInput(f"the body is not valid JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise InvalidInput(f"the body must be a JSON object, not {type(parsed).__name__}")
-    return parsed
 
 
-async def _read_text(request: web.Request, limit: int) -> str:
+async def _read(request: web.Request, limit: int) -> bytes:
     try:
+        if request.content.is_eof():  # most bodies come with their heads, and no clock is needed
+            return await _read_on(request, limit)
         async with asyncio.timeout(BODY_S):
-            return (await request.clone(client_max_size=limit).read()).decode("utf-8")
-    except web.HTTPRequestEntityTooLarge:
-        raise BodyTooLarge(f"the body is larger than the {limit} bytes read (limits.max_body_bytes)") from None
+            return await _read_on(request, limit)
     except web.RequestPayloadError as error:
         raise InvalidInput(f"the body is not what its headers say: {' '.join(str(error).split())}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"the body is not UTF-8 (byte {error.start})") from None
     except TimeoutError:
         raise InvalidInput(f"the body did not come within {BODY_S:g} s") from None
 
 
-def _limit(request: web.Request) -> int:
-    """What the policy says now; the node's own file until there is a policy, or where it can't be read."""
+async def _read_on(request: web.Request, limit: int) -> bytes:
+    parts, size = [], 0
+    while part := await request.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(f"the body is larger than the {limit} bytes read (limits.max_body_bytes)")
+    return b"".join(parts)
+
+
+def _limit_in(policy: Policy, otherwise: int) -> int:
     try:
-        body = request.app[CONTEXT].policy().body
-        return PolicyDocument.from_body(body).limits.max_body_bytes if body else request.client_max_size
+        return PolicyDocument.from_body(policy.body).limits.max_body_bytes if policy.body else otherwise
     except InvalidConfig:
-        return request.client_max_size
+        return otherwise
 
 
 def _no_number(constant: str) -> NoReturn:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-import uuid
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -22,7 +23,7 @@ STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cach
 def request_id(request: web.Request) -> str:
     """The caller's own id for this request when it is a harmless one, else a new one."""
     given = request.headers.get(headers.REQUEST_ID, "")
-    return given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def served_by(ask: Ask, answer: Answer) -> dict[str, str]:
@@ -74,6 +75,7 @@ def hang_up(request: web.Request) -> None:
         request.transport.abort()
 
 
+@lru_cache(maxsize=1024)  # a mesh has fewer names
 def _one_line(text: str) -> str:
     """What others call their nodes and models may hold signs that no header can."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())

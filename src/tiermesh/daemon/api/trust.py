@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -35,6 +36,9 @@ PRIVATE_NETWORKS = tuple(
         "fe80::/10",
     )
 )
+
+REMEMBERED = 256
+"""Callers and names whose look is remembered: those of a busy minute."""
 
 PEER_DOOR = "/mesh/"
 ANTHROPIC_KEY = "X-Api-Key"
@@ -72,16 +76,25 @@ def _check_token(request: web.Request, token: str) -> None:
 
 
 def _check_source(remote: str | None) -> None:
-    try:
-        address = ipaddress.ip_address(remote or "")
-    except ValueError:
-        raise Forbidden(f"can't tell where this request comes from ({remote!r})") from None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if not any(address in network for network in PRIVATE_NETWORKS if network.version == address.version):
+    private = _is_private(remote or "")
+    if private is None:
+        raise Forbidden(f"can't tell where this request comes from ({remote!r})")
+    if not private:
         raise Forbidden(
             f"this mesh is open and serves private addresses only, not {remote}; set MESH_TOKEN on its nodes"
         )
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _is_private(remote: str) -> bool | None:
+    """Is it an address of one's own networks? None: it is no address."""
+    try:
+        address = ipaddress.ip_address(remote)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in PRIVATE_NETWORKS if network.version == address.version)
 
 
 def _check_host(host: str | None, context: Context) -> None:
@@ -116,6 +129,7 @@ def _host_and_port(origin: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _host_name(host: str) -> str | None:
     try:
         name = urlsplit(f"//{host}").hostname
@@ -124,6 +138,7 @@ def _host_name(host: str) -> str | None:
     return name.rstrip(".") if name else None
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
