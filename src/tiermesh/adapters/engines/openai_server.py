@@ -88,8 +88,7 @@ class OpenAIServer:
 
     @property
     def info(self) -> EngineInfo:
-        unknown = self._slots is None and self._listing.slots is None
-        return EngineInfo(self.name, self._listing.kind, self._state, slots_unknown=unknown)
+        return EngineInfo(self.name, self._listing.kind, self._state)
 
     @property
     def models(self) -> tuple[Model, ...]:
