@@ -10,6 +10,7 @@ import torch
 from tests import tiny_model
 
 from tiermesh.errors import EngineFailed
+from tiermesh.kernel.inference import attention
 from tiermesh.kernel.inference.attention import PackedBatch, Span
 from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.loading import LoadedModel, load
@@ -75,7 +76,11 @@ def test_what_a_slot_held_before_does_not_matter(loaded: LoadedModel, reference:
     torch.testing.assert_close(got[1], expected(reference, long), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_an_embedding_is_the_mean_of_the_last_states(loaded: LoadedModel, reference: Any) -> None:
+@pytest.mark.parametrize("piece", [7, 512])
+def test_an_embedding_is_the_mean_of_the_last_states(
+    loaded: LoadedModel, reference: Any, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(attention, "PREFILL_TOKENS", piece)
     prompt = tokens(11, 30)
     with torch.inference_mode():
         states_TH = reference.base_model(torch.tensor([prompt])).last_hidden_state[0]
