@@ -182,6 +182,15 @@ async def test_a_body_that_is_not_json_is_a_400(worker: WorkerProcess) -> None:
         assert "not JSON" in (await response.json())["error"]["message"]
 
 
+@pytest.mark.parametrize(("text", "status"), [(r"\ud83d", 400), (r"\uDE00", 400), (r"\ud83d\uDE00", 200)])
+async def test_half_a_character_is_a_400_and_a_whole_one_is_not(worker: WorkerProcess, text: str, status: int) -> None:
+    body = json.dumps(question("?", max_tokens=1)).replace("?", text)
+    async with worker.session() as session, session.post("http://w/v1/chat/completions", data=body) as response:
+        answer = await response.json()
+    assert response.status == status
+    assert status == 200 or text.lower() in answer["error"]["message"]
+
+
 async def test_it_lists_its_model(worker: WorkerProcess) -> None:
     async with worker.session() as session, session.get("http://w/v1/models") as response:
         listed = await response.json()

@@ -27,11 +27,14 @@ MAX_TOP_LOGPROBS = 20
 """OpenAI's bound."""
 MAX_BIASES = 1024
 """Enough to forbid a word list; each one costs time with every token."""
+MAX_TOKEN_DIGITS = 9
+"""Of a token's number in `logit_bias`: no vocabulary has a thousand million."""
+MIN_REPETITION_PENALTY = 0.01
+"""Logits are divided by it, and must stay numbers."""
 
 _Harmless = Callable[[object], bool]
 _HARMLESS: Mapping[str, _Harmless] = {
     # Values that ask for nothing beyond what happens anyway; some clients always send them.
-    "user": lambda value: isinstance(value, str),
     "metadata": lambda value: isinstance(value, dict),
     "store": lambda value: value is False,
 }
@@ -46,7 +49,7 @@ class KernelRequest(ChatCompletionRequest):
 
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=10)
     return_token_ids: bool | None = None
     resume_token_ids: list[int] | None = None
 
@@ -100,13 +103,17 @@ def parse(body: object) -> Chat:
     )
 
 
-def _refuse_unsupported(request: KernelRequest) -> None:
-    """What was said and is neither a parameter of ours nor harmless."""
-    for name, value in (request.model_extra or {}).items():
+def refuse_unknown(extra: Mapping[str, object]) -> None:
+    """What was said and is neither a parameter of ours nor harmless. Raises `InvalidInput` that names it."""
+    for name, value in extra.items():
         if value is None or (name in _HARMLESS and _HARMLESS[name](value)):
             continue
         what = "this value is not supported" if name in _HARMLESS else "not a parameter that is supported"
         raise InvalidInput(f"{name}: {what} by the built-in kernel; leave it out", param=name)
+
+
+def _refuse_unsupported(request: KernelRequest) -> None:
+    refuse_unknown(request.model_extra or {})
     for name, value in ((request.stream_options and request.stream_options.model_extra) or {}).items():
         if value:
             raise InvalidInput(f"stream_options.{name}: not supported", param=f"stream_options.{name}")
@@ -144,7 +151,8 @@ def _biases(given: Mapping[str, float]) -> Mapping[int, float]:
     if len(given) > MAX_BIASES:
         raise InvalidInput(f"logit_bias: at most {MAX_BIASES} tokens", param="logit_bias")
     for token, bias in given.items():
-        if not (token.isascii() and token.isdigit()) or not -100 <= bias <= 100:
+        number = token.isascii() and token.isdigit() and len(token) <= MAX_TOKEN_DIGITS
+        if not number or not -100 <= bias <= 100:
             raise InvalidInput("logit_bias: must map token ids to numbers from -100 to 100", param="logit_bias")
     return {int(token): bias for token, bias in given.items()}
 

@@ -11,14 +11,20 @@ from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
 from tiermesh.kernel.inference import answers
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SURROGATE = "\\ud"
+"""How half of a character begins in JSON that is written in ASCII; its other half must follow."""
 
 
 async def json_body(request: web.Request) -> object:
     """Raises `InvalidInput` when it is none."""
     try:
-        return json.loads(await request.text())
+        text = await request.text()
+        body = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not JSON: {error}") from error
+    if SURROGATE in text.lower():  # the usual case costs no second look
+        _refuse_half_characters(body)
+    return body
 
 
 def json_response(body: answers.Json, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -45,3 +51,12 @@ async def errors_answered(request: web.Request, handler: Handler) -> web.StreamR
     except TiermeshError as error:
         headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
         return json_response(answers.error_body(error), error.http_status, headers)
+
+
+def _refuse_half_characters(body: object) -> None:
+    """Python's reader lets them pass, and no tokenizer takes them."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise InvalidInput(f"the body holds half of a character, \\u{half:04x}, without its other half") from None

@@ -120,6 +120,7 @@ class Server:
 
     async def _embeddings(self, request: web.Request) -> web.Response:
         asked = validated(EmbeddingRequest, await json_body(request))
+        chat.refuse_unknown(asked.model_extra or {})
         if asked.model not in (self._name, ANY_MODEL):
             raise UnknownModel(f"model: {self._name} makes embeddings here, {asked.model} does not", param="model")
         loaded = await self._wait_until_loaded()
