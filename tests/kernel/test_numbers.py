@@ -7,6 +7,7 @@ right for greedy answers.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests import tiny_model
 from tests.kernel.generating import GREEDY, TOKENS, Engine, cuts_of, engine, resumed
 
 from tiermesh.kernel.inference.loading import load
-from tiermesh.kernel.inference.sequence import Sampling
+from tiermesh.kernel.inference.sequence import Finished, Sampling
 
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
 REQUESTS = 16
@@ -128,6 +129,17 @@ def test_it_may_be_cut_at_every_token(fp32: Engine) -> None:
     for cut in range(1, len(whole.tokens)):
         answer = fp32.answer([request | {"resumed": tuple(whole.tokens[:cut])}])[0]
         assert (answer.tokens, answer.replayed + answer.text) == (whole.tokens[cut:], whole.text)
+
+
+def test_nothing_comes_after_the_last_token(fp32: Engine) -> None:
+    requests = asked(sampling=replace(SAMPLED, logit_bias={tiny_model.END: 4.0}))
+    whole = fp32.answer(requests)
+    ends = [answer.end for answer in whole if answer.end is not None]
+    assert {end.reason for end in ends} == {"stop", "length"}
+    again = fp32.answer(resumed(requests, whole, [len(answer.tokens) for answer in whole]))
+    for answer, undisturbed in zip(again, whole, strict=True):
+        assert answer.replayed + answer.text == undisturbed.text
+    assert [answer.end for answer in again] == [Finished(end.reason, end.completion_tokens) for end in ends]
 
 
 def test_it_may_be_cut_again_and_again(fp32: Engine) -> None:

@@ -66,6 +66,17 @@ async def test_an_answer_cut_anywhere_and_resumed_from_its_tokens_is_the_same(
     assert "role" not in rest[0]["choices"][0]["delta"]
 
 
+async def test_an_answer_that_was_cut_behind_its_only_call_is_over(worker: WorkerProcess) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    parameters: dict[str, Any] = {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}}
+    parameters |= {"temperature": 0.0, "return_token_ids": True, "stream_options": {"include_usage": True}}
+    whole = await worker.stream(**parameters)
+    ids = [token for event in whole if event["choices"] for token in event["choices"][0]["token_ids"]]
+    rest = await worker.stream(**parameters, resume_token_ids=ids)
+    assert [event["choices"][0]["finish_reason"] for event in rest if event["choices"]] == ["tool_calls"]
+    assert counted(rest[-1]) == counted(whole[-1])
+
+
 async def test_token_ids_of_a_whole_answer(worker: WorkerProcess) -> None:
     answer = await worker.ask(temperature=0.0, max_tokens=9, return_token_ids=True)
     assert len(answer["choices"][0]["token_ids"]) == 9
@@ -171,6 +182,7 @@ async def test_embeddings_tell_texts_apart_and_have_length_1(worker: WorkerProce
         wrongs: tuple[dict[str, Any], ...] = (
             {"input": []},
             {"input": "x", "dimensions": 7},
+            {"input": "x", "truncate": True},
             {"input": [10**6]},
             {"input": "x" * 40_000},
         )

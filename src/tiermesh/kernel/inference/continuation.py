@@ -51,8 +51,12 @@ class Continuation:
     def _replay(self) -> None:
         """Bring everything to where it was when these tokens had been chosen one by one."""
         texts = []
-        stopped = False
+        stopped = ended = False
         for token in self._sequence.resumed:
+            if token in self._end_tokens:
+                self._count += 1
+                ended = True
+                break
             text, stopped = self._feed(token)
             texts.append(text)
             if stopped:
@@ -60,6 +64,8 @@ class Continuation:
         self._sequence.emit(Replayed("".join(texts)))
         if stopped:
             self._finish("stop")
+        elif ended:
+            self._end("stop")
         elif self._count >= self._sequence.max_tokens:
             self._end("length")
 

@@ -58,6 +58,9 @@ class Telling:
             match await self._events.get():
                 case Replayed(text):
                     self._transcript.replay(text)
+                    if self._transcript.over:
+                        yield self._transcript.finish()
+                        return
                 case Text() as event:
                     part = self._transcript.take(event)
                     if part is not None:
