@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from tiermesh.core.routing import Candidate
-from tiermesh.daemon.metrics import MAX_NAMES, RequestLog, outcome_of, outcome_of_status
+from tiermesh.daemon.metrics import MAX_NAMES, USAGE_BYTES, RequestLog, outcome_of, outcome_of_status, usage_in
 from tiermesh.daemon.tally import MAX_NODES, Tally
 from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput, TiermeshError, Unavailable
 from tiermesh.types import Model, NodeId
@@ -178,6 +178,22 @@ def test_what_engines_say_of_usage_may_be_nonsense(log: RequestLog, usage: Mappi
     record.attempt(candidate("a"))
     record.end("ok", usage)
     assert value(log, "tokens_total", model="m", node="a", kind="completion") == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage"),
+    [
+        (b'{"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}', (5, 7)),
+        (b'data: {"usage":{"prompt_tokens":5,"completion_tokens":7}}\n\ndata: [DONE]\n\n', (5, 7)),
+        (b'data: {"usage":null}\n\n', (None, None)),
+        (b'{"content": "\\"prompt_tokens\\": 5", "usage": {"completion_tokens": 7}}', (None, 7)),
+        (b'{"usage": {"prompt_tokens": 5}}' + b" " * USAGE_BYTES, (None, None)),
+        (b"", (None, None)),
+    ],
+)
+def test_usage_is_found_at_the_end_of_an_answer(answer: bytes, usage: tuple[int | None, int | None]) -> None:
+    found = usage_in(answer)
+    assert (found.get("prompt_tokens"), found.get("completion_tokens")) == usage
 
 
 def test_no_number_of_names_makes_endless_series(log: RequestLog) -> None:

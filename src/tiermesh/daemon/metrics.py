@@ -12,6 +12,7 @@ it, never as a caller spelt it, and past `MAX_NAMES` all further ones are `other
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -53,6 +54,11 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120)
 """Two minutes: a large cold model from a slow disk."""
+
+USAGE_BYTES = 8192
+"""Of an answer's end: usage comes last, or is followed by some timings."""
+
+_TOKENS = re.compile(rb'"(prompt_tokens|completion_tokens)"\s?:\s?(\d{1,12})')
 
 SPEED_BUCKETS = (1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 """Tokens a second of one request: from an overloaded small machine to a small model on a large GPU."""
@@ -306,6 +312,14 @@ class _Names:
                 return OTHER
             self._known.add(name)
         return name
+
+
+def usage_in(answer: bytes) -> dict[str, int]:
+    """What the end of an answer, or the last piece of a stream, says of its tokens; found by pattern, not parsed.
+
+    A quote inside a JSON string is escaped, so nothing that a model wrote is taken for a figure.
+    """
+    return {name.decode(): int(count) for name, count in _TOKENS.findall(answer, max(0, len(answer) - USAGE_BYTES))}
 
 
 def _count(usage: Mapping[str, object] | None, name: str) -> int:
