@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tiermesh.cli import ask, cluster, config, health, model, up
+from tiermesh.cli import ask, cluster, config, health, model, route, up
 from tiermesh.cli.outcome import FAILED, MeshGroup, say_error
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("ask")(ask.ask)
+app.command("route")(route.route)
 app.command("health")(health.health)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(config.app, name="config")

@@ -19,6 +19,7 @@ from tiermesh.protocol.diagnose import DiagnoseReport
 from tiermesh.protocol.health import MeshHealthReport
 from tiermesh.protocol.metrics import MetricsReport
 from tiermesh.protocol.openai import ModelCard, ModelList
+from tiermesh.protocol.route import RouteReport
 from tiermesh.types import Tier
 
 CONNECT_TIMEOUT_S = 5.0
@@ -104,6 +105,12 @@ class RemoteClient:
         """Ask and iterate over the answer's text as it comes; `.result` is then what `complete` gives."""
         body = _body(messages, options)
         return Stream(self._chunks("/api/complete", body | {"stream": True}), self.url)
+
+    async def route(self, messages: Messages, *, model: str | None = None, tier: Tier | None = None) -> RouteReport:
+        """Who would answer that now, and why; nobody is asked."""
+        return decoded(
+            RouteReport, await self._json("POST", "/api/route", _body(messages, {"model": model, "tier": tier}))
+        )
 
     async def models(self) -> list[ModelCard]:
         """Every model that the mesh can answer with now."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tiermesh.core.complexity import Complexity
 from tiermesh.core.routing import Candidate, RouteRequest
 
 REQUEST_TIMEOUT_S = 600.0
@@ -58,3 +59,5 @@ class Answer:
     """In the queue, for a slot or a node."""
     loaded: bool = False
     """Was its model not in memory when it was asked?"""
+    complexity: Complexity | None = None
+    """Of the prompt, where it chose the tier."""

@@ -141,6 +141,7 @@ class Errand:
             attempts=self._choice.attempts + 1,
             waited_s=self._waited_s,
             loaded=loading,
+            complexity=self._ask.route.complexity,
         )
 
     async def _heard(self, trial: Trial, way: Way) -> tuple[int, str, bytes]:

@@ -62,6 +62,12 @@ class Gateway:
             raise Unavailable(plan.message, retry_after_s=plan.retry_after_s or 1.0)
         return plan
 
+    def explain(self, request: RouteRequest, body: Mapping[str, object]) -> tuple[RouteRequest, Route | Refusal]:
+        """What a chat of `body` would want now, with its complexity where that is used, and its route."""
+        request = assessed(request, body, self.dispatch.routing)
+        prefix = self._affinity.look(request.model, body.get("messages"))
+        return request, self.dispatch.plan(request, prefix.node)
+
     @asynccontextmanager
     async def chat(self, ask: Ask) -> AsyncIterator[Answer]:
         """Have `ask` answered by the first candidate that can.

@@ -34,6 +34,7 @@ def served_by(ask: Ask, answer: Answer) -> dict[str, str]:
         headers.TIER: str(answer.candidate.model.tier),
         headers.MODEL: _one_line(answer.candidate.model.name),
         headers.ATTEMPTS: str(answer.attempts),
+        **_complexity(answer),
     }
 
 
@@ -67,6 +68,11 @@ async def send(response: web.StreamResponse, piece: bytes) -> None:
             await response.write(piece)
     except TimeoutError:
         raise ConnectionResetError(f"the client has taken nothing for {TAKE_S:g} s") from None
+
+
+def _complexity(answer: Answer) -> dict[str, str]:
+    judged = answer.complexity
+    return {} if judged is None else {headers.COMPLEXITY: f"{judged.score:.3f}; tier={judged.tier}"}
 
 
 def hang_up(request: web.Request) -> None:
