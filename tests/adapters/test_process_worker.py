@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tiermesh.adapters import worker as adapter
-from tiermesh.adapters.process import ProcessRecord, is_alive, reap
+from tiermesh.adapters.process import Process, ProcessRecord, is_alive, reap
 from tiermesh.adapters.worker import Worker, WorkerSpec, WorkerState
 from tiermesh.errors import EngineFailed, Unavailable
 
@@ -181,8 +181,8 @@ async def test_a_mistake_of_our_own_fails_those_who_wait_instead_of_keeping_them
         raise ValueError("no such option")
 
     stage = make(SERVE)
-    monkeypatch.setattr(adapter.Process, "spawn", broken)
+    monkeypatch.setattr(Process, "spawn", broken)
     with pytest.raises(EngineFailed, match="can't be run: ValueError: no such option"):
         async with asyncio.timeout(5.0):
             await stage.worker.ready()
-    assert stage.worker.state == "stopped"
+    await stage.until(lambda: stage.worker.state == "stopped")
