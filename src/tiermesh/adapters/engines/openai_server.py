@@ -88,7 +88,8 @@ class OpenAIServer:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(self.name, self._listing.kind, self._state)
+        unknown = self._slots is None and self._listing.slots is None
+        return EngineInfo(self.name, self._listing.kind, self._state, slots_unknown=unknown)
 
     @property
     def models(self) -> tuple[Model, ...]:
