@@ -36,6 +36,8 @@ class FakeMesh:
         self.policy: dict[str, Any] = {}
         self.health: dict[str, Any] = {}
         """What `/api/health` answers."""
+        self.route: dict[str, Any] = {"model": "auto"}
+        """What `/api/route` answers."""
         self.diagnosis: dict[str, Any] | None = None
         self.hung_up = threading.Event()
         self.url = ""
@@ -96,6 +98,7 @@ class FakeMesh:
         app.router.add_get("/api/config", self._show_policy)
         app.router.add_post("/api/config", self._set_policy)
         app.router.add_post("/api/complete", self._complete)
+        app.router.add_post("/api/route", self._route)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -159,6 +162,9 @@ class FakeMesh:
     async def _set_policy(self, request: web.Request) -> web.Response:
         self.policy = await request.json()
         return web.json_response({"ballot": {"term": 3, "node_id": ID}, "version": 3, "policy": self.policy})
+
+    async def _route(self, request: web.Request) -> web.Response:
+        return web.json_response(self.route)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
