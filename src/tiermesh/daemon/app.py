@@ -32,25 +32,20 @@ from tiermesh.core.messages import PROTOCOL
 from tiermesh.core.node import Node
 from tiermesh.daemon import banner, log, runtime
 from tiermesh.daemon.api import Context, make_app
-from tiermesh.daemon.api.health import HealthDesk, register_health
-from tiermesh.daemon.api.metrics import register_metrics
 from tiermesh.daemon.discovery import Discovery
 from tiermesh.daemon.engine_room import EngineRoom
 from tiermesh.daemon.gateway import Gateway
-from tiermesh.daemon.gauges import MeshGauges
 from tiermesh.daemon.in_flight import InFlight
+from tiermesh.daemon.instruments import Instruments
 from tiermesh.daemon.loop import loop_factory
 from tiermesh.daemon.metrics import RequestLog
 from tiermesh.daemon.policy import PolicyDesk
-from tiermesh.daemon.portrait import Portrait, total_load
+from tiermesh.daemon.portrait import Portrait
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.daemon.sockets import allow_connections, listen
-from tiermesh.daemon.survey import Survey
-from tiermesh.daemon.vitals import VitalsWatch
 from tiermesh.errors import InvalidInput, TiermeshError
-from tiermesh.hardware.health import Examiner
 from tiermesh.hardware.profile import derive_tier, read_profile
-from tiermesh.types import Address, Contact, Hardware, Health, Load, NodeId, SessionId, Status, Tier, View
+from tiermesh.types import Address, Contact, Hardware, Health, NodeId, SessionId, Status, Tier, View
 
 KEEPALIVE_S = 75.0
 """Connections on which nothing is asked are closed after this, those that never asked anything too; longer than other
@@ -127,14 +122,22 @@ class Daemon:
         self._reactor = self._make_reactor(saved, store)
         self._exit.push_async_callback(self._reactor.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
+        requests = RequestLog()
         self._gateway = Gateway(
             me=self._me, engines=lambda: self._rooms.engines, view=lambda: self._reactor.view, peers=self._peers
         )
         self._requests = InFlight()
-        self._log = RequestLog()
-        self._gauges = self._make_gauges()
-        self._watch = self._make_watch()
-        self._exit.push_async_callback(self._watch.close)
+        self._instruments = Instruments(
+            me=self._me,
+            folder=options.state_dir,
+            view=lambda: self._reactor.view,
+            engines=lambda: self._rooms,
+            peers=self._peers,
+            gateway=self._gateway,
+            log=requests,
+            on_health=self._judged,
+        )
+        self._exit.push_async_callback(self._instruments.close)
         self._discovery = Discovery(
             service=options.mdns_service,
             wanted=options.interface,
@@ -148,7 +151,7 @@ class Daemon:
         await self._open_doors(sockets)
         await self._rooms.open()
         self._portrait.watch(lambda: self._rooms)
-        self._watch.start()
+        self._instruments.start()
         self._discovery_problem = await self._discovery.open()
         runtime.write(options.state_dir, port=self._port, url=f"http://127.0.0.1:{self._port}", node_id=self._me)
         self._exit.callback(runtime.remove, options.state_dir)
@@ -221,25 +224,6 @@ class Daemon:
         )
         return Reactor(self._me, node, store, on_view=self._viewed, on_announce=self._announce, on_quit=self._quit)
 
-    def _make_gauges(self) -> MeshGauges:
-        return MeshGauges(
-            self._log.registry,
-            me=self._me,
-            view=lambda: self._reactor.view,
-            load=self._load,
-            waiting=dict,
-            breakers=dict,
-        )
-
-    def _make_watch(self) -> VitalsWatch:
-        return VitalsWatch(
-            Examiner(self._options.state_dir).look,
-            engines=lambda: [engine.info for engine in self._rooms],
-            latency_ms=self._latency_ms,
-            busy=lambda: self._load().active > 0,
-            on_health=self._judged,
-        )
-
     async def _open_doors(self, sockets: list[socket.socket]) -> None:
         """Serve HTTP on every socket. What is asked before the node leads or follows finds it alone in its view."""
         context = Context(
@@ -259,9 +243,7 @@ class Daemon:
         app = make_app(context, max_body_bytes=self._options.policy.limits.max_body_bytes)
         app.middlewares.append(self._requests.middleware())
         app.router.add_get(LINK_PATH, self._peers.accept)
-        survey = Survey(self._me, lambda: self._reactor.view, self._peers)
-        register_health(app, HealthDesk(self._watch, survey))
-        register_metrics(app, self._log.registry, self._log.tally, survey)
+        self._instruments.register(app)
         runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=CLOSE_S
         )
@@ -299,25 +281,17 @@ class Daemon:
             capabilities=tuple(sorted({engine.kind for engine in status.engines})),
         )
 
-    def _load(self) -> Load:
-        return total_load(engine.load for engine in self._rooms)
-
-    def _latency_ms(self) -> float | None:
-        member = self._reactor.view.members.get(self._me)
-        return None if member is None else member.status.latency_ms
-
     def _judged(self, health: Health) -> None:
         self._portrait.change(health=health)
 
     def _described(self, status: Status) -> None:
-        if status.load.active:
-            self._watch.worked()
+        self._instruments.described(status)
         self._reactor.describe(status)
         self._discovery.announce(anew=False)
 
     def _viewed(self, view: View) -> None:
         self._gateway.view_changed(view)
-        self._gauges.view_changed(view)
+        self._instruments.view_changed(view)
         self._policy.settle()
 
     def _announce(self) -> None:
