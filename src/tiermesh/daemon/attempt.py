@@ -10,6 +10,10 @@ from tiermesh.errors import DeadlineExceeded, EngineFailed, TiermeshError
 from tiermesh.types import NodeId
 
 
+ON_ITS_WAY_S = 0.5
+"""What a node said before it died may come this long after the news of it. Later, it speaks for the node."""
+
+
 class Attempt:
     """One try at one candidate; `with attempt:` bounds what is awaited inside, by one task at a time.
 
@@ -27,7 +31,7 @@ class Attempt:
         self.gives_up: Callable[[float], bool] = lambda _: True
         self._deadline = deadline
         self._grace_s = grace_s
-        self._down = False
+        self._down_at: float | None = None
         self._since = self._ends = 0.0
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -37,10 +41,10 @@ class Attempt:
 
     def node_went_down(self) -> None:
         """The view says that the candidate's node is down."""
-        if not self._down:
-            self._down = True
+        if self._down_at is None:
+            self._down_at = self._loop.time()
             if self._task is not None:
-                self._ends = min(self._ends, self._loop.time() + self._grace())
+                self._ends = min(self._ends, self._down_at + self._grace())
                 self._watch()
 
     def close(self) -> None:
@@ -54,7 +58,7 @@ class Attempt:
         self._cancelling = task.cancelling()
         self._since = self._loop.time()
         self._ends = self._next_look(self._since)
-        if self._down:
+        if self._down_at is not None:
             self._ends = min(self._ends, self._since + self._grace())
         self._watch()
 
@@ -66,7 +70,8 @@ class Attempt:
         assert task is not None, "left as often as entered"
         if why is not None and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise why from None
-        self._down = False
+        if self._down_at is not None and self._loop.time() - self._down_at > ON_ITS_WAY_S:
+            self._down_at = None
 
     def _watch(self) -> None:
         if self._timer is not None:
@@ -89,7 +94,7 @@ class Attempt:
         self._watch()
 
     def _verdict(self, now: float) -> TiermeshError | None:
-        if self._down:
+        if self._down_at is not None:
             return EngineFailed("the node went down")
         if now >= self._deadline:
             return DeadlineExceeded("no complete answer within the time limit of the request")

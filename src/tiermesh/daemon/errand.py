@@ -16,6 +16,7 @@ from tiermesh.core.routing import Candidate, CandidateKey
 from tiermesh.daemon.ask import Answer, Ask, Caller, Task
 from tiermesh.daemon.choice import Choice
 from tiermesh.daemon.dispatch import Dispatch, Trial
+from tiermesh.daemon.metrics import Record, outcome_of, usage_in
 from tiermesh.daemon.replies import first_event, read_answer, read_verdict
 from tiermesh.daemon.resume import SWITCH, Told, Way
 from tiermesh.daemon.sse import whole_events
@@ -46,9 +47,12 @@ ANSWER_HOLDS: Mapping[Task, str] = {"chat": "choices", "embeddings": "data"}
 class Errand:
     """Call `run` once; `close` gives back whatever is still held."""
 
-    def __init__(self, ask: Ask, dispatch: Dispatch, *, preferred: NodeId | None, silence_s: float) -> None:
+    def __init__(
+        self, ask: Ask, dispatch: Dispatch, record: Record, *, preferred: NodeId | None, silence_s: float
+    ) -> None:
         self._ask = ask
         self._dispatch = dispatch
+        self._record = record
         self._silence_s = silence_s
         self._loop = asyncio.get_running_loop()
         self._limits = dispatch.policy.limits
@@ -63,6 +67,13 @@ class Errand:
         self._trial: Trial | None = None
         self._moves = 0
         self._waited_s = 0.0
+        self._last = b""
+        """The whole answer, or the last piece of a stream."""
+
+    @property
+    def usage(self) -> Mapping[str, int]:
+        """The tokens of what was answered, where it says."""
+        return usage_in(self._last)
 
     async def run(self) -> Answer:
         """The answer of the first candidate that can give one.
@@ -272,4 +283,5 @@ class Errand:
         self._dispatch.failed(trial, error)
         self._trial = None
         await trial.close()
-        self._choice.failed(candidate, error, spoke=trial.source is not None and len(self._told.ids) > trial.begun_with)
+        spoke = trial.attempt.begun and len(self._told.ids) > trial.begun_with
+        self._choice.failed(candidate, error, spoke=spoke)
