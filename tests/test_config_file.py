@@ -97,6 +97,7 @@ WRONG = [
     ("models: [{name: a, pined: true}]", "models[0].pined", "did you mean pinned?"),
     ("models: [{name: a}, {name: a}]", None, "'a' is given 2 times"),
     ("adapters: [{name: a}]", "adapters[0].path", "is missing"),
+    ("adapters: [{name: a=b, path: x}]", "adapters[0].name", "without an equals sign"),
     ("adapters: [{name: a, path: x}, {name: a, path: y}]", None, "'a' is given 2 times"),
     ("memory_limit: 8", "memory_limit", "at least 268435456"),
     ("memory_limit: much", "memory_limit", "is 'much', but must be a size like 8 GB"),

@@ -127,6 +127,8 @@ def test_a_memory_limit_is_a_size(tmp_path: Path) -> None:
 def test_an_adapters_base_is_a_model_of_this_node(tmp_path: Path) -> None:
     file = "model: m\nadapters: [{name: x, path: /x}, {name: y, path: /y, base: %s}]"
     assert [a.base for a in resolve(tmp_path, file % "m").adapters] == [None, "m"]
+    with pytest.raises(InvalidConfig, match="base is 'm', but no model is named; name it as `model` too"):
+        resolve(tmp_path, "adapters: [{name: y, path: /y, base: m}]")
     with pytest.raises(InvalidConfig, match=r"adapters\[1\].base is 'n', but this node runs m"):
         resolve(tmp_path, file % "n")
 

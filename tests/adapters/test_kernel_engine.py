@@ -273,6 +273,15 @@ async def test_adapters_are_models_of_their_own_on_their_bases_worker(tmp_path: 
         assert not any("poet" in argument for argument in k.started("a")[-1])
 
 
+async def test_a_model_that_has_an_adapters_name_is_not_served(tmp_path: Path) -> None:
+    taken = LocalAdapter("b", tmp_path / "p", "sha256:p", 1)
+    async with kernel(tmp_path, "a", "b", adapters=[taken]) as k:
+        await until(lambda: "would be served as b, but there is one already" in k.engine.missing)
+        assert [model.name for model in k.engine.models] == ["a", "b"]
+        assert await k.ask("b") == "b: hello"
+        assert len(k.started("a")) == 1, "the adapter's base answered"
+
+
 async def test_embeddings_go_to_the_models_worker(tmp_path: Path) -> None:
     pirate = LocalAdapter("pirate", tmp_path / "p", "sha256:p", 1)
     async with kernel(tmp_path, "a", adapters=[pirate]) as k:

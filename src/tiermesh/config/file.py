@@ -56,6 +56,13 @@ def check_service(text: str) -> str:
     return text
 
 
+def check_adapter_name(text: str) -> str:
+    """A worker is told of its adapters as NAME=FOLDER."""
+    if "=" in text:
+        raise ValueError("a name without an equals sign")
+    return text
+
+
 def check_tier(value: object) -> object:
     """YAML reads `yes` as true, and Python takes true for 1."""
     if isinstance(value, bool):
@@ -125,7 +132,7 @@ class ModelEntry(Section):
 class AdapterEntry(Section):
     """A LoRA adapter, served under its own name beside the model that it was made for."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(check_adapter_name)]
     path: Annotated[str, Field(min_length=1)]
     """A folder with `adapter_config.json` and `adapter_model.safetensors`."""
     base: Name | None = None

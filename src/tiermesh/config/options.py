@@ -159,7 +159,8 @@ def _models(first: str | None, file: ClusterFile) -> tuple[ModelEntry, ...]:
     for index, adapter in enumerate(file.adapters):
         if adapter.base is not None and adapter.base not in names:
             raise InvalidConfig(
-                f"adapters[{index}].base is {adapter.base!r}, but this node runs {', '.join(names) or 'no such model'}",
+                f"adapters[{index}].base is {adapter.base!r}, but "
+                + (f"this node runs {', '.join(names)}" if names else "no model is named; name it as `model` too"),
                 param=f"adapters[{index}].base",
             )
     return models

@@ -233,8 +233,9 @@ class KernelEngine:
         return local
 
     def _refuse_same_name(self, local: LocalModel) -> None:
-        """Folders are named by their last part, so two may meet."""
-        if any(model.name == local.name for model in self.models):
+        """Folders are named by their last part, so two may meet; an adapter may have been given any name."""
+        taken = [model.name for model in self.models] + [adapter.name for adapter in self._adapters]
+        if local.name in taken:
             raise ModelSourceFailed(f"{local.path} would be served as {local.name}, but there is one already")
 
 
