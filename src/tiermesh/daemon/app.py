@@ -124,7 +124,11 @@ class Daemon:
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
         requests = RequestLog()
         self._gateway = Gateway(
-            me=self._me, engines=lambda: self._rooms.engines, view=lambda: self._reactor.view, peers=self._peers
+            me=self._me,
+            engines=lambda: self._rooms.engines,
+            view=lambda: self._reactor.view,
+            peers=self._peers,
+            log=requests,
         )
         self._requests = InFlight()
         self._instruments = Instruments(

@@ -25,6 +25,8 @@ class Caller:
 
     key: str = ""
     priority: Priority = "normal"
+    size_bytes: int = 0
+    """Of the request as it came: what waits is bounded by it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +40,8 @@ class Ask:
     task: Task = "chat"
     timeout_s: float = REQUEST_TIMEOUT_S
     caller: Caller = Caller()
-    size_bytes: int = 0
-    """Of the body as it came; what waits is bounded by it."""
+    api: str = "chat"
+    """By which of our APIs it came, for the metrics."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from tiermesh.core.routing import Candidate, CandidateKey
@@ -72,8 +73,9 @@ class Errand:
 
     @property
     def usage(self) -> Mapping[str, int]:
-        """The tokens of what was answered, where it says."""
-        return usage_in(self._last)
+        """The tokens of what was answered, as far as they can be told."""
+        counted = {"completion_tokens": len(self._told.ids)} if self._told.ids else {}
+        return counted | usage_in(self._last)
 
     async def run(self) -> Answer:
         """The answer of the first candidate that can give one.
@@ -127,7 +129,7 @@ class Errand:
                 ready,
                 timeout_s=left_s,
                 length=self._limits.queue_length,
-                size_bytes=self._ask.size_bytes,
+                size_bytes=caller.size_bytes,
             )
         finally:
             self._waited_s += self._loop.time() - since
@@ -140,6 +142,7 @@ class Errand:
         status, content_type, body = await self._heard(trial, "anew")
         streamed = trial.source is not None
         self._dispatch.began(trial, timed=streamed and not loading)
+        self._last = body
         if streamed:
             self._begin(trial, "anew")
             self._events = self._stream(trial, body)
@@ -158,6 +161,7 @@ class Errand:
     async def _heard(self, trial: Trial, way: Way) -> tuple[int, str, bytes]:
         """Status, content type, and the whole body; or the first piece of a stream, and the rest is `trial.source`."""
         ask = self._ask
+        self._record.attempt(trial.candidate)
         with trial.attempt:
             sent = self._dispatch.send(trial, self._body(trial.candidate, way), ask, self._deadline)
             reply = await trial.stack.enter_async_context(sent)
@@ -186,25 +190,31 @@ class Errand:
     async def _stream(self, trial: Trial, first: bytes) -> AsyncGenerator[bytes, None]:
         """All of it, from as many candidates as it takes."""
         told, piece = self._told, first
-        while True:
-            try:
-                source, attempt = trial.source, trial.attempt
-                assert source is not None, "a stream has begun"
-                while piece:
-                    if out := told.pass_on(piece):
-                        yield out
-                    with attempt:
-                        piece = await anext(source, b"")
-                self._measure(trial)
-                if missing := told.end():
-                    yield missing
-                return
-            except (EngineFailed, Unavailable) as error:
-                failure = error
-            if told.complete:
-                yield told.end()
-                return
-            trial, piece = await self._moved(trial, failure)
+        try:
+            while True:
+                try:
+                    source, attempt = trial.source, trial.attempt
+                    assert source is not None, "a stream has begun"
+                    while piece:
+                        if out := told.pass_on(piece):
+                            if b'"usage"' in out:
+                                self._last = out
+                            yield out
+                        with attempt:
+                            piece = await anext(source, b"")
+                    self._measure(trial)
+                    if missing := told.end():
+                        yield missing
+                    return
+                except (EngineFailed, Unavailable) as error:
+                    failure = error
+                if told.complete:
+                    yield told.end()
+                    return
+                trial, piece = await self._moved(trial, failure)
+        except TiermeshError as error:  # who writes to the client tells it so, and leaves as if all were well
+            self._record.end(outcome_of(error), self.usage)
+            raise
 
     async def _moved(self, trial: Trial, failure: TiermeshError) -> tuple[Trial, bytes]:
         """Whoever goes on with the stream, and the first piece from there. Raises `EngineFailed` if nobody can."""
@@ -239,7 +249,7 @@ class Errand:
 
         trial = ready()
         if trial is None and self._told.ways() and self._choice.has_hope_for(model):
-            trial = await self._wait(model.name, Caller(self._ask.caller.key, "high"), ready)
+            trial = await self._wait(model.name, replace(self._ask.caller, priority="high"), ready)
         self._trial = trial
         return None if trial is None else (trial, ways[-1])
 
@@ -262,6 +272,7 @@ class Errand:
     def _begin(self, trial: Trial, way: Way) -> None:
         """From the first token on."""
         model, key, attempt = trial.candidate.model, trial.candidate.key, trial.attempt
+        self._record.first_token()
         self._told.begin(way, traced=model.can_continue)
         trial.begun_at, trial.begun_with = self._loop.time(), len(self._told.ids)
         attempt.begun = True
@@ -280,8 +291,9 @@ class Errand:
     async def _failed(self, trial: Trial, error: TiermeshError) -> None:
         candidate = trial.candidate
         log.info("%s: %s on %s: %s", self._ask.request_id, candidate.model.name, candidate.node_name, error)
+        made = len(self._told.ids) - trial.begun_with if trial.attempt.begun else 0
+        self._record.attempt_failed(made)
         self._dispatch.failed(trial, error)
         self._trial = None
         await trial.close()
-        spoke = trial.attempt.begun and len(self._told.ids) > trial.begun_with
-        self._choice.failed(candidate, error, spoke=spoke)
+        self._choice.failed(candidate, error, spoke=made > 0)

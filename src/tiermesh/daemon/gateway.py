@@ -26,6 +26,7 @@ from tiermesh.daemon.affinity import Affinity
 from tiermesh.daemon.ask import REQUEST_TIMEOUT_S, Answer, Ask, Caller, Priority, Task
 from tiermesh.daemon.dispatch import DOWN_GRACE_S, Dispatch
 from tiermesh.daemon.errand import SILENCE_S, Errand
+from tiermesh.daemon.metrics import RequestLog, outcome_of_status
 from tiermesh.errors import Unavailable, UnknownModel
 from tiermesh.types import NodeId, View
 
@@ -42,10 +43,12 @@ class Gateway:
         engines: Callable[[], Mapping[str, Engine]],
         view: Callable[[], View],
         peers: Peers,
+        log: RequestLog | None = None,
         silence_s: float = SILENCE_S,
         down_grace_s: float = DOWN_GRACE_S,
     ) -> None:
         self.dispatch = Dispatch(me=me, engines=engines, view=view, peers=peers, down_grace_s=down_grace_s)
+        self._log = RequestLog() if log is None else log
         self._silence_s = silence_s
         self._affinity = Affinity()
 
@@ -78,10 +81,12 @@ class Gateway:
         messages = ask.body.get("messages")
         ask = replace(ask, route=assessed(ask.route, ask.body, self.dispatch.routing))
         prefix = self._affinity.look(ask.route.model, messages)
-        errand = Errand(ask, self.dispatch, preferred=prefix.node, silence_s=self._silence_s)
-        try:
-            answer = await errand.run()
-            self._affinity.note(prefix, answer.candidate.node)
-            yield answer
-        finally:
-            await errand.close()
+        with self._log.begin(ask.api) as record:
+            errand = Errand(ask, self.dispatch, record, preferred=prefix.node, silence_s=self._silence_s)
+            try:
+                answer = await errand.run()
+                self._affinity.note(prefix, answer.candidate.node)
+                yield answer
+                record.end(outcome_of_status(answer.status), errand.usage)
+            finally:
+                await errand.close()
