@@ -54,7 +54,7 @@ def requests(log: RequestLog) -> dict[tuple[str, ...], float]:
 
 
 def test_an_answer_is_counted_with_its_times_and_tokens(log: RequestLog, clock: Clock) -> None:
-    with log.begin("chat", "auto") as record:
+    with log.begin("chat") as record:
         assert value(log, "requests_active") == 1
         clock.now += 0.5  # waits
         record.attempt(candidate("a"))
@@ -139,7 +139,7 @@ def test_the_end_counts_once(log: RequestLog) -> None:
     ],
 )
 def test_an_exception_tells_how_it_ended(log: RequestLog, error: BaseException, outcome: str) -> None:
-    with pytest.raises(type(error)), log.begin("chat", "asked for by a stranger"):
+    with pytest.raises(type(error)), log.begin("chat"):
         raise error
     assert outcome_of(error) == outcome
     assert requests(log) == {("chat", "none", "none", outcome): 1}

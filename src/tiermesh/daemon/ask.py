@@ -27,6 +27,8 @@ class Caller:
     priority: Priority = "normal"
     size_bytes: int = 0
     """Of the request as it came: what waits is bounded by it."""
+    api: str = "none"
+    """The route by which it came, for the metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +42,6 @@ class Ask:
     task: Task = "chat"
     timeout_s: float = REQUEST_TIMEOUT_S
     caller: Caller = Caller()
-    api: str = "chat"
-    """By which of our APIs it came, for the metrics."""
 
 
 @dataclass(frozen=True, slots=True)

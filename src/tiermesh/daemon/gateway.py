@@ -81,7 +81,7 @@ class Gateway:
         messages = ask.body.get("messages")
         ask = replace(ask, route=assessed(ask.route, ask.body, self.dispatch.routing))
         prefix = self._affinity.look(ask.route.model, messages)
-        with self._log.begin(ask.api) as record:
+        with self._log.begin(ask.caller.api) as record:
             errand = Errand(ask, self.dispatch, record, preferred=prefix.node, silence_s=self._silence_s)
             try:
                 answer = await errand.run()

@@ -1,9 +1,9 @@
 """What became of every request that this node carried: counters and histograms for Prometheus, sums for people.
 
-    with log.begin(api, model) as record:       # one a request, whoever answers it
-        record.attempt(candidate)               # one a candidate that is tried; ends the one before as failed
-        record.first_token()                    # the first byte of an answer has come
-        record.end("ok", usage)                 # whatever leaves the block without it is judged by its exception
+    with log.begin(api) as record:          # one a request, whoever answers it
+        record.attempt(candidate)           # one a candidate that is tried; ends the one before as failed
+        record.first_token()                # the first byte of an answer has come
+        record.end("ok", usage)             # whatever leaves the block without it is judged by its exception
 
 Names come from callers and other nodes, so labels are bounded: a model is labelled as the node that serves it calls
 it, never as a caller spelt it, and past `MAX_NAMES` all further ones are `other`.
@@ -91,10 +91,10 @@ class RequestLog:
         self._wall = wall
         self._meters = _Meters(self.registry)
 
-    def begin(self, api: str, model: str = "") -> Record:
-        """A request has come by `api` (a name of ours: `chat`, `complete`, ...). `model` is what was asked for."""
+    def begin(self, api: str) -> Record:
+        """A request has come by `api`, a route of ours."""
         self._meters.active.inc()
-        return Record(self, self._meters, api, model, self._now())
+        return Record(self, self._meters, api, self._now())
 
     def now(self) -> float:
         """Seconds, monotonic."""
@@ -119,11 +119,9 @@ class Record:
         "_log",
         "_meters",
         "_over",
-        "asked",
     )
 
-    def __init__(self, log: RequestLog, meters: _Meters, api: str, asked: str, now: float) -> None:
-        self.asked = asked
+    def __init__(self, log: RequestLog, meters: _Meters, api: str, now: float) -> None:
         self._log = log
         self._meters = meters
         self._api = api
