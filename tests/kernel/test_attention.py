@@ -135,3 +135,15 @@ def test_an_attention_that_is_not_computed_here_is_refused_when_the_model_is_loa
     ).save_pretrained(tmp_path)
     with pytest.raises(EngineFailed, match="softcap"):
         load(tmp_path, threads=1, precision="fp32", memory_bytes=32 << 20)
+
+
+def test_a_window_that_only_a_mask_would_tell_of_is_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    folder = tiny_model.build_folder(tmp_path)
+    shape = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"]}
+    Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **window)).save_pretrained(folder)
+    with pytest.raises(EngineFailed, match="do not say how long it is"):
+        load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)

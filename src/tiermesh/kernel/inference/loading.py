@@ -34,6 +34,9 @@ FREE_SHARE = 4
 LENGTH_BOUND_ROPE = frozenset({"dynamic", "longrope"})
 """Position encodings that change for a whole batch once one sequence is longer than what the model was trained with."""
 
+LIMITED_LAYERS = frozenset({"sliding_attention", "chunked_attention"})
+"""Some architectures limit these by transformers' masks alone, which are not made here."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -164,7 +167,14 @@ def _probe(model: Any, device: torch.device) -> Shapes:
             model(**_inputs([0, 0], device))
     except (NotImplementedError, AssertionError) as error:
         raise EngineFailed(f"{type(model).__name__} can't be served by the built-in kernel: {error}") from error
-    layers = model.config.get_text_config().num_hidden_layers
+    config = model.config.get_text_config()
+    layers = config.num_hidden_layers
+    types = dict(enumerate(getattr(config, "layer_types", None) or ()))
+    if any(types.get(layer) in LIMITED_LAYERS and rule.window is None for layer, rule in batch.rules.items()):
+        raise EngineFailed(
+            f"{type(model).__name__} can't be served by the built-in kernel: its layers look at a window of the text "
+            "and do not say how long it is"
+        )
     if len(batch.shapes) != layers:
         raise EngineFailed(
             f"{type(model).__name__} can't be served by the built-in kernel: {layers - len(batch.shapes)} of its "
