@@ -203,7 +203,8 @@ async def test_a_worker_that_is_killed_again_and_again_under_load_loses_no_reque
         async def client(number: int) -> None:
             for turn in range(1000):
                 try:
-                    ended.append((await ask(engine, max_tokens=200, seed=1000 * number + turn))[0])
+                    mine = f"{number}.{turn}"  # or all would be one request, soon convicted
+                    ended.append((await ask(engine, max_tokens=200, user=mine))[0])
                 except TiermeshError as error:
                     ended.append(type(error))
 
