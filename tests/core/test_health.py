@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiermesh.core import health
 from tiermesh.core.health import (
     CALM_S,
+    DRIFT_S,
     RULES,
     Alert,
     GpuVitals,
@@ -105,8 +106,8 @@ def test_words_for_scores(score: int | None, word: str) -> None:
         (Health(), Health(100), 0, True),
         (Health(100), Health(100), 1e9, False),
         (Health(100), Health(96), 1e9, False),
-        (Health(100), Health(95), CALM_S - 1, False),
-        (Health(100), Health(95), CALM_S, True),
+        (Health(100), Health(95), DRIFT_S - 1, False),
+        (Health(100), Health(95), DRIFT_S, True),
         (Health(81), Health(79), 0, True),
         (Health(79), Health(81), CALM_S - 1, False),
         (Health(79), Health(81), CALM_S, True),

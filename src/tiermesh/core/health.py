@@ -43,7 +43,11 @@ STEP = 5
 """Points by which a score must have moved to be told to all: each telling is a new view for everybody."""
 
 CALM_S = 30.0
-"""What got worse is told at once; what got better, and small news, not sooner than this after what was told last."""
+"""What got worse is told at once; what got better not sooner than this after what was told last."""
+
+DRIFT_S = 300.0
+"""The same for a score that moved within its word: routing reads the word alone, and a processor's load comes and
+goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ def is_news(before: Health, now: Health, calm_s: float) -> bool:
     if state_of(now.score) != state_of(before.score) or set(now.alerts) != set(before.alerts):
         worse = now.score < before.score or not set(now.alerts) <= set(before.alerts)
         return worse or calm_s >= CALM_S
-    return abs(now.score - before.score) >= STEP and calm_s >= CALM_S
+    return abs(now.score - before.score) >= STEP and calm_s >= DRIFT_S
 
 
 def mesh_level(scores: Iterable[int | None], alerts: Iterable[Level]) -> Literal["ok", "warning", "critical"]:
