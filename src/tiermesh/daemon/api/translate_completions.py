@@ -13,8 +13,13 @@ from tiermesh.daemon.sse import DONE, event
 from tiermesh.errors import TiermeshError
 from tiermesh.protocol.completions import MAX_PROMPTS, CompletionRequest
 from tiermesh.protocol.errors import openai_error
+from tiermesh.protocol.openai import ChatCompletionRequest
+from tiermesh.protocol.validation import validated
 
 Json = dict[str, Any]
+
+_OF_CHATS = frozenset({"messages", "tools", "tool_choice", "functions", "function_call"})
+"""Fields whose answers no completion could tell."""
 
 
 def chat_bodies(asked: CompletionRequest) -> list[Json]:
@@ -24,7 +29,9 @@ def chat_bodies(asked: CompletionRequest) -> list[Json]:
     body = asked.model_dump(exclude_none=True, exclude=own)
     if asked.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": asked.logprobs}
-    return [{**body, "messages": [{"role": "user", "content": prompt}]} for prompt in asked.prompts]
+    bodies = [{**body, "messages": [{"role": "user", "content": prompt}]} for prompt in asked.prompts]
+    validated(ChatCompletionRequest, bodies[0])
+    return bodies
 
 
 @dataclass(slots=True)
@@ -107,6 +114,8 @@ def usage(tokens: Sequence[Tokens]) -> Json | None:
 
 
 def _refuse_unsupported(asked: CompletionRequest) -> None:
+    for name in _OF_CHATS & (asked.model_extra or {}).keys():
+        raise refused(name, "is no field of a completion; ask /v1/chat/completions")
     if asked.suffix:
         raise refused("suffix", "is not supported: chat models don't fill in")
     if asked.best_of is not None and asked.best_of != (asked.n or 1):

@@ -97,6 +97,7 @@ class OllamaTelling:
         self._said_in = said_in
         self._head = {"model": model, "created_at": created_at}
         self._shows_thoughts = asked.think is not False
+        self._streamed = asked.stream is not False
         self._now, self._asked_at = now, asked_at
         self._first_at: float | None = None
         self._text = ""
@@ -166,17 +167,15 @@ class OllamaTelling:
         return calls
 
     def _counts(self) -> Json:
+        """A whole answer comes in one piece, so that nobody sees when its first word was there."""
         now = self._now()
-        first = now if self._first_at is None else self._first_at
-        durations = {
-            "total_duration": _ns(now - self._asked_at),
-            "load_duration": 0,
-            "prompt_eval_duration": _ns(first - self._asked_at),
-            "eval_duration": _ns(now - first),
-        }
-        if self._tokens is None:
-            return durations
-        return durations | {"prompt_eval_count": self._tokens.prompt, "eval_count": self._tokens.completion}
+        counts: Json = {"total_duration": _ns(now - self._asked_at), "load_duration": 0}
+        if self._streamed:
+            first = now if self._first_at is None else self._first_at
+            counts |= {"prompt_eval_duration": _ns(first - self._asked_at), "eval_duration": _ns(now - first)}
+        if self._tokens is not None:
+            counts |= {"prompt_eval_count": self._tokens.prompt, "eval_count": self._tokens.completion}
+        return counts
 
 
 def _line(data: Json) -> bytes:

@@ -28,7 +28,7 @@ LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = frozenset({LOGPROBS, "reasoning.encrypted_content"})
 """Nothing encrypted ever comes, and a client that can take it can do without."""
 
-_ROLES: Mapping[object, str] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_ROLES: Mapping[str, str] = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
 
 
 def chat_body(asked: ResponsesRequest) -> Json:
@@ -84,7 +84,7 @@ def _messages(item: Json, where: str) -> Iterator[Json]:
             yield {"role": "tool", "tool_call_id": call_id, "content": _text(output, f"{where}.output")}
         case {"type": "reasoning"}:
             return  # models are not shown their earlier thoughts
-        case {"role": role, "content": content} if item.get("type") in (None, "message"):
+        case {"role": str(role), "content": content} if item.get("type") in (None, "message"):
             if role not in _ROLES:
                 raise refused(f"{where}.role", "must be user, assistant, system or developer")
             yield {"role": _ROLES[role], "content": _content(content, f"{where}.content")}
