@@ -39,6 +39,8 @@ class Script:
     """An error event before this token."""
     refuse: int | None = None
     """Answers with this status."""
+    mute: bool = False
+    """Never says anything."""
     pace_s: float = 0.0
     slots: int = 4
 
@@ -83,6 +85,8 @@ class ScriptedKernel:
             if self.script.refuse is not None:
                 yield Reply(self.script.refuse, "application/json", _bytes(b'{"error": {"message": "no"}}'))
                 return
+            if self.script.mute:
+                await asyncio.Event().wait()
             if not body.get("stream"):
                 yield Reply(200, "application/json", _bytes(json.dumps(whole(body)).encode()))
                 return

@@ -23,7 +23,6 @@ from tiermesh.daemon.gateway import Gateway
 from tiermesh.types import (
     Address,
     Ballot,
-    EngineInfo,
     Load,
     Member,
     MemberState,
@@ -197,7 +196,7 @@ def _status(node: StillNode, tier: Tier | None) -> Status:
         addresses=(node.address,),
         tier=tier,
         models=models,
-        engines=tuple(EngineInfo(engine.info.name, engine.info.kind, "ready") for engine in node.engines.values()),
+        engines=tuple(replace(engine.info, state="ready") for engine in node.engines.values()),
         load=Load(0, 4 if node.engines else 0, 0),
         latency_ms=1.0,
         version="0.0.test",

@@ -136,7 +136,8 @@ def die_of(mesh: StillMesh, name: str) -> list[object]:
     return died
 
 
-async def test_when_all_are_busy_the_answer_is_503_with_the_shortest_wait(mesh: StillMesh) -> None:
+async def test_when_all_stay_busy_the_answer_is_503_with_the_shortest_wait(mesh: StillMesh) -> None:
+    mesh.set_policy({"limits": {"queue_timeout_s": 0.05}})
     for name, behaviour in (("one", "429"), ("two", "503")):
         fake = mesh.nodes[name].fake
         assert fake is not None
@@ -305,6 +306,7 @@ async def test_the_policy_decides_on_aliases_and_strictness(mesh: StillMesh) -> 
 
 
 async def test_a_node_that_drains_gets_no_work(mesh: StillMesh) -> None:
+    mesh.set_policy({"limits": {"queue_timeout_s": 0.05}})
     mesh.nodes["two"].draining = True
     status, answer, _ = await mesh.post("desk", CHAT, ask("m"))
     assert (status, content(answer)) == (200, "one: are you there")

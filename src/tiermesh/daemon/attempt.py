@@ -9,7 +9,6 @@ from types import TracebackType
 from tiermesh.errors import DeadlineExceeded, EngineFailed, TiermeshError
 from tiermesh.types import NodeId
 
-
 ON_ITS_WAY_S = 0.5
 """What a node said before it died may come this long after the news of it. Later, it speaks for the node."""
 

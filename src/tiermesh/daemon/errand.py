@@ -276,7 +276,10 @@ class Errand:
         self._told.begin(way, traced=model.can_continue)
         trial.begun_at, trial.begun_with = self._loop.time(), len(self._told.ids)
         attempt.begun = True
-        attempt.patience_s = self._limits.stall_timeout_s if self._may_move(model) else self._silence_s
+        limits = self._limits
+        # An engine may send its head long before it has anything to say: then it can be left as before its head.
+        patience_s = limits.stall_timeout_s if self._may_move(model) else limits.first_token_timeout_s
+        attempt.patience_s = min(patience_s, self._silence_s)
         attempt.gives_up = lambda silent_s: silent_s >= self._silence_s or self._has_way_on(model, key)
 
     def _may_move(self, model: Model) -> bool:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from tiermesh.core.routing import Candidate, RouteRequest
 from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.errors import error_data
 from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
@@ -29,6 +30,7 @@ async def answer_complete(request: web.Request) -> web.StreamResponse:
         route=RouteRequest(asked.model, asked.tier),
         stream=asked.stream,
         request_id=request_id(request),
+        caller=caller_of(request),
     )
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
         if answer.events is not None:

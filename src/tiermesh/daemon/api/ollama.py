@@ -13,6 +13,7 @@ from aiohttp import web
 
 from tiermesh.core.routing import RouteRequest, bare_name, is_up
 from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.refusing import refuse_unknown
 from tiermesh.daemon.api.relay import request_id, served_by
@@ -78,7 +79,12 @@ async def embed(request: web.Request) -> web.Response:
         raise InvalidInput("input: must not be empty", param="input")
     body = {"input": asked.input} | ({"dimensions": asked.dimensions} if asked.dimensions else {})
     ask = Ask(
-        body=body, route=RouteRequest(asked.model), stream=False, request_id=request_id(request), task="embeddings"
+        body=body,
+        route=RouteRequest(asked.model),
+        stream=False,
+        request_id=request_id(request),
+        task="embeddings",
+        caller=caller_of(request),
     )
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
         if answer.status != 200:

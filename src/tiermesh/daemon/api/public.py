@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from tiermesh.core.routing import RouteRequest, models_of
 from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.complete import answer_complete
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.errors import error_data
@@ -65,6 +66,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         route=RouteRequest(asked.model),
         stream=bool(asked.stream),
         request_id=request_id(request),
+        caller=caller_of(request),
     )
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
         if answer.events is None:
@@ -87,6 +89,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
         route=RouteRequest(asked.model),
         stream=False,
         request_id=request_id(request),
+        caller=caller_of(request),
         task="embeddings",
     )
     async with request.app[CONTEXT].gateway.chat(ask) as answer:

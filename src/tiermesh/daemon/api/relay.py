@@ -34,6 +34,7 @@ def served_by(ask: Ask, answer: Answer) -> dict[str, str]:
         headers.TIER: str(answer.candidate.model.tier),
         headers.MODEL: _one_line(answer.candidate.model.name),
         headers.ATTEMPTS: str(answer.attempts),
+        **_waits(answer),
         **_complexity(answer),
     }
 
@@ -68,6 +69,11 @@ async def send(response: web.StreamResponse, piece: bytes) -> None:
             await response.write(piece)
     except TimeoutError:
         raise ConnectionResetError(f"the client has taken nothing for {TAKE_S:g} s") from None
+
+
+def _waits(answer: Answer) -> dict[str, str]:
+    told = {headers.WAITED: str(round(answer.waited_s * 1000))} if answer.waited_s else {}
+    return told | {headers.LOADING: "true"} if answer.loaded else told
 
 
 def _complexity(answer: Answer) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from tiermesh.core.routing import RouteRequest
+from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
 from tiermesh.daemon.api.said import Piece, pieces_in, pieces_of
@@ -39,7 +40,13 @@ MakeTelling = Callable[[str], Telling]
 def asking(request: web.Request, body: Mapping[str, Any], *, model: str, stream: bool) -> Ask:
     """The request as the gateway takes it. `body` is a chat completion's, without `model` and `stream`."""
     how = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    return Ask(body={**body, **how}, route=RouteRequest(model), stream=stream, request_id=request_id(request))
+    return Ask(
+        body={**body, **how},
+        route=RouteRequest(model),
+        stream=stream,
+        request_id=request_id(request),
+        caller=caller_of(request),
+    )
 
 
 async def answered(request: web.Request, ask: Ask, make: MakeTelling) -> web.StreamResponse:

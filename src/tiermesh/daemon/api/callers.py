@@ -1,0 +1,27 @@
+"""Whose request it is, as far as the queue must know."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from tiermesh.daemon.api.context import CONTEXT
+from tiermesh.daemon.ask import PRIORITIES, Caller
+from tiermesh.errors import InvalidInput
+from tiermesh.protocol import headers
+
+
+def caller_of(request: web.Request) -> Caller:
+    """By the key that it shows, else by its address: a key that all share names nobody.
+
+    Raises `InvalidInput` for a priority that is none.
+    """
+    given = request.headers.get(headers.PRIORITY, "normal").lower()
+    priority = next((each for each in PRIORITIES if each == given), None)
+    if priority is None:
+        raise InvalidInput(f"{headers.PRIORITY}: must be high, normal or low", param=headers.PRIORITY)
+    key = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("X-Api-Key", "")
+    if not key or key == request.app[CONTEXT].passport.token:
+        key = request.remote or ""
+    resource = request.match_info.route.resource
+    assert resource is not None, "whoever asks for this has a route"
+    return Caller(key, priority, request.content_length or 0, resource.canonical)
