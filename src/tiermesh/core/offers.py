@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
+from tiermesh.core.health import DEGRADED, HEALTHY
 from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Tier, View
-
-HEALTHY = 80
-DEGRADED = 60
-"""Least scores of a healthy and of a degraded node; what is below is unhealthy."""
 
 WARMTH: Mapping[ModelState, int] = {"warm": 0, "loading": 1, "cold": 2}
 _FAR_MS = 1e9
