@@ -174,7 +174,7 @@ class Record:
         self._meters.latency(self._api).observe(now - self._begun_at)
         self._log.tally.finished(outcome, now - self._begun_at, self._log.wall())
         if self._candidate is not None:
-            prompt, completion = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
+            prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
             self._close(TRIALS[outcome], prompt, max(0, completion - self._kept), now)
 
     def _close(self, trial: Trial, prompt: int, completion: int, now: float) -> None:
