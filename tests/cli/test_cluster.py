@@ -79,6 +79,14 @@ def test_a_model_that_is_being_loaded_shows_how_far_it_is(fake: FakeMesh, mesh: 
     assert "m (loading 40%)" in mesh("cluster", "status").stdout
 
 
+def test_a_model_that_fails_shows_when_it_is_tried_next(fake: FakeMesh, mesh: Mesh) -> None:
+    model = {"name": "m", "digest": "d", "tier": 0, "engine": "e", "state": "warm"}
+    fake.nodes = [fake.node(id=OTHER_ID, name="beta", models=[model | {"breaker": "open", "retry_after_s": 7.2}])]
+    assert "m (failing, next try in 7 s)" in mesh("cluster", "status").stdout
+    fake.nodes = [fake.node(id=OTHER_ID, name="beta", models=[model | {"breaker": "half_open"}])]
+    assert "m (on probation)" in mesh("cluster", "status").stdout
+
+
 def test_status_shows_how_well_a_node_is_and_what_is_wrong(fake: FakeMesh, mesh: Mesh) -> None:
     ill = {"score": 61, "state": "degraded", "alerts": ["memory!", "disk"]}
     fake.nodes = [fake.node(id=OTHER_ID, name="beta", health=ill)]

@@ -59,7 +59,9 @@ async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> No
         "role": "member",
         "tier": 1,
         "models": one["models"],
-        "engines": [{"name": "fake", "kind": "openai", "state": "ready", "can_continue": False}],
+        "engines": [
+            {"name": "fake", "kind": "openai", "state": "ready", "can_continue": False, "slots_unknown": False}
+        ],
         "hardware": {
             "cpu_model": "Z80",
             "cores": 1,
@@ -77,7 +79,26 @@ async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> No
     }
     model = one["models"][0]
     described = {"name": "m", "digest": "", "tier": 1, "engine": "fake", "state": "warm", "progress": None}
-    assert {**model, "digest": ""} == described
+    assert {**model, "digest": ""} == described | {"can_continue": False, "breaker": "closed", "retry_after_s": 0.0}
+
+
+async def test_the_cluster_shows_what_breakers_are_open_here(mesh: StillMesh) -> None:
+    fake = mesh.nodes["one"].fake
+    assert fake is not None
+    fake.behaviour = "500"
+    async with asyncio.timeout(5):  # nobody else is there to be waited for
+        for _ in range(3):
+            status, _, _ = await mesh.post("desk", "/v1/chat/completions", {"model": "m", "messages": HELLO})
+            assert status >= 500
+    models = {model["name"]: model for model in (await mesh.get("desk", "/api/cluster"))[1]["nodes"][1]["models"]}
+    assert models["m"]["breaker"] == "open"
+    assert 0 < models["m"]["retry_after_s"] <= 10
+    assert models["m+400"]["breaker"] == "closed"
+    _, body, _ = await mesh.post("desk", "/api/route", {"model": "m", "messages": HELLO})
+    assert [(c["node"], c["breaker"]) for c in body["left_out"]] == [("one", "open")]
+    assert 0 < body["refusal"]["retry_after_s"] <= 10
+    others = (await mesh.get("one", "/api/cluster"))[1]["nodes"][1]["models"]
+    assert {model["breaker"] for model in others} == {"closed"}, "each node judges for itself"
 
 
 async def test_a_draining_node_shows_as_draining(mesh: StillMesh) -> None:
@@ -369,7 +390,7 @@ async def test_a_wrong_method_says_which_is_right(mesh: StillMesh) -> None:
 async def test_an_unexpected_error_is_a_500_that_tells_no_secrets(
     mesh: StillMesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mesh.nodes["desk"].gateway, "plan", lambda _: 1 / 0)
+    monkeypatch.setattr(mesh.nodes["desk"].gateway.dispatch, "plan", lambda *_: 1 / 0)
     status, body, _ = await mesh.post("desk", "/api/complete", {"messages": HELLO})
     assert (status, body["error"]["type"]) == (500, "internal")
     assert "division" not in body["error"]["message"]

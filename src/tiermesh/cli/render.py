@@ -130,8 +130,10 @@ def _models(node: NodeReport) -> str:
 
 
 def _model_state(model: ModelReport) -> str:
+    if model.breaker == "open":
+        return f" (failing, next try in {model.retry_after_s:.0f} s)"
     if model.state == "warm":
-        return ""
+        return " (on probation)" if model.breaker == "half_open" else ""
     return f" ({model.state})" if model.progress is None else f" ({model.state} {model.progress:.0%})"
 
 

@@ -118,7 +118,7 @@ class Choice:
     def _may_come(self, request: RouteRequest) -> bool:
         route = self._dispatch.plan(request)
         if isinstance(route, Refusal):
-            return bool(route.left_out) or self._dispatch.hopeful(request)
+            return self._dispatch.hopeful(request, self._gone)
         return any(c.key not in self._gone for c in (*route.candidates, *route.left_out))
 
     def _excluded(self, without: CandidateKey | None) -> set[CandidateKey]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from tiermesh.adapters.engines import Engine, Reply
 from tiermesh.adapters.peers import EMBED_PATH, GENERATE_PATH, Peers
 from tiermesh.config import PolicyDocument
-from tiermesh.core.routing import Candidate, CandidateKey, Refusal, Route, Router, RouteRequest, RoutingPolicy
+from tiermesh.core.routing import Candidate, CandidateKey, Fact, Refusal, Route, Router, RouteRequest, RoutingPolicy
 from tiermesh.daemon.ask import Ask
 from tiermesh.daemon.attempt import Attempt
 from tiermesh.daemon.conduct import Conduct
@@ -124,18 +124,23 @@ class Dispatch:
             request,
             self.routing,
             active=self._loads.estimate(view) | {self._me: own + self._reserved_here},
-            facts=self.conduct.facts(self._loop.time()),
+            facts=self.facts(),
             preferred=preferred,
         )
 
-    def hopeful(self, request: RouteRequest) -> bool:
-        """Would there be somebody, if all nodes that are known were up?"""
+    def facts(self) -> Mapping[CandidateKey, Fact]:
+        """What this node has measured of every candidate that it has asked."""
+        return self.conduct.facts(self._loop.time())
+
+    def hopeful(self, request: RouteRequest, without: Collection[CandidateKey]) -> bool:
+        """Would there be somebody else, if all nodes that are known were up and all breakers closed?"""
         view = self._view()
         members = {
             node: replace(member, state="up", down_since=None, status=replace(member.status, state="up"))
             for node, member in view.members.items()
         }
-        return isinstance(Router(self._me).plan(replace(view, members=members), request, self.routing), Route)
+        plan = Router(self._me).plan(replace(view, members=members), request, self.routing)
+        return isinstance(plan, Route) and any(candidate.key not in without for candidate in plan.candidates)
 
     def reserve(self, candidate: Candidate, deadline: float) -> Trial:
         """Take a slot of it."""

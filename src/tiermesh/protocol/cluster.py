@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -29,7 +29,10 @@ class NodeName(Wire):
 
 
 class ModelReport(Wire):
-    """One model on one node. `progress` is how far its loading is, 0 to 1; None unless it is being loaded."""
+    """One model on one node. `progress` is how far its loading is, 0 to 1; None unless it is being loaded.
+
+    `breaker` is the asked node's own: while it is open, that node sends no requests there.
+    """
 
     name: str
     digest: str
@@ -38,6 +41,9 @@ class ModelReport(Wire):
     state: ModelState
     progress: float | None = None
     can_continue: bool = False
+    breaker: Literal["closed", "open", "half_open"] = "closed"
+    retry_after_s: float = 0.0
+    """How long the breaker lets nobody through; 0 where it does."""
 
 
 class EngineReport(Wire):

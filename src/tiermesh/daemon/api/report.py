@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 from tiermesh.core.health import state_of
 from tiermesh.core.messages import PROTOCOL
+from tiermesh.core.routing import CandidateKey, Fact
 from tiermesh.daemon.api.context import Context
 from tiermesh.protocol.cluster import (
     BallotReport,
@@ -21,12 +23,12 @@ from tiermesh.protocol.cluster import (
     NodeReport,
     PolicyReport,
 )
-from tiermesh.types import Ballot, Member, NodeId, Policy, Status, View
+from tiermesh.types import Ballot, Member, Model, NodeId, Policy, Status, View
 
 
 def cluster_report(context: Context) -> ClusterReport:
     """This node's view of the cluster, coordinator first, then by name."""
-    view, now = context.view(), context.wall()
+    view, now, facts = context.view(), context.wall(), context.gateway.dispatch.facts()
     members = sorted(view.members.values(), key=lambda m: (m.id != view.coordinator, m.status.name, m.id))
     return ClusterReport(
         protocol=PROTOCOL,
@@ -36,7 +38,7 @@ def cluster_report(context: Context) -> ClusterReport:
         ballot=ballot_report(view.ballot),
         coordinator=_coordinator(view),
         version=view.version,
-        nodes=[_node_report(member, view.coordinator, now) for member in members],
+        nodes=[_node_report(member, view.coordinator, now, facts) for member in members],
     )
 
 
@@ -71,7 +73,9 @@ def _coordinator(view: View) -> NodeName | None:
     return NodeName(id=view.coordinator, name=member.status.name if member is not None else "")
 
 
-def _node_report(member: Member, coordinator: NodeId | None, now: float) -> NodeReport:
+def _node_report(
+    member: Member, coordinator: NodeId | None, now: float, facts: Mapping[CandidateKey, Fact]
+) -> NodeReport:
     status = member.status
     return NodeReport(
         id=member.id,
@@ -80,7 +84,10 @@ def _node_report(member: Member, coordinator: NodeId | None, now: float) -> Node
         state=member.state if member.state != "up" else status.state,
         role="coordinator" if member.id == coordinator else "member",
         tier=status.tier,
-        models=[ModelReport(**asdict(model)) for model in status.models],
+        models=[
+            _model_report(model, facts.get(CandidateKey(member.id, model.engine, model.name)))
+            for model in status.models
+        ],
         engines=[EngineReport(**asdict(engine)) for engine in status.engines],
         hardware=HardwareReport.model_validate(asdict(status.hardware), strict=False),
         load=LoadReport(**asdict(status.load)),
@@ -89,6 +96,12 @@ def _node_report(member: Member, coordinator: NodeId | None, now: float) -> Node
         version=status.version,
         health=_health(member),
     )
+
+
+def _model_report(model: Model, fact: Fact | None) -> ModelReport:
+    if fact is None:
+        return ModelReport(**asdict(model))
+    return ModelReport(**asdict(model), breaker=fact.breaker, retry_after_s=fact.retry_after_s)
 
 
 def _health(member: Member) -> HealthBrief:
