@@ -10,7 +10,7 @@ import pytest
 
 from tiermesh.core.health import Vitals
 from tiermesh.daemon import vitals
-from tiermesh.daemon.vitals import HISTORY, HISTORY_S, VitalsWatch
+from tiermesh.daemon.vitals import FRESH_S, HISTORY, HISTORY_S, VitalsWatch
 from tiermesh.types import EngineInfo, Health
 
 LIMIT_S = 10.0
@@ -122,14 +122,25 @@ async def test_work_that_begins_makes_the_next_look_come_sooner() -> None:
 
 async def test_history_is_bounded_by_number_and_by_age() -> None:
     machine = Machine()
+    machine.takes_s = 10.0  # each look is late for the next
+    async with watching(machine) as watch:
+        await until(lambda: machine.looks > HISTORY + 5)
+    history = watch.history
+    assert len(history) == HISTORY
+    assert [look.vitals.at for look in history] == [history[-1].vitals.at - 10.0 * n for n in reversed(range(HISTORY))]
+    machine.now = history[-1].vitals.at + HISTORY_S - 15.0
+    assert watch.history == history[-2:]
+
+
+async def test_who_asks_often_gets_the_same_look_and_fills_no_history() -> None:
+    machine = Machine()
     watch = machine.watch()
-    for _ in range(HISTORY + 5):
-        machine.now += 10.0
-        await watch.look()
-    assert len(watch.history) == HISTORY
-    assert watch.history[0].vitals.at == machine.now - 10.0 * (HISTORY - 1)
-    machine.now += HISTORY_S - 15.0
-    assert len(watch.history) == 2
+    first = await watch.look()
+    machine.now += FRESH_S / 2
+    assert await watch.look() is first
+    machine.now += FRESH_S
+    assert (await watch.look()).vitals.at == machine.now
+    assert (machine.looks, watch.history) == (2, ())
 
 
 async def test_a_look_knows_engines_and_latency_and_what_they_mean() -> None:
@@ -155,8 +166,9 @@ async def test_only_news_is_told_and_a_change_of_state_is_logged_once(caplog: py
     ]
 
 
-async def test_two_who_look_at_once_take_turns() -> None:
+async def test_those_who_ask_at_once_share_a_look() -> None:
     machine = Machine()
     watch = machine.watch()
-    await asyncio.gather(watch.look(), watch.look(), watch.look())
-    assert len(watch.history) == machine.looks == 3
+    looks = await asyncio.gather(watch.look(), watch.look(), watch.look())
+    assert looks[0] is looks[1] is looks[2]
+    assert machine.looks == 1

@@ -22,6 +22,10 @@ HISTORY_S = 24 * 3600.0
 """And for no longer than this, however seldom the machine is awake."""
 
 
+FRESH_S = 1.0
+"""A look is as good as a new one for so long: a shorter mean of the processors' use says nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What was seen and what it means."""
@@ -56,6 +60,8 @@ class VitalsWatch:
         self._now = now
         self._wall = wall
         self._history: deque[Look] = deque(maxlen=HISTORY)
+        self._last: Look | None = None
+        self._looked_at = now()
         self._told = Health()
         self._told_at = now()
         self._worked_at = now()
@@ -89,9 +95,17 @@ class VitalsWatch:
             self._woken.set()
 
     async def look(self) -> Look:
-        """Look now, whatever the time."""
+        """Look now, for somebody who asks; what was just seen is told again. It is not kept: who asks often must not
+        push out what was seen in time."""
         async with self._turn:
-            seen = await asyncio.to_thread(self._examine)
+            last = self._last
+            if last is None or self._now() - self._looked_at >= FRESH_S:
+                last = await self._look()
+            return last
+
+    async def _look(self) -> Look:
+        self._looked_at = self._now()
+        seen = await asyncio.to_thread(self._examine)
         engines = tuple(self._engines())
         vitals = replace(
             seen,
@@ -99,8 +113,7 @@ class VitalsWatch:
             engines_ready=sum(engine.state == "ready" for engine in engines),
             engines_down=sum(engine.state == "down" for engine in engines),
         )
-        look = Look(vitals, *assess(vitals))
-        self._history.append(look)
+        self._last = look = Look(vitals, *assess(vitals))
         self._tell(look)
         return look
 
@@ -108,7 +121,8 @@ class VitalsWatch:
         while True:
             began_at = self._now()
             try:
-                await self.look()
+                async with self._turn:
+                    self._history.append(await self._look())
             except Exception:
                 log.exception("this machine could not be looked at; trying again")
             await self._pause(began_at)

@@ -29,9 +29,9 @@ class HealthDesk:
         self._survey = survey
 
     async def own(self, *, history: bool) -> LooksReport:
-        """Look at this machine now."""
+        """This machine now, and as it was at its regular looks."""
         look = await self._watch.look()
-        before = self._watch.history[:-1] if history else ()
+        before = self._watch.history if history else ()
         return LooksReport(now=_vitals(look), history=[_vitals(each) for each in before])
 
     async def mesh(self, name: str, state: MemberState, *, history: bool) -> MeshHealthReport:
