@@ -9,6 +9,8 @@ import ollama
 import pytest
 from tests.daemon.still_mesh import StillMesh, still_mesh
 
+from tiermesh.adapters.engines.server_kinds import Server, is_kind
+
 HELLO = [{"role": "user", "content": "hello there"}]
 MODELS = ("m", "m+tool", "m+half", "m+400", "m+500", "m+503", "big:7b")
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
@@ -170,4 +172,4 @@ async def test_a_version_is_told_and_the_mesh_is_no_engine_of_its_own(mesh: Stil
     status, body, headers = await mesh.get("desk", "/api/version")
     assert (status, headers["X-Mesh-Node"]) == (200, "desk")
     assert body["version"].count(".") == 2
-    assert "X-Mesh-Node" in (await mesh.get("desk", "/api/tags"))[2]
+    assert not await is_kind(Server(mesh.http, mesh.nodes["desk"].url), "ollama")
