@@ -59,9 +59,7 @@ async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> No
         "role": "member",
         "tier": 1,
         "models": one["models"],
-        "engines": [
-            {"name": "fake", "kind": "openai", "state": "ready", "can_continue": False, "slots_unknown": False}
-        ],
+        "engines": [{"name": "fake", "kind": "openai", "state": "ready", "can_continue": False, "slots_unknown": True}],
         "hardware": {
             "cpu_model": "Z80",
             "cores": 1,
