@@ -17,7 +17,7 @@ from tiermesh.client import RemoteClient
 from tiermesh.config import DaemonOptions, Flags, resolve_options
 from tiermesh.daemon import app
 from tiermesh.daemon.app import Daemon
-from tiermesh.errors import DuplicateNode, InvalidConfig, InvalidInput, Unavailable, UnknownModel
+from tiermesh.errors import DuplicateNode, InvalidConfig, InvalidInput, NotFound, Unavailable, UnknownModel
 from tiermesh.protocol.cluster import ClusterReport
 
 LIMIT_S = 20.0
@@ -150,6 +150,50 @@ async def test_the_policy_is_changed_on_any_node_and_holds_on_all(make: Callable
                 assert (await other.client.complete("x", model=alias)).node == "a"
         with pytest.raises(InvalidInput, match="fallback_strategy"):
             await b.client.set_policy({"routing": {"fallback_strategy": "maybe"}})
+
+
+async def test_a_node_rests_and_works_again_whoever_is_told(make: Callable[..., DaemonOptions]) -> None:
+    async with FakeOpenAI("x") as fake, running(make("a", fake.url)) as a, running(make("b", fake.url)) as b:
+        for node in (a, b):
+            await node.sees(2, models=2)
+        for told, rests in ((a, "b"), (b, "b"), (a, "a")):
+            await told.client.order("drain", rests)
+            await until_state(a, rests, "draining")
+            await until_state(b, rests, "draining")
+            for node in (a, b):
+                assert (await node.client.complete("hello")).node != rests
+            assert (await told.client.order("resume", rests)).node.name == rests
+            await until_state(a, rests, "up")
+            await until_state(b, rests, "up")
+
+
+async def test_a_node_is_removed_by_asking_any_other(make: Callable[..., DaemonOptions]) -> None:
+    async with running(make("a")) as a, running(make("b")) as b, running(make("c")) as c:
+        everybody = {"a": a, "b": b, "c": c}
+        reports = [await node.sees(3) for node in everybody.values()]
+        leader = reports[0].coordinator
+        assert leader is not None
+        gone, stays = (name for name in everybody if name != leader.name)
+        with pytest.raises(InvalidInput, match="coordinates"):
+            await everybody[stays].client.order("remove", leader.name)
+        await everybody[stays].client.order("remove", gone)
+        assert await everybody[gone].ended == 1
+        async with asyncio.timeout(LIMIT_S):
+            while gone in {node.name for node in (await everybody[stays].cluster()).nodes}:
+                await asyncio.sleep(0.01)
+
+
+async def test_orders_about_nobody_are_refused(make: Callable[..., DaemonOptions]) -> None:
+    async with running(make("a")) as a:
+        await a.sees(1)
+        with pytest.raises(NotFound, match=r"no node is called 'b'; there are: a"):
+            await a.client.order("drain", "b")
+
+
+async def until_state(node: Running, name: str, state: str) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while {each.name: each.state for each in (await node.cluster()).nodes}.get(name) != state:
+            await asyncio.sleep(0.01)
 
 
 async def until_policy(client: RemoteClient, version: int) -> None:

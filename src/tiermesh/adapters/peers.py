@@ -39,6 +39,9 @@ GENERATE_PATH = "/mesh/v1/generate"
 EMBED_PATH = "/mesh/v1/embed"
 POLICY_PATH = "/mesh/v1/policy"
 """The coordinator's own door for a new policy, which never passes it on."""
+DRAIN_PATH = "/mesh/v1/drain"
+REMOVE_PATH = "/mesh/v1/remove"
+"""A node's own door for an order to rest, and the coordinator's for one to forget somebody."""
 
 DIAL_S = 1.0
 """A machine on one's own network answers a connect in milliseconds; past this it is off, cut off, or elsewhere."""

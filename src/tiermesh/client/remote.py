@@ -6,14 +6,15 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
+from urllib.parse import quote
 
 import aiohttp
 
 from tiermesh.client.answers import checked, decoded, unreachable
 from tiermesh.client.stream import Stream
 from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput
-from tiermesh.protocol.cluster import ClusterReport, HealthReport, PolicyReport
+from tiermesh.protocol.cluster import ClusterReport, HealthReport, NodeOrderReport, PolicyReport
 from tiermesh.protocol.complete import CompleteResponse, Message
 from tiermesh.protocol.diagnose import DiagnoseReport
 from tiermesh.protocol.health import MeshHealthReport
@@ -139,6 +140,11 @@ class RemoteClient:
     async def set_policy(self, policy: Mapping[str, object]) -> PolicyReport:
         """Make this the policy of the whole mesh."""
         return decoded(PolicyReport, await self._json("POST", "/api/config", policy))
+
+    async def order(self, order: Literal["drain", "resume", "remove"], node: str) -> NodeOrderReport:
+        """Let a node, by its name or id, take no new work, take it again, or leave the mesh."""
+        path = f"/api/nodes/{quote(node, safe='')}/{order}"
+        return decoded(NodeOrderReport, await self._json("POST", path, {}))
 
     async def diagnose(self) -> DiagnoseReport:
         """Have this node try its own engines, and every other member by each of its addresses."""

@@ -25,7 +25,10 @@ ADDED = frozenset({"seed", "return_token_ids", "resume_token_ids"})
 
 
 class Suspects:
-    """What is known against requests, told by their whole bodies but for what was added on the way. `now` is monotonic, in seconds."""
+    """What is known against requests, told by their whole bodies but for what was added on the way.
+
+    `now` is monotonic, in seconds.
+    """
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[str, tuple[set[object], float]] = OrderedDict()

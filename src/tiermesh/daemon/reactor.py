@@ -114,6 +114,13 @@ class Reactor:
         self._perform(self._node.set_policy(clock.now(), body))
         return self._node.view.policy
 
+    def remove(self, node: NodeId) -> None:
+        """Forget a member, which ends if it runs. Raises `Unavailable` unless this node coordinates."""
+        if not self.leads:
+            raise Unavailable("this node is not the coordinator just now; try again")
+        if node != self._me:
+            self._perform(self._node.remove(clock.now(), node))
+
     async def saved(self) -> None:
         """Wait until what was decided so far is on disk. Raises `Unavailable` when it can't be written there."""
         while self._drain is not None:

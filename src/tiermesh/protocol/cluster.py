@@ -110,6 +110,13 @@ class NodeReport(Wire):
     health: HealthBrief = HealthBrief()
 
 
+class NodeOrderReport(Wire):
+    """An order about a node was taken."""
+
+    node: NodeName
+    order: Literal["drain", "resume", "remove"]
+
+
 class ClusterReport(Wire):
     """The cluster as the asked node sees it. `version` counts the views of this ballot."""
 

@@ -54,7 +54,7 @@ async def _relay(
     """Have the engine answer, byte by byte as it does. What breaks off is cut off, so that the asking node sees it."""
     context = request.app[CONTEXT]
     if context.draining():
-        raise Unavailable(f"node {context.name} is leaving the mesh")
+        raise Unavailable(f"node {context.name} is leaving the mesh, or was told to rest")
     body = await read_object(request, leeway=ESCAPED)
     engine = _engine_for(context, body)
     async with _deadline(request), ask(engine, body) as reply:
