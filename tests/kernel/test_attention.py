@@ -10,10 +10,11 @@ import torch
 from tests import tiny_model
 
 from tiermesh.errors import EngineFailed
-from tiermesh.kernel.inference import attention
 from tiermesh.kernel.inference.attention import PackedBatch, Span
 from tiermesh.kernel.inference.cache import Cache
+from tiermesh.kernel.inference.embedding import Embedding
 from tiermesh.kernel.inference.loading import LoadedModel, load
+from tiermesh.kernel.inference.slots import Slot
 
 TOLERANCE = 2e-4
 """Rounding of fp32, after layers whose weights are made large on purpose."""
@@ -76,18 +77,18 @@ def test_what_a_slot_held_before_does_not_matter(loaded: LoadedModel, reference:
     torch.testing.assert_close(got[1], expected(reference, long), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("piece", [7, 512])
-def test_an_embedding_is_the_mean_of_the_last_states(
-    loaded: LoadedModel, reference: Any, monkeypatch: pytest.MonkeyPatch, piece: int
-) -> None:
-    monkeypatch.setattr(attention, "PREFILL_TOKENS", piece)
+@pytest.mark.parametrize("piece", [1, 7, 30])
+def test_an_embedding_is_the_mean_of_the_last_states(loaded: LoadedModel, reference: Any, piece: int) -> None:
     prompt = tokens(11, 30)
     with torch.inference_mode():
         states_TH = reference.base_model(torch.tensor([prompt])).last_hidden_state[0]
+        text = Embedding(prompt, slot=Slot(2))
+        cache = Cache(loaded.size, loaded.shapes, loaded.dtype, loaded.device)
+        while not text.advance(loaded, cache, piece):
+            assert not text.vector.done()
     mean_H = states_TH.mean(0)
-    torch.testing.assert_close(
-        torch.tensor(loaded.mean_state(prompt)), mean_H / mean_H.norm(), atol=TOLERANCE, rtol=TOLERANCE
-    )
+    vector_H = torch.tensor(text.vector.result(0))
+    torch.testing.assert_close(vector_H, mean_H / mean_H.norm(), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_a_window_hides_what_is_further_back(tmp_path: Path) -> None:

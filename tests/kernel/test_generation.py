@@ -227,6 +227,26 @@ def test_an_embedding_is_computed_between_the_steps_of_others(generator: Generat
     generator.cancel(running.sequence)
 
 
+def test_a_long_text_does_not_stall_those_who_generate(generator: Generator) -> None:
+    running = started(generator, 1, ENDLESS)
+    assert running.first.wait(DEADLINE_S)
+    before = len(running.tokens)
+    generator.embed(prompt_of(2, 2000)).result(DEADLINE_S)
+    assert len(running.tokens) - before >= 2000 // 128
+    generator.cancel(running.sequence)
+
+
+def test_a_text_that_nobody_waits_for_is_dropped_and_leaves_its_slot(generator: Generator) -> None:
+    vectors = [generator.embed(prompt_of(number, 4000)) for number in range(20)]
+    for vector in vectors:
+        vector.cancel()
+    assert isinstance(started(generator, 1, 3).finished(), Finished)
+    full = [started(generator, number, ENDLESS) for number in range(MAX_RUNNING)]
+    eventually(lambda: generator.active == MAX_RUNNING)
+    for listener in full:
+        generator.cancel(listener.sequence)
+
+
 def test_after_a_thousand_requests_with_random_cancellations_every_slot_and_all_memory_is_back(
     generator: Generator,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,19 @@ def read_adapter(name: str, folder: str, base: str | None = None) -> LocalAdapte
     missing = [file for file in FILES if not (path / file).is_file()]
     if missing:
         raise ModelSourceFailed(f"adapter {name}: {path} has no {' and no '.join(missing)}")
+    _demand_lora(name, path / FILES[0])
     total = hashlib.sha256()
     for file in FILES:
         total.update(f"{file}\0{sha256_of(path / file)}\n".encode())
     size_bytes = sum((path / file).stat().st_size for file in FILES)
     return LocalAdapter(name, path, f"sha256:{total.hexdigest()}", size_bytes, base)
+
+
+def _demand_lora(name: str, config: Path) -> None:
+    """What a person gets wrong most often is told at once; the worker refuses the rest by name."""
+    try:
+        told = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelSourceFailed(f"adapter {name}: {config} can't be read: {error}") from error
+    if not isinstance(told, dict) or told.get("peft_type") != "LORA" or not isinstance(told.get("r"), int):
+        raise ModelSourceFailed(f"adapter {name}: {config} describes no LoRA (peft_type LORA, and a rank r)")

@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from tiermesh.kernel.inference.cache import Cache
-from tiermesh.kernel.inference.schedule import PREFILL_TOKENS, group_neighbours
+from tiermesh.kernel.inference.schedule import group_neighbours
 
 IMPLEMENTATION = "tiermesh"
 """Its name in transformers' registry."""
@@ -212,7 +212,7 @@ def _mask(part: Part, window: int | None, like: torch.Tensor, *, groups: int) ->
 
 
 class WholeSequence:
-    """One sequence from its first token, without a cache: for embeddings, and to learn what a model's layers need."""
+    """A few tokens from the first on, without a cache: to learn what a model's layers need and compute."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, tuple[int, int]] = {}
@@ -227,29 +227,13 @@ class WholeSequence:
         self.shapes[layer] = (key_KTD.shape[0], key_KTD.shape[2])
         self.rules[layer] = rule
         query_KGTD = query_HTD.view(key_KTD.shape[0], -1, *query_HTD.shape[1:])
-        starts = range(0, query_HTD.shape[1], PREFILL_TOKENS)
-        outputs = [
-            _attend_from(start, query_KGTD[:, :, start : start + PREFILL_TOKENS], key_KTD, value_KTD, rule)
-            for start in starts
-        ]
-        return torch.cat(outputs)
-
-
-def _attend_from(
-    start: int, query_KGtD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, rule: Rule
-) -> torch.Tensor:
-    """Some tokens from position `start` on: a mask for all of a long text at once would take gigabytes."""
-    groups, tokens = query_KGtD.shape[1:3]
-    length = start + tokens
-    mask = _mask(Part(range(1), 0, tokens, (length,), start), rule.window, query_KGtD, groups=groups)
-    output_1KgD = scaled_dot_product_attention(
-        query_KGtD.flatten(1, 2)[None],
-        key_KTD[None, :, :length],
-        value_KTD[None, :, :length],
-        attn_mask=mask,
-        scale=rule.scale,
-    )
-    return output_1KgD.view(*query_KGtD.shape).permute(2, 0, 1, 3).flatten(1, 2)
+        groups, tokens = query_KGTD.shape[1:3]
+        mask = _mask(Part(range(1), 0, tokens, (tokens,), 0), rule.window, query_KGTD, groups=groups)
+        query_1KgD = query_KGTD.flatten(1, 2)[None]
+        output_1KgD = scaled_dot_product_attention(
+            query_1KgD, key_KTD[None], value_KTD[None], attn_mask=mask, scale=rule.scale
+        )
+        return output_1KgD.view(*query_KGTD.shape).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 _MEANINGLESS = frozenset({"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"})

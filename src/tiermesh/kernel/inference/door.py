@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
+from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable
 from tiermesh.kernel.inference import answers
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SURROGATE = "\\ud"
@@ -48,6 +51,11 @@ async def errors_answered(request: web.Request, handler: Handler) -> web.StreamR
             return await handler(request)
         except RecursionError as error:
             raise InvalidInput("the body is nested too deeply") from error
+        except (TiermeshError, web.HTTPException):
+            raise
+        except Exception as error:
+            log.exception("a mistake of our own")
+            raise EngineFailed(f"the worker failed: {type(error).__name__}: {error}") from error
     except TiermeshError as error:
         headers = {"Retry-After": f"{error.retry_after_s:.0f}"} if isinstance(error, Unavailable) else None
         return json_response(answers.error_body(error), error.http_status, headers)

@@ -63,7 +63,7 @@ class Encoder:
             prompt=tokens,
             max_tokens=room if chat.max_tokens is None else min(room, chat.max_tokens),
             family=family,
-            grammars=tuple((lark and self._grammars.begin(lark, param)) or None for _ in range(chat.n)),
+            grammars=tuple((lark and self._grammars.begin(lark, param, chat.resumed)) or None for _ in range(chat.n)),
             bytes_of=None if chat.sampling.logprobs is None else self._grammars.bytes_of,
         )
 

@@ -9,12 +9,12 @@ stop string ends the answer, and where other sequences join.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from tiermesh.errors import Unavailable
 from tiermesh.kernel.inference.attention import PackedBatch, Span
 from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.continuation import Continuation
+from tiermesh.kernel.inference.embedding import Embedding
 from tiermesh.kernel.inference.loading import LoadedModel
 from tiermesh.kernel.inference.schedule import PREFILL_TOKENS, SHARED_PREFILL_TOKENS, FairShare, share_prefill
 from tiermesh.kernel.inference.sequence import Failed, Sequence
@@ -68,7 +69,7 @@ class Generator:
         self._share = FairShare()
         self._changed = threading.Condition()
         self._queue: deque[Sequence] = deque()
-        self._work: deque[Callable[[], None]] = deque()
+        self._texts: deque[Embedding] = deque()
         self._runs: list[Run] = []
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._closing = False
@@ -102,22 +103,14 @@ class Generator:
                 self._queue.remove(sequence)
 
     def embed(self, tokens: list[int]) -> Future[list[float]]:
-        """The text's vector: computed between two steps."""
-        future: Future[list[float]] = Future()
-
-        def work() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(self._model.mean_state(tokens))
-                except Exception as error:  # noqa: BLE001 - whoever asked gets it
-                    future.set_exception(error)
-
+        """The text's vector, computed between the steps of others; a cancelled future stops it."""
         with self._changed:
-            if len(self._work) >= MAX_QUEUED:
+            if len(self._texts) >= MAX_QUEUED:
                 raise Unavailable(f"{MAX_QUEUED} texts wait for this model already", retry_after_s=RETRY_AFTER_S)
-            self._work.append(work)
+            text = Embedding(tokens)
+            self._texts.append(text)
             self._changed.notify()
-        return future
+        return text.vector
 
     @property
     def active(self) -> int:
@@ -133,16 +126,15 @@ class Generator:
         with torch.inference_mode():
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._queue or self._runs or self._work or self._closing)
+                    self._changed.wait_for(lambda: self._queue or self._runs or self._texts or self._closing)
                     if self._closing:
                         return
                     come = self._take_queued()
-                    work = self._work.popleft() if self._work else None
-                if work is not None:
-                    work()
                 for sequence in come:
                     self._admit(sequence)
                 self._drop_cancelled()
+                if self._texts and (not self._runs or self._share.may_prefill):
+                    self._embed_piece()
                 if self._runs:
                     self._step()
 
@@ -166,6 +158,30 @@ class Generator:
             self._cache.copy(placement.source.index, placement.slot.index, placement.reused)
         sequence.cached_tokens = min(placement.reused, len(sequence.prompt))
         self._runs.append(Run(sequence, placement.slot, tokens, continuation))
+
+    def _embed_piece(self) -> None:
+        """A piece of the first text that waits. Its slot keeps nothing for others."""
+        text = self._texts[0]
+        if text.slot is None and self._slots.free:
+            text.slot = self._slots.take_fresh()
+        if text.slot is None:
+            return
+        started = time.perf_counter()
+        over = True
+        try:
+            if not text.vector.cancelled():
+                budget = SHARED_PREFILL_TOKENS if self._runs else PREFILL_TOKENS
+                over = text.advance(self._model, self._cache, budget)
+        except InvalidStateError:
+            pass  # cancelled at the last moment
+        except Exception as error:
+            log.exception("a text has no vector")
+            with contextlib.suppress(InvalidStateError):
+                text.vector.set_exception(error)
+        if over:
+            self._slots.release(text.slot, spoilt=True)
+            self._texts.popleft()
+        self._share.stepped(time.perf_counter() - started, prefilled=True, generated=bool(self._runs))
 
     def _drop_cancelled(self) -> None:
         for run in [run for run in self._runs if run.sequence.cancelled]:

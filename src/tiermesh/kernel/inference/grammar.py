@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,17 @@ class Grammars:
         self._named = len(tokenizer)
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
-    def begin(self, lark: str, param: str) -> TokenGrammar:
-        """A grammar at its beginning. Raises `InvalidInput` for `param` when it can't be enforced."""
+    def begin(self, lark: str, param: str, resumed: Sequence[int] = ()) -> TokenGrammar:
+        """A grammar at its beginning, for an answer that will go on from `resumed`.
+
+        Raises `InvalidInput` for `param` when it can't be enforced, and for tokens that it doesn't allow.
+        """
         matcher = self._compiled.pop(lark, None) or self._compile(lark, param)
         self._compiled[lark] = matcher
         if len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
+        if resumed and matcher.deep_copy().validate_tokens(list(resumed)) < len(resumed):
+            raise InvalidInput(f"resume_token_ids: {param} does not allow them", param="resume_token_ids")
         return TokenGrammar(matcher.deep_copy())
 
     def bytes_of(self, token: int) -> bytes:

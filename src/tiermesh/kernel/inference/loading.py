@@ -85,14 +85,12 @@ class LoadedModel:
             )
         return torch.as_tensor(output.logits[0, : len(wanted)]).float()
 
-    def mean_state(self, tokens: Sequence[int]) -> list[float]:
-        """The mean of the base model's last states over all tokens, scaled to length 1."""
+    def states(self, batch: PackedBatch) -> torch.Tensor:
+        """The base model's last states of all packed tokens, [T, E]."""
         self.adapter_rows.set({})
-        with attending(WholeSequence()), torch.inference_mode():
-            states_TH = self.model.base_model(**_inputs(tokens, self.device)).last_hidden_state[0]
-        mean_H = states_TH.float().mean(0)
-        vector: list[float] = (mean_H / mean_H.norm().clamp_min(1e-12)).tolist()
-        return vector
+        with attending(batch):
+            output = self.model.base_model(input_ids=batch.tokens_1T, position_ids=batch.positions_1T, use_cache=False)
+        return torch.as_tensor(output.last_hidden_state[0])
 
 
 def load(

@@ -13,7 +13,6 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -32,14 +31,12 @@ LIKELIEST = 1024
 """Usually top_p ends among this many tokens, and they are found several times as fast as a vocabulary is sorted."""
 
 
-@dataclass(frozen=True, slots=True)
 class NotFinite(Exception):
     """The model computed no usable probabilities, or its grammar forbade every token."""
 
-    position: int
-
-    def __str__(self) -> str:
-        return f"the model's output at position {self.position} is not a number"
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the model's output at position {position} is not a number")
+        self.position = position
 
 
 class Chooser:

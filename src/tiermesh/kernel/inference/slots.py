@@ -6,7 +6,7 @@ computes only what is new; a sequence that shares the beginning of one which sti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 MIN_COPY_TOKENS = 16
@@ -58,6 +58,13 @@ class Slots:
         slot.busy = True
         return placement
 
+    def take_fresh(self) -> Slot:
+        """Give a slot for what nobody will go on with. There must be a free one."""
+        slot = _oldest(slot for slot in self._slots if not slot.busy)
+        slot.tokens = []
+        slot.busy = True
+        return slot
+
     def release(self, slot: Slot, *, spoilt: bool = False) -> None:
         """The sequence has ended; what it leaves may serve others unless it is `spoilt`."""
         self._releases += 1
@@ -72,14 +79,18 @@ class Slots:
         shared = {s.index: _shared(s.tokens, tokens) if s.adapter == adapter else 0 for s in self._slots}
         best = max(self._slots, key=lambda slot: (shared[slot.index], not slot.busy))
         reused = shared[best.index]
-        # The oldest, and among those that were never used the first: neighbours are computed together.
-        oldest = min(free, key=lambda slot: (len(slot.tokens) > 0, slot.released, slot.index))
+        oldest = _oldest(free)
         if reused < MIN_COPY_TOKENS and (best.busy or best is not oldest):
             return Placement(oldest, 0)
         # A slot is continued in place unless that would destroy more than it saves.
         if not best.busy and (best is oldest or 2 * reused >= len(best.tokens)):
             return Placement(best, reused)
         return Placement(oldest, reused, best)
+
+
+def _oldest(free: Iterable[Slot]) -> Slot:
+    """The least recently used, and among those that hold nothing the first: neighbours are computed together."""
+    return min(free, key=lambda slot: (len(slot.tokens) > 0, slot.released, slot.index))
 
 
 def _shared(held: Sequence[int], wanted: Sequence[int]) -> int:
