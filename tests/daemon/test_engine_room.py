@@ -35,7 +35,7 @@ def model_folder(folder: Path) -> Path:
 
 def adapter_folder(folder: Path) -> Path:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     (folder / "adapter_model.safetensors").write_bytes(b"")
     return folder
 
