@@ -215,3 +215,20 @@ async def test_what_fails_is_counted_as_it_ended(mesh: Mesh) -> None:
         report = await a.metrics()
         assert (report.cluster.requests, report.cluster.succeeded, report.cluster.failed) == (2, 1, 1)
         assert (report.nodes[0].requests, report.nodes[0].failed, report.nodes[0].success_rate) == (1, 1, 0.0)
+
+
+async def test_a_client_that_leaves_is_nobodys_failure(mesh: Mesh) -> None:
+    async with FakeOpenAI("far", "m+hang") as fake:
+        a = await mesh.start("a", fake.url)
+        await cluster_where(a, all_up(1, models=1))
+        asked = asyncio.ensure_future(a.complete("hello"))
+        await fake.wait_until("started")
+        asked.cancel()
+        await fake.wait_until("abandoned")
+        async with asyncio.timeout(LIMIT_S):
+            while (await a.metrics()).cluster.requests == 0:
+                await asyncio.sleep(0.01)
+        said = await scrape(a)
+        assert said["requests_total /api/complete m+hang a cancelled"] == 1
+        assert said["attempts_total m+hang a abandoned"] == 1
+        assert (await a.metrics()).cluster.success_rate is None
