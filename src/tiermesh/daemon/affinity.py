@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from tiermesh.protocol import quick_json
 from tiermesh.types import NodeId
 
 KEPT = 4096
@@ -57,6 +57,6 @@ def _digests(model: str, messages: object) -> list[bytes]:
         return []
     running, digests = blake2b(model.encode("utf-8", "replace"), digest_size=16), []
     for message in messages:
-        running.update(json.dumps(message, sort_keys=True).encode())
+        running.update(quick_json.canonical(message))
         digests.append(running.digest())
     return digests

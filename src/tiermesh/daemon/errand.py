@@ -83,7 +83,8 @@ class Errand:
         Raises `UnknownModel`, `Unavailable`, `EngineFailed` (all candidates failed), `PoisonedRequest` or
         `DeadlineExceeded`; reading `Answer.events` may raise the last four.
         """
-        self._choice.check()
+        if self._may_switch:
+            self._choice.check()
         while True:
             trial = await self._reserve()
             if trial is None:
@@ -108,6 +109,8 @@ class Errand:
         waiting, model = self._dispatch.waiting, self._ask.route.model
         in_turn = self._choice.attempts > 0 or not waiting.anybody(model)
         self._trial = self._ready() if in_turn else None
+        if self._trial is None and not self._choice.attempts:
+            self._choice.check()
         if self._trial is None and self._choice.has_hope():
             self._trial = await self._wait(model, self._ask.caller, self._ready)
         return self._trial

@@ -79,7 +79,9 @@ class Gateway:
         `DeadlineExceeded`; reading `Answer.events` may raise the last four.
         """
         messages = ask.body.get("messages")
-        ask = replace(ask, route=assessed(ask.route, ask.body, self.dispatch.routing))
+        route = assessed(ask.route, ask.body, self.dispatch.routing)
+        if route is not ask.route:
+            ask = replace(ask, route=route)
         prefix = self._affinity.look(ask.route.model, messages)
         with self._log.begin(ask.caller.api) as record:
             errand = Errand(ask, self.dispatch, record, preferred=prefix.node, silence_s=self._silence_s)

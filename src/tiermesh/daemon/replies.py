@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from tiermesh.adapters.engines import Reply
 from tiermesh.daemon.sse import data_of, error_in
 from tiermesh.errors import EngineFailed, Unavailable, WorkerDied
+from tiermesh.protocol import quick_json
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """An answer that is not streamed is held in memory until it is whole."""
@@ -44,7 +45,7 @@ async def read_answer(reply: Reply, holds: str) -> bytes:
     """A whole answer: a JSON object with a list named `holds`."""
     body = await _read(reply, MAX_ANSWER_BYTES)
     try:
-        answer = json.loads(body)
+        answer = quick_json.read(body)
     except (ValueError, RecursionError):
         raise EngineFailed("answered 200 with something that is not JSON") from None
     if not isinstance(answer, dict) or not isinstance(answer.get(holds), list):

@@ -22,6 +22,22 @@ def decode(text: bytes) -> Any:
         raise ValueError(str(error)) from None
 
 
+def read(text: bytes) -> Any:
+    """All that `json` reads. Raises `ValueError` and `RecursionError`."""
+    try:
+        return _DECODER.decode(text)
+    except _REFUSED:
+        return json.loads(text)
+
+
+def canonical(value: object) -> bytes:
+    """The same bytes for equal values, in whatever order their keys came."""
+    try:
+        return _SORTING.encode(value)
+    except _REFUSED:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
 def encode(value: object) -> bytes:
     """UTF-8, as short as it goes. Numbers are finite."""
     try:
@@ -31,3 +47,4 @@ def encode(value: object) -> bytes:
 
 
 _DECODER, _ENCODER = msgspec.json.Decoder(), msgspec.json.Encoder()
+_SORTING = msgspec.json.Encoder(order="sorted")

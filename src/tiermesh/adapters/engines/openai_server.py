@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Self
 
 import aiohttp
 
@@ -104,6 +106,7 @@ class OpenAIServer:
         # limit=0: how many requests run at once is routing's business, and a pool would queue them unseen
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
         )
         self._watch = asyncio.create_task(self._run_watch(), name=f"watch {self.name}")
@@ -122,24 +125,12 @@ class OpenAIServer:
     def embed(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
         return self._ask("/v1/embeddings", body)
 
-    @contextlib.asynccontextmanager
-    async def _ask(self, path: str, body: Mapping[str, object]) -> AsyncIterator[Reply]:
-        if self._http is None or self._state == "down":
-            raise EngineFailed(f"{self.name} is down")
-        self._count(+1)
-        try:
-            async with await self._post(path, body) as response:
-                try:
-                    if response.status >= 500:
-                        raise await _failure(self.name, response)
-                    yield Reply(response.status, response.content_type, _chunks(self.name, response), response.headers)
-                finally:
-                    response.close()  # what is still being generated is wanted by nobody
-        finally:
-            self._count(-1)
+    def _ask(self, path: str, body: Mapping[str, object]) -> _Question:
+        return _Question(self.name, partial(self._post, path, body), self._count)
 
     async def _post(self, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
-        assert self._http is not None, "chat() checks it"
+        if self._http is None or self._state == "down":
+            raise EngineFailed(f"{self.name} is down")
         headers = {**self._headers, "Content-Type": "application/json", "Accept-Encoding": "identity"}
         text = quick_json.encode(body)
         data = text if len(text) < LARGE_BYTES else io.BytesIO(text)
@@ -204,6 +195,61 @@ class OpenAIServer:
         self._on_change()
 
 
+class _Question:
+    """One request: counted while the context lasts. A plain class, since every prompt passes here."""
+
+    __slots__ = ("_count", "_name", "_post", "_response")
+
+    def __init__(
+        self, name: str, post: Callable[[], Awaitable[aiohttp.ClientResponse]], count: Callable[[int], None]
+    ) -> None:
+        self._name = name
+        self._post = post
+        self._count = count
+        self._response: aiohttp.ClientResponse | None = None
+
+    async def __aenter__(self) -> Reply:
+        self._count(+1)
+        try:
+            response = self._response = await self._post()
+            if response.status >= 500:
+                raise await _failure(self._name, response)
+        except BaseException:
+            self._end()
+            raise
+        return Reply(response.status, response.content_type, _Chunks(self._name, response.content), response.headers)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._response is not None:
+            self._response.close()  # what is still being generated is wanted by nobody
+        self._count(-1)
+
+
+class _Chunks:
+    """A body as it arrives."""
+
+    __slots__ = ("_content", "_name")
+
+    def __init__(self, name: str, content: aiohttp.StreamReader) -> None:
+        self._name = name
+        self._content = content
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk = await self._content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineFailed(f"{self._name} broke off: {reason_of(error)}") from error
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+
 async def _failure(name: str, response: aiohttp.ClientResponse) -> EngineFailed | Unavailable:
     """5xx as an error; 503 asks for patience."""
     try:
@@ -216,11 +262,3 @@ async def _failure(name: str, response: aiohttp.ClientResponse) -> EngineFailed 
         after = response.headers.get("Retry-After", "")
         return Unavailable(message, retry_after_s=float(after) if after.isdecimal() else 1.0)
     return EngineFailed(message)
-
-
-async def _chunks(name: str, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise EngineFailed(f"{name} broke off: {reason_of(error)}") from error
