@@ -37,7 +37,7 @@ from tiermesh.daemon.engine_room import EngineRoom
 from tiermesh.daemon.gateway import Gateway
 from tiermesh.daemon.in_flight import InFlight
 from tiermesh.daemon.instruments import Instruments
-from tiermesh.daemon.loop import loop_factory
+from tiermesh.daemon.loop import calm_collector, loop_factory
 from tiermesh.daemon.metrics import RequestLog
 from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait
@@ -76,6 +76,7 @@ async def _serve(options: DaemonOptions) -> int:
         loop.add_signal_handler(number, daemon.stop)
     try:
         await daemon.start()
+        calm_collector()
         print(daemon.banner(), flush=True)
         return await daemon.run()
     finally:
