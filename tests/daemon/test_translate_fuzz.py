@@ -89,22 +89,25 @@ TURN = some(
     output=st.text(max_size=3),
 )
 TOOL = some(name=st.just("f"), type=st.just("function"), parameters=OBJECT, input_schema=OBJECT, function=OBJECT)
-ASKED = some(
-    messages=mostly(TURN),
-    input=st.text(max_size=3) | mostly(TURN),
-    prompt=st.text(max_size=3) | mostly(st.text(max_size=3)),
-    system=st.text(max_size=3),
-    tools=mostly(TOOL),
-    tool_choice=st.sampled_from(["auto", "none", "required"]) | some(type=st.just("any"), name=st.just("f")),
-    options=some(temperature=st.floats(0, 2), num_predict=st.integers(-2, 9), top_p=st.floats(0, 1), stop=ANY),
-    format=OBJECT | st.just("json"),
-    text=some(format=some(type=st.just("json_schema"), schema=OBJECT)),
-    temperature=st.floats(0, 1),
-    stop_sequences=mostly(st.text(max_size=3)),
-    logprobs=st.integers(0, 20) | st.booleans(),
-    top_logprobs=st.integers(0, 20),
-    n=st.integers(1, 3),
-)
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "messages": mostly(TURN),
+    "input": st.text(max_size=3) | mostly(TURN),
+    "prompt": st.text(max_size=3) | mostly(st.text(max_size=3)),
+    "system": st.text(max_size=3),
+    "tools": mostly(TOOL),
+    "tool_choice": st.sampled_from(["auto", "none", "required"]) | some(type=st.just("any"), name=st.just("f")),
+    "options": some(temperature=st.floats(0, 2), num_predict=st.integers(-2, 9), top_p=st.floats(0, 1), stop=ANY),
+    "format": OBJECT | st.just("json"),
+    "text": some(format=some(type=st.just("json_schema"), schema=OBJECT)),
+    "temperature": st.floats(0, 1),
+    "stop_sequences": mostly(st.text(max_size=3)),
+    "logprobs": st.integers(0, 20) | st.booleans(),
+    "top_logprobs": st.integers(0, 20),
+    "n": st.integers(1, 3),
+}
+"""What requests in any of the dialects may hold."""
+
+ASKED = some(**FIELDS)
 
 
 def ask(model: type[BaseModel], body: Callable[[Any], Json | list[Json]], **least: object) -> Callable[[Json], Any]:
