@@ -136,7 +136,9 @@ async def test_sixteen_streams_survive_their_machine(tmp_path: Path, fault: sign
     async with mesh(tmp_path) as (desk, machines), aiohttp.ClientSession() as http:
         if fault == signal.SIGSTOP:
             async with RemoteClient(desk.url) as client:
-                await client.set_policy({"limits": {"stall_timeout_s": 2}})
+                applied = await client.set_policy({"limits": {"stall_timeout_s": 2}})
+                while (await client.policy()).version < applied.version:
+                    await asyncio.sleep(0.02)
         heard = [Heard() for _ in range(STREAMS)]
         streams = [asyncio.create_task(listen(http, desk.url, n, each)) for n, each in enumerate(heard)]
         async with asyncio.timeout(LIMIT_S):

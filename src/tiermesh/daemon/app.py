@@ -32,6 +32,7 @@ from tiermesh.core.messages import PROTOCOL
 from tiermesh.core.node import Node
 from tiermesh.daemon import banner, log, runtime
 from tiermesh.daemon.api import Context, make_app
+from tiermesh.daemon.api.nodes import register_nodes
 from tiermesh.daemon.discovery import Discovery
 from tiermesh.daemon.engine_room import EngineRoom
 from tiermesh.daemon.gateway import Gateway
@@ -39,6 +40,7 @@ from tiermesh.daemon.in_flight import InFlight
 from tiermesh.daemon.instruments import Instruments
 from tiermesh.daemon.loop import calm_collector, loop_factory
 from tiermesh.daemon.metrics import RequestLog
+from tiermesh.daemon.nodes import NodeDesk
 from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait
 from tiermesh.daemon.reactor import Reactor
@@ -123,6 +125,7 @@ class Daemon:
         self._reactor = self._make_reactor(saved, store)
         self._exit.push_async_callback(self._reactor.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
+        self._nodes = NodeDesk(self._me, self._reactor, self._peers, lambda state: self._portrait.change(state=state))
         requests = RequestLog()
         self._gateway = Gateway(
             me=self._me,
@@ -243,9 +246,10 @@ class Daemon:
             policy=self._policy.current,
             apply_policy=self._policy.apply,
             publish_policy=self._policy.apply_here,
-            draining=self._stop_asked.is_set,
+            draining=lambda: self._stop_asked.is_set() or self._nodes.draining,
         )
         app = make_app(context, max_body_bytes=self._options.policy.limits.max_body_bytes)
+        register_nodes(app, self._nodes)
         app.middlewares.append(self._requests.middleware())
         app.router.add_get(LINK_PATH, self._peers.accept)
         self._instruments.register(app)
