@@ -17,7 +17,7 @@ from typing import Any
 from tests.daemon.still_mesh import StillMesh, still_mesh
 
 from tiermesh.adapters.engines import Reply
-from tiermesh.errors import EngineFailed, Unavailable
+from tiermesh.errors import EngineFailed, Unavailable, WorkerDied
 from tiermesh.types import EngineInfo, Load, Model, Tier
 
 LENGTH = 12
@@ -35,6 +35,8 @@ class Script:
     breaks: int = 1
     """How often."""
     stall_at: int | None = None
+    dies: bool = False
+    """What breaks is the worker, not the connection."""
     error_at: int | None = None
     """An error event before this token."""
     refuse: int | None = None
@@ -127,7 +129,7 @@ class ScriptedKernel:
         if script.break_at == position:
             script.breaks -= 1
             script.break_at = script.break_at if script.breaks else None
-            raise EngineFailed("the connection broke")
+            raise WorkerDied("the worker died") if script.dies else EngineFailed("the connection broke")
         if script.stall_at == position:
             script.stall_at = None
             self.stalled.set()

@@ -254,6 +254,21 @@ async def test_who_refuses_to_go_on_is_passed_over() -> None:
         assert_undisturbed(await read(mesh, "desk", ask()), ask())
 
 
+@pytest.mark.parametrize("asked", ["desk", "one"])
+async def test_a_request_at_which_two_workers_died_goes_to_no_third(asked: str) -> None:
+    names = ("one", "two", "three")
+    async with kernel_mesh(dict.fromkeys(names, "d")) as (mesh, kernels):
+        order = [kernels[c.node_name] for c in mesh.nodes[asked].gateway.plan(RouteRequest("m")).candidates]
+        for position, kernel in zip((4, 6, 8), order, strict=True):
+            kernel.script = Script(break_at=position, dies=True, breaks=9, pace_s=0.01)
+        seen = await read(mesh, asked, ask())
+        assert seen.error is not None
+        assert seen.error["code"] == "poisoned_request"
+        assert sum(len(kernel.requests) for kernel in kernels.values()) == 2
+        assert text_of(ask()).startswith(seen.text)
+        assert seen.dones == 1
+
+
 async def test_who_is_busy_is_waited_for() -> None:
     async with kernel_mesh(SAME) as (mesh, kernels):
         first, second = preferred(mesh, kernels)

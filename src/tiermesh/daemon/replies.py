@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator
 
 from tiermesh.adapters.engines import Reply
-from tiermesh.daemon.sse import data_of, error_in
+from tiermesh.daemon.sse import data_of, error_in, failure
 from tiermesh.errors import EngineFailed, Unavailable, WorkerDied
 from tiermesh.protocol import quick_json
 
@@ -34,7 +34,7 @@ async def first_event(source: AsyncIterator[bytes]) -> bytes:
         told = data_of(piece)
         for data in told:
             if (problem := error_in(data)) is not None:
-                raise EngineFailed(problem)
+                raise failure(data, problem)
         if told:
             _check_json(told[0])
             return piece

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tiermesh.daemon.sse import DONE, data_of, error_in, event
+from tiermesh.daemon.sse import DONE, data_of, error_in, event, failure
 from tiermesh.errors import EngineFailed
 
 MAX_IDS = 1 << 20
@@ -269,7 +269,7 @@ def _identity(first: bytes) -> dict[str, Any]:
 def _refuse_errors(piece: bytes) -> None:
     for data in data_of(piece):
         if (problem := error_in(data)) is not None:
-            raise EngineFailed(problem)
+            raise failure(data, problem)
 
 
 def _chunks(piece: bytes) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from tiermesh.errors import EngineFailed
+from tiermesh.errors import EngineFailed, WorkerDied
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """One event is a few hundred bytes; a tool call sent whole may be more. Past this it is no event stream."""
@@ -74,6 +74,11 @@ def error_in(data: str) -> str | None:
     if not error:
         return None
     return str(error.get("message") or error) if isinstance(error, dict) else str(error)
+
+
+def failure(data: str, problem: str) -> EngineFailed:
+    """What an error event means for whoever has to find another candidate."""
+    return WorkerDied(problem) if f'"{WorkerDied.type}"' in data else EngineFailed(problem)
 
 
 def _last_boundary(data: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,7 +18,8 @@ from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.relay import hang_up, send
 from tiermesh.daemon.api.report import policy_report
 from tiermesh.daemon.gateway import REQUEST_TIMEOUT_S
-from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unavailable, UnknownModel
+from tiermesh.daemon.sse import event
+from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unavailable, UnknownModel, WorkerDied
 from tiermesh.protocol import headers
 
 ESCAPED = 3
@@ -62,12 +64,16 @@ async def _relay(
         if retry_after := reply.headers.get("Retry-After"):
             response.headers["Retry-After"] = retry_after
         await response.prepare(request)
-        complete = False
+        complete, chunk = False, b""
         try:
             async for chunk in reply.chunks:
                 await send(response, chunk)
             await response.write_eof()
             complete = True
+        except WorkerDied as error:
+            if chunk.endswith(b"\n\n"):  # whoever goes on with the stream must know that it may be the request
+                detail = {"type": error.type, "message": str(error)}
+                await response.write(event(json.dumps({"error": detail})))
         except TiermeshError:
             pass  # cut off below; the asking node tells the story
         finally:
