@@ -70,7 +70,7 @@ class Upstream(asyncio.Protocol):
             self._transport.write(b"%x\r\n%b\r\n" % (len(events[index]), events[index]))
             index += 1
             due = began + index * self._event_gap_s
-            if due > loop.time():
+            if due > loop.time() and index < len(events):
                 self._timer = loop.call_at(due, self._stream, events, index, began)
                 return
         self._transport.write(b"0\r\n\r\n")

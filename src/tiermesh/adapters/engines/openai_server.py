@@ -44,6 +44,9 @@ DEFAULT_SLOTS = 4
 LARGE_BYTES = 256 * 1024
 """Bodies from this size on are sent in pieces, so that others get their turn in between."""
 
+END_S = 0.02
+"""Between the last event of a stream and the end of its body; a new connection costs less than a longer wait."""
+
 MAX_REASON_BYTES = 2048
 """As much of an error page as goes into our own message."""
 
@@ -195,10 +198,13 @@ class OpenAIServer:
         self._on_change()
 
 
+_LAST_EVENT = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
+
+
 class _Question:
     """One request: counted while the context lasts. A plain class, since every prompt passes here."""
 
-    __slots__ = ("_count", "_name", "_post", "_response")
+    __slots__ = ("_chunks", "_count", "_name", "_post", "_response")
 
     def __init__(
         self, name: str, post: Callable[[], Awaitable[aiohttp.ClientResponse]], count: Callable[[int], None]
@@ -207,6 +213,7 @@ class _Question:
         self._post = post
         self._count = count
         self._response: aiohttp.ClientResponse | None = None
+        self._chunks: _Chunks | None = None
 
     async def __aenter__(self) -> Reply:
         self._count(+1)
@@ -217,10 +224,15 @@ class _Question:
         except BaseException:
             self._end()
             raise
-        return Reply(response.status, response.content_type, _Chunks(self._name, response.content), response.headers)
+        self._chunks = _Chunks(self._name, response.content)
+        return Reply(response.status, response.content_type, self._chunks, response.headers)
 
     async def __aexit__(self, *_: object) -> None:
-        self._end()
+        try:
+            if self._chunks is not None:
+                await self._chunks.end()
+        finally:
+            self._end()
 
     def _end(self) -> None:
         if self._response is not None:
@@ -231,11 +243,13 @@ class _Question:
 class _Chunks:
     """A body as it arrives."""
 
-    __slots__ = ("_content", "_name")
+    __slots__ = ("_content", "_done", "_name")
 
     def __init__(self, name: str, content: aiohttp.StreamReader) -> None:
         self._name = name
         self._content = content
+        self._done = False
+        """Has all been said, though the end of the body may not have come?"""
 
     def __aiter__(self) -> Self:
         return self
@@ -247,7 +261,15 @@ class _Chunks:
             raise EngineFailed(f"{self._name} broke off: {reason_of(error)}") from error
         if not chunk:
             raise StopAsyncIteration
+        self._done = chunk.endswith(_LAST_EVENT)
         return chunk
+
+    async def end(self) -> None:
+        """Wait for the end of a stream whose last event has come: its connection can then be used again."""
+        if self._done and not self._content.is_eof():
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await self._content.readany()
 
 
 async def _failure(name: str, response: aiohttp.ClientResponse) -> EngineFailed | Unavailable:
