@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from tiermesh.adapters.engines import Engine, Reply
@@ -31,12 +31,11 @@ DOWN_GRACE_S = 2.0
 
 
 class Trial:
-    """One candidate, reserved for one request. `stack` holds what must be given back; `close` ends all of it."""
+    """One candidate, reserved for one request. `close` ends all that it began."""
 
     def __init__(self, dispatch: Dispatch, candidate: Candidate, attempt: Attempt) -> None:
         self.candidate = candidate
         self.attempt = attempt
-        self.stack = AsyncExitStack()
         self.since = asyncio.get_running_loop().time()
         self.sent = False
         self.judged = False
@@ -45,14 +44,27 @@ class Trial:
         self.begun_at = self.since
         self.begun_with = 0
         """Token ids that the client had when this one began."""
+        self._question: AbstractAsyncContextManager[Reply] | None = None
         self._dispatch: Dispatch | None = dispatch
+
+    async def ask(self, question: AbstractAsyncContextManager[Reply]) -> Reply:
+        """The head of the candidate's answer; `close` leaves the context."""
+        reply = await question.__aenter__()
+        self._question = question
+        return reply
 
     async def close(self) -> None:
         """Stop the work there and free the slot. May be called twice."""
+        question, self._question = self._question, None
         try:
-            await self.stack.aclose()
+            if self.source is not None:
+                await self.source.aclose()
         finally:
-            self.release()
+            try:
+                if question is not None:
+                    await question.__aexit__(None, None, None)
+            finally:
+                self.release()
 
     def release(self) -> None:
         """Free the slot. May be called twice."""
@@ -176,9 +188,10 @@ class Dispatch:
             trial.judged = True
             self.conduct.failed(key, now, error.retry_after_s if isinstance(error, Unavailable) else None)
 
-    @asynccontextmanager
-    async def send(self, trial: Trial, body: Mapping[str, object], ask: Ask, deadline: float) -> AsyncIterator[Reply]:
-        """Have the candidate answer `body`. Raises `EngineFailed` or `Unavailable`."""
+    def question(
+        self, trial: Trial, body: Mapping[str, object], ask: Ask, deadline: float
+    ) -> AbstractAsyncContextManager[Reply]:
+        """What has the candidate answer `body`, for `Trial.ask` at once. Both raise `EngineFailed` or `Unavailable`."""
         candidate = trial.candidate
         if candidate.local:
             engine = self._engines().get(candidate.model.engine)
@@ -187,19 +200,16 @@ class Dispatch:
             # Between this line and the engine's own count nothing else runs.
             self._reserved_here -= 1
             trial.sent = True
-            source = engine.chat(body) if ask.task == "chat" else engine.embed(body)
-        else:
-            trial.sent = True
-            source = self._peers.generate(
-                candidate.node,
-                self._view().members[candidate.node].status.addresses,
-                {**body, "engine": candidate.model.engine},
-                path=GENERATE_PATH if ask.task == "chat" else EMBED_PATH,
-                request_id=ask.request_id,
-                deadline_s=deadline - self._loop.time(),
-            )
-        async with source as reply:
-            yield reply
+            return engine.chat(body) if ask.task == "chat" else engine.embed(body)
+        trial.sent = True
+        return self._peers.generate(
+            candidate.node,
+            self._view().members[candidate.node].status.addresses,
+            {**body, "engine": candidate.model.engine},
+            path=GENERATE_PATH if ask.task == "chat" else EMBED_PATH,
+            request_id=ask.request_id,
+            deadline_s=deadline - self._loop.time(),
+        )
 
     def is_loading(self, candidate: Candidate) -> bool:
         """Does its node say that the model is not in memory yet?"""

@@ -166,8 +166,8 @@ class Errand:
         ask = self._ask
         self._record.attempt(trial.candidate)
         with trial.attempt:
-            sent = self._dispatch.send(trial, self._body(trial.candidate, way), ask, self._deadline)
-            reply = await trial.stack.enter_async_context(sent)
+            body = self._body(trial.candidate, way)
+            reply = await trial.ask(self._dispatch.question(trial, body, ask, self._deadline))
             if reply.status != 200:
                 return reply.status, reply.content_type, await read_verdict(reply)
             if not ask.stream:
@@ -175,7 +175,6 @@ class Errand:
             if not reply.content_type.startswith(EVENTS):
                 raise EngineFailed(f"answered with {reply.content_type} where a stream was asked for")
             trial.source = whole_events(reply.chunks)
-            trial.stack.push_async_callback(trial.source.aclose)
             return 200, EVENTS, await first_event(trial.source)
 
     def _body(self, candidate: Candidate, way: Way) -> dict[str, object]:
