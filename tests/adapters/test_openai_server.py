@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import RawTestServer
+from aiohttp.test_utils import RawTestServer, TestServer
 from tests.openai_fake import FakeOpenAI
 
 from tiermesh.adapters.engines import openai_server
@@ -272,3 +272,27 @@ async def _fail_and_stall(request: web.BaseRequest) -> web.StreamResponse:
     await response.prepare(request)
     await asyncio.Event().wait()
     return response
+
+
+async def test_streams_read_to_their_last_event_share_one_connection() -> None:
+    callers = set()
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        callers.add(request.transport.get_extra_info("peername"))
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/chat/completions", chat)
+    async with TestServer(app) as server, running(str(server.make_url("/")), kind="openai") as engine:
+        for _ in range(3):
+            async with engine.chat(BODY) as reply:
+                assert await anext(aiter(reply.chunks)) == b"data: [DONE]\n\n"
+    assert len(callers) == 1
