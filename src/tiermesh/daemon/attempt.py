@@ -12,6 +12,8 @@ from tiermesh.types import NodeId
 ON_ITS_WAY_S = 0.5
 """What a node said before it died may come this long after the news of it. Later, it speaks for the node."""
 
+TOO_LATE = "no complete answer within the time limit of the request"
+
 
 class Attempt:
     """One try at one candidate; `with attempt:` bounds what is awaited inside, by one task at a time.
@@ -52,10 +54,12 @@ class Attempt:
             self._timer.cancel()
 
     def __enter__(self) -> None:
+        self._since = self._loop.time()
+        if self._since >= self._deadline:  # whoever always has something to say is never waited for
+            raise DeadlineExceeded(TOO_LATE)
         task = self._task = asyncio.current_task()
         assert task is not None, "waits belong to a task"
         self._cancelling = task.cancelling()
-        self._since = self._loop.time()
         self._ends = self._next_look(self._since)
         if self._down_at is not None:
             self._ends = min(self._ends, self._since + self._grace())
@@ -96,7 +100,7 @@ class Attempt:
         if self._down_at is not None:
             return EngineFailed("the node went down")
         if now >= self._deadline:
-            return DeadlineExceeded("no complete answer within the time limit of the request")
+            return DeadlineExceeded(TOO_LATE)
         silent_s = now - self._since
         return EngineFailed(f"silent for {silent_s:.3g} s") if self.gives_up(silent_s) else None
 
