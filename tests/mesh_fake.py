@@ -98,6 +98,7 @@ class FakeMesh:
         app.router.add_get("/api/config", self._show_policy)
         app.router.add_post("/api/config", self._set_policy)
         app.router.add_post("/api/complete", self._complete)
+        app.router.add_post("/api/nodes/{name}/{order}", self._order)
         app.router.add_post("/api/route", self._route)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -165,6 +166,10 @@ class FakeMesh:
 
     async def _route(self, request: web.Request) -> web.Response:
         return web.json_response(self.route)
+
+    async def _order(self, request: web.Request) -> web.Response:
+        name, order = (request.match_info[key] for key in ("name", "order"))
+        return web.json_response({"node": {"id": self.node_id, "name": name}, "order": order})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()

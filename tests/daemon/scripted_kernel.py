@@ -14,9 +14,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.daemon.still_mesh import StillMesh, still_mesh
+from tests.daemon.still_mesh import StillMesh, still_mesh, until
 
 from tiermesh.adapters.engines import Reply
+from tiermesh.daemon.dispatch import Dispatch
 from tiermesh.errors import EngineFailed, Unavailable, WorkerDied
 from tiermesh.types import EngineInfo, Load, Model, Tier
 
@@ -213,6 +214,13 @@ async def kernel_mesh(
             made[name] = mesh.nodes[name].engines["kernel"] = ScriptedKernel(served, script)
         publish(mesh, made)
         yield mesh, made
+        await until(lambda: all(_holds_nothing(node.gateway.dispatch) for node in mesh.nodes.values()))
+
+
+def _holds_nothing(dispatch: Dispatch) -> bool:
+    """Every reservation was given back, and nobody waits."""
+    held = dispatch._reserved_here or any(dispatch._loads.in_flight.values()) or dispatch.attempts
+    return not held and not dispatch.waiting.lengths()
 
 
 def publish(mesh: StillMesh, kernels: Mapping[str, ScriptedKernel]) -> None:

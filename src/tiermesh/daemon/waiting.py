@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 from tiermesh.daemon.ask import PRIORITIES, Caller, Priority
@@ -20,6 +21,9 @@ T = TypeVar("T")
 LOOK_S = 0.1
 """Between two looks while anybody waits. Most changes are told; that a time has passed (Retry-After, a breaker's) is
 not."""
+
+LOOKED_AT = 4
+"""Callers of each priority, at every change. One that waits for somebody else than the others do blocks nobody."""
 
 MAX_BYTES = 256 * 1024 * 1024
 """Bodies of all that waits. A node of 1 GB that routes for others keeps room for itself."""
@@ -53,9 +57,10 @@ class _Line(Generic[T]):
                 del self.callers[caller.priority][caller.key]
 
     def serve(self) -> bool:
-        """Give the first one that can begin its turn; one of each caller is looked at."""
+        """Give the first one that can begin its turn. The first of a few callers are looked at: mostly, where the
+        first one can't begin, nobody can, and a look is a route."""
         for callers in self.callers.values():
-            for key in tuple(callers):
+            for key in tuple(islice(callers, LOOKED_AT)):
                 ticket = callers[key][0]
                 got = ticket.ready()
                 if got is not None:
