@@ -85,6 +85,14 @@ async def test_requests_wait_for_the_node_that_has_the_model_to_come_back() -> N
         assert (await pending)[0] == 200
 
 
+async def test_who_allows_another_model_does_not_wait_for_its_own() -> None:
+    async with kernel_mesh({"one": "d", "two": "other"}) as (mesh, kernels):
+        mesh.mark("one", "down")
+        status, _, headers = await mesh.post("desk", CHAT, ask(allow_model_switch=True))
+        assert (status, headers["X-Mesh-Model"], "X-Mesh-Waited-Ms" in headers) == (200, "o", False)
+        assert "allow_model_switch" not in kernels["two"].requests[0]
+
+
 async def test_a_model_that_nobody_knows_is_not_waited_for() -> None:
     async with kernel_mesh({"one": "d"}) as (mesh, _):
         status, answer, _ = await mesh.post("desk", CHAT, ask() | {"model": "nobody-has-it"})
