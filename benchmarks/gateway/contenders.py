@@ -27,9 +27,6 @@ HOST = "127.0.0.1"
 READY_S = 120.0
 """LiteLLM imports for half a minute."""
 
-SLOTS = 256
-"""The upstream answers at once, however many ask: nobody shall wait for a place."""
-
 
 class Contender:
     """A program between load and upstream; without a command, the upstream itself."""
@@ -199,13 +196,10 @@ class Tiermesh(Contender):
         self._upstream = upstream
 
     def command(self) -> list[str]:
-        (self._folder / "cluster.yaml").write_text(
-            json.dumps({"engines": [{"name": "bench", "url": self._upstream, "slots": SLOTS}]})
-        )
         mesh = Path(sys.executable).with_name("mesh")
         where = ["--interface", HOST, "--port", str(self.port), "--state-dir", str(self._folder / "state")]
-        alone = ["--cluster", secrets.token_hex(8), "--no-detect", "--config", "cluster.yaml"]
-        return [str(mesh), "up", *where, *alone]
+        alone = ["--cluster", secrets.token_hex(8), "--no-detect", "--no-engine"]
+        return [str(mesh), "up", *where, *alone, "--engine", self._upstream]
 
 
 def contenders(folder: Path, upstream: Upstream, *, nginx: str | None, litellm: Path | None) -> list[Contender]:
