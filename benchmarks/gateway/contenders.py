@@ -198,7 +198,7 @@ class Tiermesh(Contender):
     def command(self) -> list[str]:
         mesh = Path(sys.executable).with_name("mesh")
         where = ["--interface", HOST, "--port", str(self.port), "--state-dir", str(self._folder / "state")]
-        alone = ["--cluster", secrets.token_hex(8), "--no-detect", "--no-engine"]
+        alone = ["--cluster", secrets.token_hex(8), "--no-detect"]
         return [str(mesh), "up", *where, *alone, "--engine", self._upstream]
 
 
