@@ -9,7 +9,6 @@ import pytest
 from tiermesh.adapters.lora_folder import read_adapter
 from tiermesh.errors import ModelSourceFailed
 
-
 CONFIG = '{"peft_type": "LORA", "r": 8}'
 
 

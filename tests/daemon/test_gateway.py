@@ -233,7 +233,7 @@ async def test_a_talking_stream_outlives_a_wrong_view() -> None:
 
 
 async def test_a_request_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = ask_module.Ask.__init__.__kwdefaults__
+    defaults = ask_module.Ask.__init__.__kwdefaults__ or {}
     monkeypatch.setattr(ask_module.Ask.__init__, "__kwdefaults__", {**defaults, "timeout_s": 0.1})
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m+hang",)}) as mesh:
         status, answer, _ = await mesh.post("desk", CHAT, ask("m+hang"))

@@ -73,7 +73,7 @@ class Server:
             raise EngineFailed(f"{self.base}{path} is not JSON") from None
 
     async def find(self, path: str) -> dict[str, Any] | None:
-        """An object at `path`, or None when there is none, or when it is a mesh's own: that one speaks as Ollama does."""
+        """An object at `path`; None when there is none, or when it is a mesh's own, which speaks as Ollama does."""
         try:
             found, headers = await self.get(path)
         except EngineFailed:
