@@ -267,3 +267,14 @@ def test_the_package_offers_the_clients() -> None:
     assert tiermesh.RemoteClient is RemoteClient
     with pytest.raises(AttributeError):
         _ = tiermesh.NoSuchThing
+
+
+async def test_a_class_that_only_inherits_its_type_is_never_raised(mesh: FakeMesh) -> None:
+    class Narrower(InvalidInput):
+        """Defined somewhere in this process."""
+
+    mesh.failure = (400, {"message": "what was wrong", "type": "invalid_request_error"}, {})
+    async with RemoteClient(mesh.url) as client:
+        with pytest.raises(InvalidInput) as raised:
+            await client.complete("x")
+    assert type(raised.value) is not Narrower

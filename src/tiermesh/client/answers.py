@@ -71,7 +71,8 @@ def unreachable(url: str, error: Exception) -> Unavailable:
 
 
 def _by_type() -> dict[str, type[TiermeshError]]:
-    return {kind.type: kind for kind in _tree(TiermeshError)}
+    """Each type that is told, and the class that gave it its name: others inherit it, wherever they are defined."""
+    return {kind.type: kind for kind in _tree(TiermeshError) if "type" in vars(kind)}
 
 
 def _tree(kind: type[TiermeshError]) -> Iterator[type[TiermeshError]]:
