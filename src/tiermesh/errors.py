@@ -152,3 +152,92 @@ class ModelSourceFailed(TiermeshError):
 
     type = "model_source_failed"
     http_status = 502
+
+
+class TrainingFailure(TiermeshError):
+    """A training run ended without its result. Nothing that it had saved is lost; what helps depends on the class."""
+
+    type = "training_failed"
+
+
+class OutOfMemory(TrainingFailure):
+    """An allocation was refused. `wanted_bytes` is its size where it was said; `device` is `cpu` or a GPU's kind."""
+
+    type = "out_of_memory"
+
+    def __init__(self, message: str, *, wanted_bytes: int | None = None, device: str = "cpu") -> None:
+        super().__init__(message)
+        self.wanted_bytes = wanted_bytes
+        self.device = device
+
+
+class NonFinite(TrainingFailure):
+    """Gradients, loss or weights stayed NaN or infinite longer than the run bears."""
+
+    type = "non_finite"
+
+
+class Diverged(TrainingFailure):
+    """The loss jumped again and again, also after going back to the last good state."""
+
+    type = "diverged"
+
+
+class BadData(TrainingFailure):
+    """The examples can't be trained on: unreadable, empty, or too many bad ones."""
+
+    type = "bad_data"
+
+
+class BadSpec(TrainingFailure):
+    """What was asked for does not go with this model or machine, which only the run could tell."""
+
+    type = "bad_spec"
+
+
+class ModelUnusable(TrainingFailure):
+    """The model's files can't be loaded, or are of a kind that can't be trained."""
+
+    type = "model_unusable"
+
+
+class CheckpointUnusable(TrainingFailure):
+    """A checkpoint belongs to another run, or none of those that are there can be read."""
+
+    type = "checkpoint_unusable"
+
+
+class DiskFull(TrainingFailure):
+    """A file could not be written for want of space. Earlier checkpoints are untouched."""
+
+    type = "disk_full"
+
+
+class Stalled(TrainingFailure):
+    """No step ended within many times the usual time."""
+
+    type = "stalled"
+
+
+class Overheated(TrainingFailure):
+    """The machine stayed too hot although the run had paused."""
+
+    type = "overheated"
+
+
+class PluginFailed(TrainingFailure):
+    """A plugin can't be loaded or raised; the message names it."""
+
+    type = "plugin_failed"
+
+
+class EnvironmentUnfit(TrainingFailure):
+    """A library, driver or permission that the run needs is missing on this machine."""
+
+    type = "environment_unfit"
+
+
+class Unexplained(TrainingFailure):
+    """An error that nobody foresaw. The crash report has the rest."""
+
+    type = "unexplained"
