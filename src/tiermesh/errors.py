@@ -31,6 +31,12 @@ class InvalidConfig(InvalidInput):
     type = "invalid_config"
 
 
+class InvalidSpec(InvalidInput):
+    """A training spec; `param` is the first wrong field, the text names all."""
+
+    type = "invalid_spec"
+
+
 class ContextTooLong(InvalidInput):
     """The prompt does not fit in the model's context."""
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from tiermesh.config.address import DEFAULT_PORT, check_host, check_url, join_address
 from tiermesh.config.explain import explain
 from tiermesh.config.policy import Admission, Limits, Name, PolicyDocument, Routing, Section
-from tiermesh.config.size import parse_size
+from tiermesh.core.size import parse_size
 from tiermesh.errors import InvalidConfig
 from tiermesh.types import Address, Tier
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiermesh.config.size import parse_size
+from tiermesh.core.size import parse_size
 
 
 @pytest.mark.parametrize(
