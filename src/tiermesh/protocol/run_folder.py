@@ -114,6 +114,6 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_step(name: str) -> int | None:
-    """The step of a checkpoint's name; None for any other name."""
-    found = re.fullmatch(r"step-(\d{8,})", name)
+    """The step of a checkpoint's name, `.2` for one that was saved twice; None for any other name."""
+    found = re.fullmatch(r"step-(\d{8,})(?:\.\d+)?", name)
     return int(found[1]) if found else None

@@ -121,7 +121,7 @@ class DataOptions(Part):
     train_on: Literal["assistant", "all"] = "assistant"
     """What is learnt of a conversation or prompt: the answers alone, or every token. Plain text is learnt whole."""
     token_masking: float = Field(0.0, ge=0, lt=1)
-    """Share of input tokens replaced at random while training, against learning by heart; targets stay what they are."""
+    """Share of input tokens replaced at random while training, against learning by heart; targets stay as they are."""
     streaming: bool = False
     """Read the data anew while training instead of keeping its tokens on disk: for what does not fit there."""
 

@@ -21,12 +21,16 @@ FailureKind = Literal[
     "diverged",
     "bad_data",
     "bad_spec",
+    "model_unusable",
+    "checkpoint_unusable",
+    "disk_full",
     "stalled",
     "overheated",
-    "environment",
-    "internal",
+    "plugin_failed",
+    "environment_unfit",
+    "unexplained",
 ]
-"""Why a run ended without its result. Typed by the worker; whoever decides what to do next reads nothing else."""
+"""Why a run ended without its result: the types of `TrainingFailure`. Whoever decides what to do reads nothing else."""
 
 
 def _finite(value: object) -> object:
