@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 """From `linux/prctl.h`."""
@@ -16,18 +17,21 @@ READ_BYTES = 4096
 """The parent says nothing on this pipe; whatever comes is thrown away."""
 
 
-def hold() -> None:
+def hold(at_end: Callable[[], None] | None = None) -> None:
     """Exit when standard input ends, which the parent's death does; on Linux the system kills us as well.
 
-    Call before anything slow is imported. The parent must start this process from a thread that lives as long as
-    the parent, because Linux sends the signal when that thread ends.
+    With `at_end` the process ends itself instead: it is called from a thread of its own when standard input ends, and
+    the system's signal is SIGTERM, which the caller handles. Call before anything slow is imported. The parent must
+    start this process from a thread that lives as long as the parent, because Linux sends the signal when that thread
+    ends.
     """
     parent = os.getppid()
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        last_signal = signal.SIGKILL if at_end is None else signal.SIGTERM
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, last_signal)
         if os.getppid() != parent:
-            os._exit(0)
-    threading.Thread(target=_exit_at_eof, name="lifeline", daemon=True).start()
+            _exit() if at_end is None else at_end()
+    threading.Thread(target=_wait_for_eof, args=[at_end or _exit], name="lifeline", daemon=True).start()
 
 
 def yield_to_daemon() -> None:
@@ -35,7 +39,11 @@ def yield_to_daemon() -> None:
     os.nice(NICENESS)
 
 
-def _exit_at_eof() -> None:
+def _wait_for_eof(then: Callable[[], None]) -> None:
     while os.read(0, READ_BYTES):
         pass
+    then()
+
+
+def _exit() -> None:
     os._exit(0)

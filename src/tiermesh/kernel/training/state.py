@@ -86,6 +86,44 @@ class Conditions:
         return cls(**{name: told[name] for name in cls.__dataclass_fields__})
 
 
+@dataclass(frozen=True, slots=True)
+class Randomness:
+    """Every random number generator as it was: Python's, numpy's, torch's, the GPUs'. Take it before a step that may
+    be dropped and put it back when it was, or the step that follows is another one."""
+
+    facts: Json
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def now(cls) -> Randomness:
+        """All of them; some 10 KB."""
+        of_numpy = np.random.get_state(legacy=False)
+        assert isinstance(of_numpy, dict)
+        tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(of_numpy["state"]["key"].copy())}
+        if torch.cuda.is_available():
+            tensors |= {f"cuda.{index}": told for index, told in enumerate(torch.cuda.get_rng_state_all())}
+        kind, words, gauss = random.getstate()
+        numpy = {
+            "bit_generator": of_numpy["bit_generator"],
+            "pos": int(of_numpy["state"]["pos"]),
+            "has_gauss": int(of_numpy["has_gauss"]),
+            "gauss": float(of_numpy["gauss"]),
+        }
+        return cls({"python": [kind, list(words), gauss], "numpy": numpy}, tensors)
+
+    def put_back(self) -> None:
+        """On a machine with other GPUs those keep what they have."""
+        kind, words, gauss = self.facts["python"]
+        random.setstate((kind, tuple(words), gauss))
+        numpy = self.facts["numpy"]
+        key = self.tensors["numpy"].numpy()
+        np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["pos"]}})
+        torch.set_rng_state(self.tensors["torch"])
+        of_gpus = [told for name, told in sorted(self.tensors.items()) if name.startswith("cuda.")]
+        if torch.cuda.is_available() and len(of_gpus) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(of_gpus)
+
+
 def capture(
     trainables: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
@@ -99,7 +137,8 @@ def capture(
     """Everything as it is now. With `copy` later steps don't reach it; without, use it before the next step."""
     tensors = {WEIGHT + name: tensor.detach() for name, tensor in trainables.items()}
     optimizer_facts = _taken_apart(optimizer.state_dict(), OPTIMIZER, tensors)
-    random_facts = _capture_random(tensors)
+    randomness = Randomness.now()
+    tensors |= {RANDOM + name: tensor for name, tensor in randomness.tensors.items()}
     if copy:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return Snapshot(
@@ -107,7 +146,7 @@ def capture(
         position=position,
         loss=loss,
         tensors=tensors,
-        facts={**facts, "optimizer": optimizer_facts, "random": random_facts},
+        facts={**facts, "optimizer": optimizer_facts, "random": randomness.facts},
     )
 
 
@@ -122,7 +161,8 @@ def restore(snapshot: Snapshot, trainables: Mapping[str, torch.Tensor], optimize
     state = _put_together(snapshot.facts["optimizer"], snapshot.tensors)
     optimizer.load_state_dict(state)
     _keep_dtypes(optimizer, state)
-    _restore_random(snapshot)
+    generators = {n.removeprefix(RANDOM): t for n, t in snapshot.tensors.items() if n.startswith(RANDOM)}
+    Randomness(snapshot.facts["random"], generators).put_back()
 
 
 def differences(then: Conditions, now: Conditions) -> list[str]:
@@ -195,40 +235,6 @@ def _keep_dtypes(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
         for name, value in saved.items():
             if isinstance(value, torch.Tensor) and loaded[name].dtype != value.dtype:
                 loaded[name] = value.to(loaded[name].device)
-
-
-def _capture_random(tensors: dict[str, torch.Tensor]) -> Json:
-    of_numpy = np.random.get_state(legacy=False)
-    assert isinstance(of_numpy, dict)
-    key = of_numpy["state"]["key"]
-    tensors[f"{RANDOM}torch"] = torch.get_rng_state()
-    tensors[f"{RANDOM}numpy"] = torch.from_numpy(key.copy())
-    if torch.cuda.is_available():
-        for index, told in enumerate(torch.cuda.get_rng_state_all()):
-            tensors[f"{RANDOM}cuda.{index}"] = told
-    kind, words, gauss = random.getstate()
-    return {
-        "python": [kind, list(words), gauss],
-        "numpy": {
-            "bit_generator": of_numpy["bit_generator"],
-            "pos": int(of_numpy["state"]["pos"]),
-            "has_gauss": int(of_numpy["has_gauss"]),
-            "gauss": float(of_numpy["gauss"]),
-        },
-    }
-
-
-def _restore_random(snapshot: Snapshot) -> None:
-    told, tensors = snapshot.facts["random"], snapshot.tensors
-    kind, words, gauss = told["python"]
-    random.setstate((kind, tuple(words), gauss))
-    numpy = told["numpy"]
-    key = tensors[f"{RANDOM}numpy"].numpy()
-    np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["pos"]}})
-    torch.set_rng_state(tensors[f"{RANDOM}torch"])
-    if torch.cuda.is_available():
-        names = [f"{RANDOM}cuda.{index}" for index in range(torch.cuda.device_count())]
-        torch.cuda.set_rng_state_all([tensors[name] for name in names if name in tensors])
 
 
 def _taken_apart(tree: object, path: str, tensors: dict[str, torch.Tensor]) -> Json:

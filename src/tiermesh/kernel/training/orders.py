@@ -1,0 +1,93 @@
+"""What a running worker is told from outside: stop, pause, go on.
+
+| told by | means |
+|---|---|
+| SIGTERM, SIGINT, end of standard input | stop: save and exit with `STOPPED`, at the latest `grace_s` after |
+| SIGUSR1, or a file `pause` in the run's folder | pause at the end of the step |
+| SIGUSR2, or the file removed | go on |
+
+The loop asks between micro-batches whether to stop: a step that was begun is dropped then, because a step may take
+longer than the grace time; what is saved is the state before it. Where even a micro-batch takes longer, or a library
+hangs, a thread ends the process, and the last checkpoint on disk is what it goes on from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from tiermesh.protocol.run_folder import STOPPED
+
+PAUSE_FILE = "pause"
+
+GRACE_S = 4.5
+"""Five seconds after a daemon's death there are no orphans; a launcher's own limit is not shorter."""
+
+LOOK_S = 0.5
+"""How often a paused run looks whether it may go on."""
+
+log = logging.getLogger(__name__)
+
+
+class Orders:
+    """Made once a process, on its main thread. Methods may be called from any thread."""
+
+    def __init__(self, run_folder: Path, *, grace_s: float = GRACE_S) -> None:
+        self.reason = ""
+        """Why it stops, for the last event."""
+        self._stop = threading.Event()
+        self._paused_by_signal = False
+        self._file = run_folder / PAUSE_FILE
+        self._grace_s = grace_s
+
+    def listen(self) -> None:
+        """Take the signals."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_pause)
+        signal.signal(signal.SIGUSR2, self._on_pause)
+
+    @property
+    def stopping(self) -> bool:
+        """Asked between micro-batches."""
+        return self._stop.is_set()
+
+    @property
+    def pausing(self) -> bool:
+        """Asked at the end of a step."""
+        return self._paused_by_signal or self._file.exists()
+
+    def stop(self, reason: str) -> None:
+        """From the lifeline and from the handlers. The first reason counts."""
+        if self._stop.is_set():
+            return
+        self.reason = reason
+        self._stop.set()
+        end = threading.Timer(self._grace_s, self._end_anyhow)
+        end.daemon = True
+        end.start()
+
+    def wait_while(self, waiting: Callable[[], bool], look_s: float = LOOK_S) -> float:
+        """Stay until `waiting` is false or the run is to stop; gives the seconds it took."""
+        began = time.monotonic()
+        while waiting() and not self._stop.wait(look_s):
+            pass
+        return time.monotonic() - began
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.stop(signal.Signals(number).name)
+
+    def _on_pause(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._paused_by_signal = number == signal.SIGUSR1
+
+    def _end_anyhow(self) -> None:
+        log.warning("the run did not come to an end within %.1f s of %s", self._grace_s, self.reason)
+        os._exit(STOPPED)

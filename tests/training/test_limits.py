@@ -1,0 +1,95 @@
+"""Memory that the operating system refuses: told by its type, near the limit that was asked for, and only there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiermesh.core.worker_death import cgroup_name
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts data as its limit does")
+
+MIB = 1 << 20
+
+HELD = """
+import sys, torch
+from tiermesh.errors import OutOfMemory
+from tiermesh.kernel.training.failures import translate
+from tiermesh.kernel.training.limits import apply
+from tiermesh.kernel.training.memory import Memory, resident_bytes
+
+room = int(sys.argv[1])
+before = resident_bytes()
+limit = before + room
+applied = apply(limit)
+assert applied.cgroup is None
+held, error = [], None
+try:
+    while True:
+        held.append(torch.ones(1 << 20, dtype=torch.float32))
+except RuntimeError as caught:
+    error = caught
+failure = translate(error)
+assert isinstance(failure, OutOfMemory), failure
+usage = Memory(limit, torch.device("cpu")).look()
+print((usage.used_bytes - before) / room, usage.level.name)
+del held
+print(torch.ones(1 << 20).sum().item())
+"""
+
+
+def test_torch_is_refused_at_the_limit_and_can_go_on_with_less() -> None:
+    ran = subprocess.run([sys.executable, "-c", HELD, str(200 * MIB)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    figures, after = ran.stdout.splitlines()
+    share, level = figures.split()
+    assert 0.9 < float(share) <= 1.0
+    assert level in ("SEVERE", "CRITICAL")
+    assert after == str(float(1 << 20))
+
+
+TOO_LOW = """
+import torch
+from tiermesh.errors import OutOfMemory
+from tiermesh.kernel.training.limits import apply
+try:
+    apply(64 << 20)
+except OutOfMemory as failure:
+    print(failure)
+"""
+
+
+def test_a_limit_below_the_libraries_own_need_is_told_at_once() -> None:
+    ran = subprocess.run([sys.executable, "-c", TOO_LOW], capture_output=True, text=True, check=True)
+    assert "a limit of 64 MiB is too low" in ran.stdout
+    assert "raise memory_limit" in ran.stdout
+
+
+JOINED = """
+import os, sys, torch
+from tiermesh.kernel.training.limits import apply
+print(apply(8 << 30, {"TIERMESH_CGROUP": sys.argv[1]}).cgroup, os.getpid())
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_cgroup_is_made_where_one_is_named(tmp_path: Path, version: int) -> None:
+    """The files as the kernel names them; their effect is the kernel's."""
+    if version == 1:
+        (tmp_path / "memory.limit_in_bytes").write_text("9223372036854771712")
+    ran = subprocess.run([sys.executable, "-c", JOINED, str(tmp_path)], capture_output=True, text=True, check=True)
+    folder, pid = ran.stdout.split()
+    assert Path(folder) == tmp_path / cgroup_name(int(pid))
+    assert (Path(folder) / "cgroup.procs").read_text() == pid
+    limit = "memory.limit_in_bytes" if version == 1 else "memory.max"
+    assert (Path(folder) / limit).read_text() == str(8 << 30)
+
+
+def test_a_cgroup_that_can_not_be_made_is_no_reason_to_fail(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", JOINED, str(tmp_path / "none")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.split()[0] == "None"
+    assert "no memory limit by cgroup" in ran.stderr
