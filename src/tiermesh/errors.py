@@ -160,6 +160,13 @@ class ModelSourceFailed(TiermeshError):
     http_status = 502
 
 
+class RunBusy(TiermeshError):
+    """Another worker trains in this run's folder."""
+
+    type = "run_busy"
+    http_status = 409
+
+
 class TrainingFailure(TiermeshError):
     """A training run ended without its result. Nothing that it had saved is lost; what helps depends on the class."""
 

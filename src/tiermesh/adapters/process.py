@@ -50,8 +50,11 @@ class Process:
         self._pump = asyncio.create_task(self._copy_log(log), name=f"log of {record.pid}")
 
     @classmethod
-    async def spawn(cls, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
-        """Start `argv` with `env` added to our own. Its standard input ends when we do.
+    async def spawn(
+        cls, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+    ) -> Process:
+        """Start `argv` with `env` added to our own, and with the open files `pass_fds`. Its standard input ends when
+        we do.
 
         Call from a thread that lives as long as this process: Linux kills the child when that thread ends. Raises
         `OSError` when the program can't be started.
@@ -66,6 +69,7 @@ class Process:
             env={**os.environ, **(env or {})},
             # Not a session of its own: Linux schedules sessions as equals (autogroup), and its niceness would be void.
             process_group=0,
+            pass_fds=pass_fds,
         )
         return cls(child, ProcessRecord(child.pid, _start_time(child.pid)), log)
 
@@ -95,10 +99,14 @@ class Process:
             self._child.stdin.close()
         return code
 
-    async def terminate(self, grace_s: float) -> int:
-        """Ask it to end, kill its whole group when it does not within `grace_s`, and wait. May be called twice."""
+    def ask_to_end(self) -> None:
+        """SIGTERM to its group, without waiting for what comes of it."""
         if self._child.returncode is None:
             self._signal(signal.SIGTERM)
+
+    async def terminate(self, grace_s: float) -> int:
+        """Ask it to end, kill its whole group when it does not within `grace_s`, and wait. May be called twice."""
+        self.ask_to_end()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._end), grace_s)
         self.kill()

@@ -104,7 +104,9 @@ class Fields(Part):
     rejected: Text | None = None
     """The worse answer of a pair (`rejected`)."""
     weight: Text | None = None
-    """How much the record counts (no usual name: without this field all count 1)."""
+    """How much the record's loss counts (no usual name: without this field all count 1)."""
+    repeat: Text | None = None
+    """How often the record is seen in an epoch; 0.5 is every other epoch (no usual name: without this field once)."""
 
 
 class DataOptions(Part):
@@ -122,8 +124,6 @@ class DataOptions(Part):
     """What is learnt of a conversation or prompt: the answers alone, or every token. Plain text is learnt whole."""
     token_masking: float = Field(0.0, ge=0, lt=1)
     """Share of input tokens replaced at random while training, against learning by heart; targets stay as they are."""
-    streaming: bool = False
-    """Read the data anew while training instead of keeping its tokens on disk: for what does not fit there."""
 
 
 class EarlyStop(Part):
