@@ -1,0 +1,131 @@
+"""The training worker: `python -m tiermesh.kernel.training RUN_FOLDER --threads N [--memory-limit BYTES]`.
+
+Started on a folder with a `spec.json` (`protocol.run_folder`). It goes on from the newest checkpoint there, tells what
+happens in `events.jsonl`, and exits with 0 when the result is written, 3 when it failed (the last event says why), 75
+when it was told to stop, by SIGTERM or by the end of standard input, and can be started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiermesh.kernel import lifeline
+from tiermesh.kernel.inference.threads import default_threads, environment
+from tiermesh.kernel.training.orders import Orders
+from tiermesh.protocol.run_folder import DONE, FAILED, STOPPED, RunFolder
+from tiermesh.protocol.training_events import Completed, Failed, Phase, Started, Stopped
+
+if TYPE_CHECKING:
+    from tiermesh.kernel.training.events import Events
+    from tiermesh.kernel.training.run import Run
+
+log = logging.getLogger(__name__)
+
+TOLD_VERSIONS = ("tiermesh", "torch", "transformers", "peft")
+
+
+def main() -> None:
+    """Train until there is a result, a failure, or an order to stop."""
+    parser = argparse.ArgumentParser(prog="python -m tiermesh.kernel.training", description=__doc__)
+    parser.add_argument("folder", type=Path, help="with a spec.json")
+    parser.add_argument("--threads", type=int, help="default: the cores this process may run on")
+    parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="held by the operating system")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--estimate", action="store_true", help="write estimate.json and exit")
+    what.add_argument("--evaluate", action="store_true", help="write evaluation.json and exit")
+    options = parser.parse_args()
+    folder = RunFolder(options.folder.resolve())
+    orders = Orders(folder.path)
+    orders.listen()
+    lifeline.hold(lambda: orders.stop("the end of standard input"))
+    lifeline.yield_to_daemon()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    options.threads = options.threads or default_threads()
+    # Before torch is imported, because its libraries read this once.
+    os.environ.update(environment(options.threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    status = _run(folder, orders, options)
+    sys.stderr.flush()
+    # Threads of libraries have nothing to say any more, and must not hold the exit up.
+    os._exit(status)
+
+
+def _run(folder: RunFolder, orders: Orders, options: argparse.Namespace) -> int:
+    from tiermesh.kernel.training.events import Events
+    from tiermesh.kernel.training.failures import translate
+
+    events = Events(folder.events)
+    try:
+        return _work(folder, orders, options, events)
+    except Exception as error:
+        failure = translate(error)
+        log.exception("the run failed")
+        events.say(Failed(kind=failure.type, message=str(failure)))
+        return FAILED
+    finally:
+        events.close()
+
+
+def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events: Events) -> int:
+    import torch
+
+    from tiermesh.kernel.training import limits
+    from tiermesh.kernel.training.assembly import assemble, ready
+    from tiermesh.kernel.training.memory import Memory
+    from tiermesh.kernel.training.result import write
+
+    began = time.monotonic()
+    torch.set_num_threads(options.threads)
+    plan = folder.read_plan()
+    limit = options.memory_limit or plan.spec.memory_limit
+    events.say(Started(pid=os.getpid(), threads=options.threads, memory_limit_bytes=limit, versions=_versions()))
+    if limit is not None:
+        limits.apply(limit)
+    parts = assemble(folder, plan, events.say)
+    memory = Memory(limit, parts.trainee.device)
+    run = ready(parts, events, orders, memory)
+    events.say(Phase(phase="train", state="started"))
+    if run.go() == "stopped":
+        events.say(Stopped(step=run.progress.step, checkpoint=f"step-{run.progress.step:08d}"))
+        return STOPPED
+    events.say(Phase(phase="train", state="completed"))
+    events.say(Phase(phase="result", state="started"))
+    write(folder.result, parts.trainee, parts.tokenizer, parts.provenance(run))
+    events.say(Phase(phase="result", state="completed"))
+    events.say(_completed(run, folder, time.monotonic() - began))
+    return DONE
+
+
+def _completed(run: Run, folder: RunFolder, seconds: float) -> Completed:
+    progress = run.progress
+    return Completed(
+        step=progress.step,
+        result=str(folder.result),
+        loss=progress.loss,
+        held_out_loss=progress.held_out,
+        held_out_loss_before=progress.loss_before,
+        seconds=seconds,
+        tokens=progress.tokens,
+        skipped_steps=progress.skipped_steps,
+        rollbacks=progress.rollbacks,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in TOLD_VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()

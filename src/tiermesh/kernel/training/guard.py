@@ -1,0 +1,60 @@
+"""What stands between a gradient and the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from tiermesh.core.spikes import PATIENCE
+
+if TYPE_CHECKING:
+    from tiermesh.kernel.training.checkpoints import Snapshot
+
+IN_MEMORY_BYTES = 512 * 1024 * 1024
+"""States up to this size, an adapter's, are kept twice in memory to go back to; a whole model's is read from disk."""
+INTERVAL_STEPS = 8
+"""Steps between two such copies: what going back costs at most, and a copy costs some milliseconds."""
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Length of all gradients as one vector. A single NaN or Inf anywhere makes it NaN or Inf."""
+    return float(get_total_norm([one.grad for one in parameters if one.grad is not None]))
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: float, limit: float | None) -> None:
+    """Shorten the gradient, whose length is `norm`, to `limit`."""
+    if limit is not None and norm > limit:
+        clip_grads_with_norm_(list(parameters), limit, torch.tensor(norm))
+
+
+@dataclass(slots=True)
+class LastGood:
+    """States in memory to go back to. One counts as good when as many ordinary steps as make a spike followed it,
+    because what an update has broken is seen at the next step."""
+
+    good: Snapshot | None = None
+    _candidate: Snapshot | None = None
+    _ordinary: int = 0
+
+    def after_step(self) -> None:
+        """The step was ordinary."""
+        self._ordinary += 1
+        if self._candidate is not None and self._ordinary >= PATIENCE:
+            self.good, self._candidate = self._candidate, None
+
+    def wanted(self, step: int) -> bool:
+        """Whether to `offer` the state after this step."""
+        return self._candidate is None and (self.good is None or step - self.good.step >= INTERVAL_STEPS)
+
+    def offer(self, snapshot: Snapshot) -> None:
+        """A state whose steps until now were ordinary."""
+        self._candidate, self._ordinary = snapshot, 0
+
+    def doubted(self) -> None:
+        """A step was not ordinary: what was not proven good by then is not kept."""
+        self._candidate = None

@@ -1,0 +1,488 @@
+"""The loop: a run from its first step to its last, to be read from top to bottom.
+
+Theory of operation. Step s takes the next `effective_batch` positions of the order, whatever the micro-batch is, and
+minimises the sum of the losses of all their targets divided by the number of those targets, which is known before. So
+neither the micro-batch nor the packing changes what is learned. Between the gradient and the weights stands the guard:
+
+| what a step finds | weights and optimizer | then |
+|---|---|---|
+| loss and gradient finite and ordinary | updated | the next step |
+| an allocation refused | untouched | memory is relieved, the same step again; nothing left to relieve: OutOfMemory |
+| NaN or Inf | untouched | its examples are passed over; too many in a row: NonFinite |
+| NaN or Inf in the weights themselves | put back | to the last good state |
+| a spike, once | untouched | its examples are passed over |
+| a spike again at the next step | put back | to the last good state, past the examples of both; too often: Diverged |
+| the run is to stop | untouched | saved as after the step before |
+
+Dropout's random numbers are keyed by seed and position, so that a step that is begun again is the same step.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from tiermesh.core.relief import Action, Level, Possible, Taken, next_action
+from tiermesh.core.spikes import Detector, Verdict
+from tiermesh.errors import Diverged, NonFinite
+from tiermesh.kernel.training import evaluation, guard
+from tiermesh.kernel.training.failures import is_out_of_memory
+from tiermesh.kernel.training.state import capture, restore
+from tiermesh.protocol.training_events import (
+    CheckpointSaved,
+    Evaluated,
+    Phase,
+    Relieved,
+    RolledBack,
+    Sampled,
+    StepDone,
+    StepSkipped,
+)
+
+if TYPE_CHECKING:
+    from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
+    from tiermesh.kernel.training.data.batches import MicroBatch, PairBatch, Source
+    from tiermesh.kernel.training.data.order import Order
+    from tiermesh.kernel.training.loss import Objective
+    from tiermesh.kernel.training.memory import Usage
+    from tiermesh.kernel.training.models import Trainee
+    from tiermesh.kernel.training.schedules import Schedule
+    from tiermesh.protocol.training import TrainingSpec
+    from tiermesh.protocol.training_events import TrainingEvent
+
+Ending = Literal["done", "stopped"]
+
+MAX_SKIPPED_RANGES = 1000
+"""Ranges remembered as passed over, the newest; the run would have failed long before it needs more."""
+SPEED_MEMORY = 0.9
+"""Of the mean that the time left is reckoned from: about the last ten steps."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; goes into each checkpoint. `step`s are done; `position` is the next one in the order.
+
+    `skipped` ranges of positions are passed over when the run comes by (again). `loss_before` and `held_out` are
+    held-out losses, before the first step and the latest.
+    """
+
+    step: int = 0
+    position: int = 0
+    tokens: int = 0
+    skipped: list[list[int]] = field(default_factory=list)
+    suspect_from: int | None = None
+    bad_in_a_row: int = 0
+    skipped_steps: int = 0
+    rollbacks: int = 0
+    loss: float | None = None
+    loss_before: float | None = None
+    held_out: float | None = None
+    best: float | None = None
+    evaluations_since_best: int = 0
+    evaluated_at: int | None = None
+    seconds: float = 0.0
+
+    def next_position(self) -> int:
+        """Behind what is skipped."""
+        position = self.position
+        for first, end in sorted(self.skipped):
+            if first <= position < end:
+                position = end
+        return position
+
+    def skip(self, first: int, end: int) -> None:
+        """Never show these positions again."""
+        self.skipped = [*self.skipped, [first, end]][-MAX_SKIPPED_RANGES:]
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Progress:
+        """The inverse of `asdict`."""
+        return cls(**{one.name: told[one.name] for one in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What the micro-batches of a step amounted to; the gradient itself lies in the parameters."""
+
+    loss: float
+    norm: float
+    tokens: int
+    positions: int
+
+    @property
+    def finite(self) -> bool:
+        """No NaN, no Inf, anywhere."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One process's share of a training run. Everything it works with is given to it.
+
+    `conditions` are stored with each checkpoint. `stopping` is asked between micro-batches; `look` tells how much
+    memory is used, `trim` gives what is freed back to the system.
+    """
+
+    spec: TrainingSpec
+    trainee: Trainee
+    tokenizer: Any
+    objective: Objective
+    source: Source
+    held_out: Source | None
+    order: Order
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    steps: int
+    checkpoints: Checkpoints
+    say: Callable[[TrainingEvent], None]
+    conditions: Mapping[str, Any]
+    stopping: Callable[[], bool]
+    look: Callable[[], Usage]
+    trim: Callable[[], None]
+    wait_while_paused: Callable[[int], None] = lambda step: None
+    progress: Progress = field(default_factory=Progress)
+    taken: Taken = field(default_factory=Taken)
+    detector: Detector | None = None
+    last_good: guard.LastGood = field(default_factory=guard.LastGood)
+    _step_s: float | None = None
+    _saved_at: int | None = None
+
+    def go(self) -> Ending:
+        """Train until the last step, an early stop, or an order to stop; then the newest checkpoint is the state."""
+        progress = self.progress
+        self._keep_in_memory()
+        while not self.stopping():
+            if self._evaluation_due() and not self._evaluate():
+                break
+            if progress.step > 0 and (self._finished() or self._due(self.spec.save_interval)):
+                self.save()
+            if self._finished():
+                return "done"
+            if not self._take_step():
+                break
+            self._look_after_memory()
+            self.wait_while_paused(progress.step)
+        self.save()
+        return "stopped"
+
+    def take_up(self, snapshot: Snapshot) -> None:
+        """Go on from a checkpoint."""
+        restore(snapshot, self.trainee.trainables, self.optimizer)
+        self.progress = Progress.from_dict(snapshot.facts["progress"])
+        self.taken = Taken.from_dict(snapshot.facts["relief"])
+        if self.detector is not None and snapshot.facts["detector"] is not None:
+            self.detector.take(snapshot.facts["detector"])
+        self.trainee.checkpoint(on=self.trainee.checkpointing or self.taken.checkpointing)
+        self._saved_at = self.progress.step
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is one of this very state."""
+        if self._saved_at == self.progress.step:
+            return
+        began = time.monotonic()
+        path = self.checkpoints.save(self._snapshot(copy=False))
+        self._saved_at = self.progress.step
+        size = sum(file.stat().st_size for file in path.iterdir())
+        seconds = time.monotonic() - began
+        self.say(CheckpointSaved(step=self.progress.step, name=path.name, seconds=seconds, size_bytes=size))
+
+    def _take_step(self) -> bool:
+        """One step; false when it was dropped because the run is to stop."""
+        began = time.monotonic()
+        first = self.progress.next_position()
+        end = first + self.spec.effective_batch
+        gradient = self._gradient_with_relief(first)
+        if gradient is None:
+            return False
+        verdict = self._judge(gradient)
+        if verdict is Verdict.GOOD:
+            self._update(gradient)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.position = end
+        self.progress.tokens += gradient.tokens
+        match verdict:
+            case Verdict.GOOD:
+                self._went_well(gradient, time.monotonic() - began)
+            case None:
+                self._pass_over_bad(gradient, first, end)
+            case Verdict.SUSPECT:
+                self._pass_over_suspect(first, end)
+            case Verdict.SPIKE:
+                self._roll_back(gradient.loss, self.progress.suspect_from or first, end)
+        return True
+
+    def _gradient_with_relief(self, first: int) -> Gradient | None:
+        """Of the step at this position, as often as memory must be relieved for it; None: the run is to stop."""
+        while True:
+            try:
+                return self._gradient(first)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # Only here: the stack that the error holds is full of tensors.
+                error.__traceback__ = None
+                refused = error
+            self.optimizer.zero_grad(set_to_none=True)
+            if not self._relieve(Level.CRITICAL, None, refused=True):
+                raise refused
+
+    def _gradient(self, first: int) -> Gradient | None:
+        """Add up the micro-batches' gradients in the parameters; None, and nothing changed, when the run is to stop."""
+        rows = self.order.rows_at(first, self.spec.effective_batch)
+        targets = max(self.source.targets(rows), 1e-9)
+        size, _ = self.taken.split(self.spec.micro_batch_size, self.spec.gradient_accumulation_steps)
+        torch.manual_seed(_seed(self.spec.seed, first))
+        total, positions = torch.zeros(()), 0
+        for start in range(0, len(rows), size):
+            if self.stopping():
+                self.optimizer.zero_grad(set_to_none=True)
+                return None
+            batch = self.source.micro(rows[start : start + size], epoch=first // self.source.rows)
+            loss = self.objective.summed(self.trainee, evaluation.moved(batch, self.trainee.device)) / targets
+            loss.backward()
+            total += loss.detach().cpu()
+            positions += _positions(batch)
+        norm = guard.gradient_norm(self.trainee.trainables.values())
+        return Gradient(float(total), norm, self.source.tokens(rows), positions)
+
+    def _judge(self, gradient: Gradient) -> Verdict | None:
+        """None: not finite."""
+        if not gradient.finite:
+            return None
+        return Verdict.GOOD if self.detector is None else self.detector.judge(gradient.loss, gradient.norm)
+
+    def _update(self, gradient: Gradient) -> None:
+        guard.clip(self.trainee.trainables.values(), gradient.norm, self.spec.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+
+    def _rate(self) -> float:
+        return self.spec.learning_rate * self.schedule(self.progress.step)
+
+    def _went_well(self, gradient: Gradient, seconds: float) -> None:
+        progress = self.progress
+        progress.bad_in_a_row, progress.suspect_from = 0, None
+        progress.loss, progress.seconds = gradient.loss, progress.seconds + seconds
+        self._step_s = seconds if self._step_s is None else SPEED_MEMORY * self._step_s + (1 - SPEED_MEMORY) * seconds
+        self.last_good.after_step()
+        self._keep_in_memory()
+        if self._due(self.spec.log_interval) or progress.step == self.steps:
+            self._tell(gradient, seconds)
+
+    def _pass_over_bad(self, gradient: Gradient, first: int, end: int) -> None:
+        progress = self.progress
+        progress.bad_in_a_row += 1
+        progress.skipped_steps += 1
+        progress.skip(first, end)
+        where = self._what_is_bad(gradient)
+        self.say(StepSkipped(step=progress.step, where=where, in_a_row=progress.bad_in_a_row))
+        if progress.bad_in_a_row > self.spec.guard.max_bad_steps:
+            raise NonFinite(
+                f"{where} not finite in {progress.bad_in_a_row} steps in a row, until step {progress.step}: "
+                "lower learning_rate, or set precision: fp32"
+            )
+        if where == "weights":
+            self._roll_back(gradient.loss, first, end)
+
+    def _what_is_bad(self, gradient: Gradient) -> str:
+        if not all(bool(torch.isfinite(one).all()) for one in self.trainee.trainables.values()):
+            return "weights"
+        return "gradients" if math.isfinite(gradient.loss) else "loss"
+
+    def _pass_over_suspect(self, first: int, end: int) -> None:
+        self.last_good.doubted()
+        self.progress.suspect_from = first
+        self.progress.skipped_steps += 1
+        self.progress.skip(first, end)
+        self.say(StepSkipped(step=self.progress.step, where="spike", in_a_row=1))
+
+    def _roll_back(self, loss: float, first: int, end: int) -> None:
+        """To the last good state; positions `first` to `end` are not shown again."""
+        progress = self.progress
+        if progress.rollbacks >= self.spec.guard.max_rollbacks:
+            raise Diverged(
+                f"the loss jumped again at step {progress.step}, after {progress.rollbacks} returns to a good state: "
+                "lower learning_rate, or look at the data there"
+            )
+        snapshot = self.last_good.good or self._from_disk()
+        restore(snapshot, self.trainee.trainables, self.optimizer)
+        self.checkpoints.forget_after(snapshot.step)
+        self._saved_at = None
+        at = progress.step
+        progress.skip(first, end)
+        progress.step, progress.position = snapshot.step, snapshot.position
+        progress.rollbacks, progress.suspect_from = progress.rollbacks + 1, None
+        self.last_good.doubted()
+        if self.detector is not None:
+            self.detector.suspects = 0
+        self.say(RolledBack(step=at, to_step=snapshot.step, loss=loss, first_position=first, last_position=end - 1))
+
+    def _from_disk(self) -> Snapshot:
+        snapshot = self.checkpoints.newest()
+        if snapshot is None:
+            raise Diverged(f"the loss jumped at step {self.progress.step}, before there was a state to go back to")
+        return snapshot
+
+    def _keep_in_memory(self) -> None:
+        if self.last_good.wanted(self.progress.step) and self._state_bytes() <= guard.IN_MEMORY_BYTES:
+            self.last_good.offer(self._snapshot(copy=True))
+
+    def _state_bytes(self) -> int:
+        """Masters, and two figures for each, which is what most optimizers keep."""
+        return 3 * sum(one.numel() * one.element_size() for one in self.trainee.trainables.values())
+
+    def _snapshot(self, *, copy: bool) -> Snapshot:
+        facts = {
+            "progress": asdict(self.progress),
+            "relief": self.taken.to_dict(),
+            "detector": None if self.detector is None else self.detector.to_dict(),
+            "precision": self.trainee.precision,
+            "conditions": dict(self.conditions),
+        }
+        return capture(
+            self.trainee.trainables,
+            self.optimizer,
+            step=self.progress.step,
+            position=self.progress.position,
+            loss=self.progress.held_out,
+            facts=facts,
+            copy=copy,
+        )
+
+    def _look_after_memory(self) -> None:
+        usage = self.look()
+        self._relieve(usage.level, usage.share)
+
+    def _relieve(self, level: Level, share: float | None, *, refused: bool = False) -> bool:
+        """Do what is to be done at this level, if anything; false: nothing was."""
+        step = self.progress.step
+        possible = Possible(
+            micro_batch=self.spec.micro_batch_size,
+            checkpointing=self.spec.checkpointing == "auto",
+            offload=False,
+        )
+        action = next_action(level, self.taken, possible, step=step, refused=refused)
+        if action is None:
+            return False
+        self.taken = self.taken.after(action, step)
+        if action is Action.CHECKPOINT:
+            self.trainee.checkpoint(on=True)
+        gc.collect()
+        self.trim()
+        size, _ = self.taken.split(self.spec.micro_batch_size, self.spec.gradient_accumulation_steps)
+        self.say(
+            Relieved(
+                step=step,
+                level=level.name.lower(),
+                pressure=share,
+                action=action.value,
+                micro_batch_size=size,
+                checkpointing=self.trainee.checkpointing,
+            )
+        )
+        return True
+
+    def _due(self, interval: int | None) -> bool:
+        return interval is not None and self.progress.step % interval == 0
+
+    def _finished(self) -> bool:
+        stop = self.spec.early_stop
+        learned_enough = stop is not None and self.progress.evaluations_since_best >= stop.patience
+        return self.progress.step >= self.steps or learned_enough
+
+    def _evaluation_due(self) -> bool:
+        """Before the first step, at the intervals, after the last step."""
+        step = self.progress.step
+        due = step in (0, self.steps) or self._due(self.spec.eval_interval)
+        return due and self.progress.evaluated_at != step
+
+    def _evaluate(self) -> bool:
+        """Held-out loss and sample answers, as of now; false when it was dropped because the run is to stop."""
+        progress = self.progress
+        if self.held_out is not None:
+            self.say(Phase(phase="evaluate", state="started"))
+            size, _ = self.taken.split(self.spec.micro_batch_size, 1)
+            found = evaluation.held_out(self.trainee, self.objective, self.held_out, size, stopping=self.stopping)
+            if found is None:
+                self.say(Phase(phase="evaluate", state="interrupted"))
+                return False
+            self._remember(found.loss)
+            self.say(
+                Evaluated(
+                    step=progress.step,
+                    loss=found.loss,
+                    perplexity=found.perplexity,
+                    tokens=int(found.targets),
+                    best=progress.evaluations_since_best == 0,
+                )
+            )
+            self.say(Phase(phase="evaluate", state="completed"))
+        for prompt, text in evaluation.answers(
+            self.trainee, self.tokenizer, self.spec.samples, self.spec.sample_tokens, stopping=self.stopping
+        ):
+            self.say(Sampled(step=progress.step, prompt=prompt, text=text))
+        if self.stopping():
+            return False
+        progress.evaluated_at = progress.step
+        self._saved_at = None
+        return True
+
+    def _remember(self, loss: float) -> None:
+        progress = self.progress
+        progress.held_out = loss
+        if progress.step == 0:
+            progress.loss_before = loss
+        least = self.spec.early_stop.min_delta if self.spec.early_stop else 0.0
+        if progress.best is None or loss < progress.best - least:
+            progress.best, progress.evaluations_since_best = loss, 0
+        else:
+            progress.evaluations_since_best += 1
+
+    def _tell(self, gradient: Gradient, seconds: float) -> None:
+        progress = self.progress
+        assert self._step_s is not None
+        self.say(
+            StepDone(
+                step=progress.step,
+                steps=self.steps,
+                epoch=progress.position / self.source.rows,
+                loss=gradient.loss,
+                perplexity=evaluation.perplexity(gradient.loss),
+                learning_rate=self.optimizer.param_groups[0]["lr"],
+                grad_norm=gradient.norm,
+                tokens=progress.tokens,
+                tokens_per_s=gradient.tokens / seconds,
+                utilisation=gradient.tokens / gradient.positions,
+                step_s=seconds,
+                memory_bytes=self.look().used_bytes,
+                eta_s=self._step_s * (self.steps - progress.step),
+                skipped_steps=progress.skipped_steps,
+                rollbacks=progress.rollbacks,
+            )
+        )
+
+
+def steps_of(spec: TrainingSpec, rows: int) -> int:
+    """Of the whole run."""
+    wanted = math.ceil(spec.num_epochs * rows / spec.effective_batch)
+    return wanted if spec.max_steps is None else min(wanted, spec.max_steps)
+
+
+def _seed(seed: int, position: int) -> int:
+    """Of a step's random numbers."""
+    digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _positions(batch: MicroBatch | PairBatch) -> int:
+    parts = (batch.chosen, batch.rejected) if hasattr(batch, "chosen") else (batch,)
+    return sum(part.tokens_BT.numel() for part in parts)
