@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tiermesh.protocol.training_events import TrainingEvent, to_line
+from tiermesh.protocol.training_events import TrainingEvent, Warned, to_line
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +18,8 @@ Listener = Callable[[TrainingEvent], None]
 class Events:
     """Appends to `path`; each event is one write, so that a reader and a second writer never see half of one.
 
-    Used from one thread at a time. A listener that raises is dropped, once and with a word in the log: curves are no
-    reason to lose a run.
+    Used from one thread at a time. A listener that raises is dropped, and a word said: curves are no reason to lose
+    a run.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,9 +48,10 @@ class Events:
     def _tell(self, listener: Listener, event: TrainingEvent) -> None:
         try:
             listener(event)
-        except Exception:
+        except Exception as error:
             log.exception("a listener of the run's events is dropped")
             self._listeners.remove(listener)
+            self.say(Warned(message=f"it is told of no more events: {error}"))
 
 
 def _end_torn_line(path: Path, file: int) -> None:
