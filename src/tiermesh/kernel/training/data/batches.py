@@ -7,14 +7,16 @@ ones, or a cache, would let documents see one another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tiermesh.kernel.training.data.augment import Change
 from tiermesh.kernel.training.data.corpus import Corpus
 from tiermesh.kernel.training.data.plan import Plan
 
@@ -47,7 +49,10 @@ class PairBatch:
     rejected: MicroBatch
 
 
-class Source(Protocol):
+Batch = TypeVar("Batch", MicroBatch, PairBatch, covariant=True)
+
+
+class Source(Protocol[Batch]):
     """Rows to train on, by their number. `digest` changes when any row, or their number, does."""
 
     @property
@@ -56,15 +61,14 @@ class Source(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def micro(self, rows: Sequence[int], *, epoch: int = 0) -> MicroBatch:
+    def micro(self, rows: Sequence[int], *, epoch: int = 0) -> Batch:
         """These rows as tensors. `epoch` is for what differs each time a row is seen."""
 
     def targets(self, rows: Sequence[int]) -> float:
         """The `targets` of these rows' batch, without reading a token."""
 
-
-Change = Callable[[NDArray[np.int64], Sequence[int], int], NDArray[np.int64]]
-"""(tokens_BT, rows, epoch) -> tokens_BT: what the model is shown instead; labels stay. Must depend on these alone."""
+    def tokens(self, rows: Sequence[int]) -> int:
+        """How many positions of these rows hold a token."""
 
 
 class PackedSource:
@@ -72,46 +76,91 @@ class PackedSource:
 
     def __init__(self, corpus: Corpus, plan: Plan, padding: int, change: Change | None = None) -> None:
         self._corpus = corpus
-        self._plan = plan
         self._padding = padding
         self._change = change
+        self.plan = plan
+        self.plans = (plan,)
 
     @property
     def rows(self) -> int:
-        return self._plan.rows
+        return self.plan.rows
 
     @property
     def digest(self) -> str:
-        return self._plan.digest
-
-    @property
-    def used(self) -> int:
-        """Positions that hold a token."""
-        return int(self._plan.lengths.sum())
+        return self.plan.digest
 
     def targets(self, rows: Sequence[int]) -> float:
-        return float(self._plan.row_targets[list(rows)].sum())
+        return float(self.plan.row_targets[list(rows)].sum())
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        return sum(self.plan.row_length(row) for row in rows)
 
     def micro(self, rows: Sequence[int], *, epoch: int = 0) -> MicroBatch:
-        width = _width([self._plan.row_length(row) for row in rows], self._plan.seq_len)
+        width = _width([self.plan.row_length(row) for row in rows], self.plan.seq_len)
         filling = _Filling(len(rows), width, self._padding)
         for at, row in enumerate(rows):
-            for item in self._plan.items_of(row):
-                filling.add(at, *self._document(int(item)))
+            for item in self.plan.items_of(row):
+                filling.add(at, *_piece(self._corpus, self.plan, int(item)))
         if self._change is not None:
-            filling.tokens_BT = self._change(filling.tokens_BT, rows, epoch)
-        return filling.batch(self.targets(rows), weighted=self._plan.weighted)
+            filling.tokens_BT = self._change(filling.tokens_BT, filling.positions_BT, rows, epoch)
+        return filling.batch(self.targets(rows), weighted=self.plan.weighted)
 
-    def _document(self, item: int) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
-        """Tokens, their labels and the weight of one planned piece."""
-        plan = self._plan
-        start, length = int(plan.starts[item]), int(plan.lengths[item])
-        reach = length + int(plan.goes_on[item])
-        tokens = self._corpus.tokens[start : start + reach].astype(np.int64)
-        labels = np.full(length, NOTHING, dtype=np.int64)
-        learned = self._corpus.learned[start + 1 : start + reach] != 0
-        labels[: reach - 1][learned] = tokens[1:][learned]
-        return tokens[:length], labels, float(plan.weights[item])
+
+class PairSource:
+    """Preference pairs, one a row. The plans are of the better and of the worse answers, one document a row each.
+
+    A pair of which one answer has no target within a row is left out.
+    """
+
+    def __init__(self, corpus: Corpus, chosen: Plan, rejected: Plan, padding: int) -> None:
+        self._corpus = corpus
+        self._padding = padding
+        self.plans = (chosen, rejected)
+        _, *items = np.intersect1d(chosen.owners, rejected.owners, return_indices=True)
+        self._items: tuple[NDArray[np.int64], ...] = tuple(items)
+        """Of each pair, its piece in either plan."""
+
+    @property
+    def rows(self) -> int:
+        return len(self._items[0])
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(":".join(plan.digest for plan in self.plans).encode()).hexdigest()
+
+    def targets(self, rows: Sequence[int]) -> float:
+        """Pairs, by their weights: a preference's loss is a mean over pairs, not over tokens."""
+        return float(self.plans[0].weights[self._items[0][list(rows)]].sum())
+
+    def tokens(self, rows: Sequence[int]) -> int:
+        """Of both answers, each with its prompt."""
+        sides = zip(self.plans, self._items, strict=True)
+        return sum(int(plan.lengths[items[list(rows)]].sum()) for plan, items in sides)
+
+    def micro(self, rows: Sequence[int], *, epoch: int = 0) -> PairBatch:
+        """`epoch` changes nothing here."""
+        items = [found[list(rows)] for found in self._items]
+        longest = [int(plan.lengths[found].max()) for plan, found in zip(self.plans, items, strict=True)]
+        width = _width(longest, self.plans[0].seq_len)
+        chosen, rejected = (self._side(plan, found, width) for plan, found in zip(self.plans, items, strict=True))
+        return PairBatch(chosen, rejected)
+
+    def _side(self, plan: Plan, items: NDArray[np.int64], width: int) -> MicroBatch:
+        filling = _Filling(len(items), width, self._padding)
+        for at, item in enumerate(items):
+            filling.add(at, *_piece(self._corpus, plan, int(item)))
+        return filling.batch(float(plan.targets[items].sum()), weighted=plan.weighted)
+
+
+def _piece(corpus: Corpus, plan: Plan, item: int) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
+    """Tokens, their labels and the weight of one planned piece."""
+    start, length = int(plan.starts[item]), int(plan.lengths[item])
+    reach = length + int(plan.goes_on[item])
+    tokens = corpus.tokens[start : start + reach].astype(np.int64)
+    labels = np.full(length, NOTHING, dtype=np.int64)
+    learned = corpus.learned[start + 1 : start + reach] != 0
+    labels[: reach - 1][learned] = tokens[1:][learned]
+    return tokens[:length], labels, float(plan.weights[item])
 
 
 class _Filling:

@@ -5,7 +5,7 @@ Theory of operation. Few templates mark the assistant's turns (`{% generation %}
 1. where the template has the marks, they are used;
 2. else the conversation is rendered a second time with two private characters around each content that is learnt.
    If taking them out again gives the first rendering, they stood where the turns are. A template that looks into
-   contents (trims them, splits thoughts off) fails this test, as does a turn that is more than its content (tool calls);
+   contents (trims them, splits thoughts off) fails this test; a turn of more than its content (tool calls) has none;
 3. then each turn is what rendering one message more adds, after the generation prompt.
 
 A turn reaches to the end of the special token that closes it, because the model has to learn to stop; white space
@@ -108,10 +108,8 @@ class ChatText:
 
     def _grown(self, chat: Chat, text: str, at: int) -> Span:
         start = self._turn_start(chat, text, at)
-        if at == len(chat.messages) - 1:
-            end = len(text)
-        else:
-            end = _shared(text, self._render(chat, chat.messages[: at + 1]))
+        last = at == len(chat.messages) - 1
+        end = len(text) if last else _shared(text, self._render(chat, chat.messages[: at + 1]))
         if end <= start:
             raise BadRecord(f"messages[{at}]: the template shows this turn in another way than expected")
         return start, start + len(text[start:end].rstrip())

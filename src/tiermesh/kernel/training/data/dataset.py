@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from tiermesh.kernel.training.data.batches import PackedSource
-from tiermesh.kernel.training.data.corpus import Corpus
-from tiermesh.kernel.training.data.plan import plan_rows
-from tiermesh.kernel.training.data.records import BadRecord, content_hash, understood
-from tiermesh.kernel.training.data.tokens import Coder, Document
+from tiermesh.errors import BadData
+from tiermesh.kernel.training.data.augment import TokenMasking
+from tiermesh.kernel.training.data.batches import PackedSource, PairSource
+from tiermesh.kernel.training.data.coding import Job
+from tiermesh.kernel.training.data.corpus import Corpus, OnProgress, open_corpus
+from tiermesh.kernel.training.data.plan import Long, Plan, cached_plan, plan_rows
+from tiermesh.kernel.training.data.readers import Reader
+from tiermesh.kernel.training.data.report import report
+from tiermesh.kernel.training.data.splitting import held_out, repeated
 from tiermesh.protocol.training import TrainingSpec
 
-OnProgress = Callable[[int, int], None]
-"""(bytes read, bytes in all) while a file is tokenised."""
+AnySource = PackedSource | PairSource
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`held_out` None: nothing is. `report` is JSON for the run's events."""
+    """`held_out` None: nothing is. `report` is plain JSON for the run's events and the model card."""
 
-    train: PackedSource
-    held_out: PackedSource | None
+    train: AnySource
+    held_out: AnySource | None
     report: dict[str, Any]
 
 
@@ -39,31 +43,123 @@ def open_dataset(
     eval_data: Path | None = None,
     packing: bool = True,
     processes: int = 1,
+    plugins: Mapping[str, Reader] | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Dataset:
-    """Read, tokenise (once) and plan. Raises `BadData`. `packing` False: the model can't keep documents apart."""
-    coder = Coder(tokenizer, template=spec.data.template, train_on=spec.data.train_on)
-    records = [understood(msgspec.json.decode(line), spec.data.fields, spec.task) for line in data.open("rb")]
-    coded = coder.documents([record.example for record in records])  # type: ignore[misc]
-    documents = [one for one in coded if isinstance(one, Document)]
-    assert not [one for one in coded if isinstance(one, BadRecord)]
-    lengths = np.array([len(one.tokens) for one in documents])
-    corpus = Corpus(
-        tokens=np.concatenate([one.tokens for one in documents]),
-        learned=np.concatenate([one.learned for one in documents]),
-        bounds=np.concatenate(([0], np.cumsum(lengths))),
-        weights=np.array([record.weight for record in records], dtype=np.float32),
-        repeats=np.array([record.repeat for record in records], dtype=np.float32),
-        hashes=np.array([content_hash(record.example) for record in records], dtype="V16"),
-        digest="0",
+    """Read, tokenise and plan, each only where that was not done before. Raises `BadData`.
+
+    `packing` False: whatever the spec says, because this model does not keep packed documents apart.
+    """
+    job = job_of(spec, tokenizer)
+
+    def opened(path: Path, form: str) -> Corpus:
+        return open_corpus(
+            path,
+            job,
+            cache=cache,
+            form=form,
+            max_bad_records=spec.data.max_bad_records,
+            processes=processes,
+            plugins=plugins,
+            on_progress=on_progress,
+        )
+
+    corpus = opened(data, spec.data.format)
+    away = opened(eval_data, "auto") if eval_data is not None else None
+    sides = _sides(spec, corpus, away)
+    rows = _Rows(spec, tokenizer, packing=packing)
+    train = rows.source(corpus, sides.train, changed=True)
+    if not train.rows:
+        raise BadData(f"{data}: no record has a target within {spec.seq_len} tokens (seq_len); raise it")
+    held = rows.source(away or corpus, sides.held_out, changed=False) if len(sides.held_out) else None
+    if held is not None and not held.rows:
+        held = None
+    told = report(corpus, train.plans) | {
+        "held_out": 0 if held is None else len(sides.held_out),
+        "duplicates": sides.duplicates,
+        "withheld": sides.withheld,
+    }
+    return Dataset(train, held, told)
+
+
+def job_of(spec: TrainingSpec, tokenizer: Any) -> Job:
+    """How a spec wants its records understood."""
+    return Job(
+        tokenizer=tokenizer,
+        fields=spec.data.fields,
+        task=spec.task,
+        template=spec.data.template,
+        train_on=spec.data.train_on,
     )
-    padding = next((one for one in (tokenizer.pad_token_id, tokenizer.eos_token_id) if one is not None), 0)
-    held = int(len(documents) * spec.eval_fraction)
-    chosen = np.arange(len(documents))
-    long = "split" if spec.task == "pretrain" else "cut"
 
-    def rows(part: Any) -> PackedSource:
-        plan = plan_rows(corpus, part, spec.seq_len, long=long, packing=spec.packing and packing)  # type: ignore[arg-type]
-        return PackedSource(corpus, plan, padding)
 
-    return Dataset(rows(chosen[held:]), rows(chosen[:held]) if held else None, {"records": len(records)})
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Numbers of records: those trained on, as often as they are; those held out, each once.
+
+    `duplicates` are records of the data whose content another one before them has.
+    """
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+    duplicates: int
+    withheld: int
+    """Records that are also in the file of held-out ones, and so are not trained on."""
+
+
+def _sides(spec: TrainingSpec, corpus: Corpus, away: Corpus | None) -> Sides:
+    hashes = np.asarray(corpus.hashes)
+    if away is None:
+        held = held_out(hashes, spec.held_out_fraction, spec.seed)
+        _, first = np.unique(hashes, return_index=True)
+        is_first = np.zeros(len(hashes), dtype=np.bool_)
+        is_first[first] = True
+        chosen = np.flatnonzero(held & is_first)
+    else:
+        held = np.isin(hashes, away.hashes)
+        chosen = np.arange(len(away.hashes))
+    kept = np.flatnonzero(~held)
+    return Sides(
+        train=repeated(kept, np.asarray(corpus.repeats)[kept], hashes[kept], spec.seed),
+        held_out=chosen,
+        duplicates=len(hashes) - len(np.unique(hashes)),
+        withheld=int(held.sum()) if away is not None else 0,
+    )
+
+
+class _Rows:
+    """From records to rows, as a spec wants them."""
+
+    def __init__(self, spec: TrainingSpec, tokenizer: Any, *, packing: bool) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._packing = spec.packing and packing and spec.task != "preference"
+        self._long: Long = "split" if spec.task == "pretrain" else "cut"
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        self._padding = next((one for one in known if one is not None), 0)
+
+    def source(self, corpus: Corpus, records: NDArray[np.int64], *, changed: bool) -> AnySource:
+        if self._spec.task == "preference":
+            return self._pairs(corpus, records)
+        change = self._masking() if changed and self._spec.data.token_masking else None
+        return PackedSource(corpus, self._plan(corpus, records), self._padding, change)
+
+    def _pairs(self, corpus: Corpus, records: NDArray[np.int64]) -> PairSource:
+        chosen, rejected = (self._plan(corpus, 2 * records + worse) for worse in (0, 1))
+        return PairSource(corpus, chosen, rejected, self._padding)
+
+    def _plan(self, corpus: Corpus, documents: NDArray[np.int64]) -> Plan:
+        seq_len, packing, long = self._spec.seq_len, self._packing, self._long
+        key = f"{seq_len}:{packing}:{long}:{hashlib.sha256(documents.tobytes()).hexdigest()}"
+        return cached_plan(
+            corpus.folder, key, lambda: plan_rows(corpus, documents, seq_len, long=long, packing=packing)
+        )
+
+    def _masking(self) -> TokenMasking:
+        return TokenMasking(
+            share=self._spec.data.token_masking,
+            seed=self._spec.seed,
+            vocabulary=len(self._tokenizer),
+            mask=self._tokenizer.mask_token_id,
+            kept=frozenset(self._tokenizer.all_special_ids),
+        )

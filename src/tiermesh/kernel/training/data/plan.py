@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Literal
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,32 +16,42 @@ from numpy.typing import NDArray
 from tiermesh.kernel.training.data.corpus import Corpus
 from tiermesh.kernel.training.data.packing import PACKER_VERSION, Packed, one_each, pack
 
+PLAN_VERSION = 1
+"""Of what is kept of a plan."""
+STRETCH_TOKENS = 4_000_000
+"""Of the corpus, looked at at once: 32 MB of counts."""
+
 Long = Literal["split", "cut"]
 """What is done with a document longer than a row: all of it is learned, in pieces; or its beginning alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Piece i is `lengths[i]` tokens of the corpus from `starts[i]`; `goes_on[i]` when the next token is its target.
+    """Row r holds the pieces `items[row_starts[r] : row_starts[r + 1]]`; piece i is `lengths[i]` tokens of the corpus
+    from `starts[i]`, and the token behind them is a target too where `goes_on[i]`. `owners[i]` is the place of its
+    document in the list that was planned.
 
-    `row_targets` are what `MicroBatch.targets` counts. `cut` documents lost their end, `unlearnable` ones have no
-    target within a row and are left out.
+    `targets` of a piece and `row_targets` are what `MicroBatch.targets` counts. `cut` documents lost their end,
+    `unlearnable` ones have no target within a row and are left out.
     """
 
     seq_len: int
-    packed: Packed
+    items: NDArray[np.int64]
+    row_starts: NDArray[np.int64]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     goes_on: NDArray[np.bool_]
+    owners: NDArray[np.int64]
     weights: NDArray[np.float32]
+    targets: NDArray[np.float64]
     row_targets: NDArray[np.float64]
-    digest: str
     cut: int
     unlearnable: int
+    digest: str
 
     @property
     def rows(self) -> int:
-        return self.packed.rows
+        return len(self.row_starts) - 1
 
     @property
     def weighted(self) -> bool:
@@ -50,7 +64,7 @@ class Plan:
         return float(self.lengths.sum() / (self.rows * self.seq_len)) if self.rows else 0.0
 
     def items_of(self, row: int) -> NDArray[np.int64]:
-        return self.packed.items[self.packed.starts[row] : self.packed.starts[row + 1]]
+        return self.items[self.row_starts[row] : self.row_starts[row + 1]]
 
     def row_length(self, row: int) -> int:
         return int(self.lengths[self.items_of(row)].sum())
@@ -58,29 +72,61 @@ class Plan:
 
 def plan_rows(corpus: Corpus, documents: NDArray[np.int64], seq_len: int, *, long: Long, packing: bool) -> Plan:
     """Cut and pack these documents of a corpus; one that is named twice is trained on twice."""
-    bounds = corpus.bounds
-    starts, ends = bounds[documents], bounds[documents + 1]
-    pieces = _split(starts, ends, seq_len) if long == "split" else _cut(starts, ends, seq_len)
-    starts, lengths, goes_on, owner = pieces
+    first, end = corpus.bounds[documents], corpus.bounds[documents + 1]
+    starts, lengths, goes_on, owner = (_split if long == "split" else _cut)(first, end, seq_len)
     counts = _targets(corpus.learned, starts, lengths, goes_on)
     kept = counts > 0
-    starts, lengths, goes_on, counts = starts[kept], lengths[kept], goes_on[kept], counts[kept]
-    weights = corpus.weights[documents[owner[kept]]]
+    starts, lengths, goes_on, counts, owner = starts[kept], lengths[kept], goes_on[kept], counts[kept], owner[kept]
+    weights = corpus.weights[documents[owner] // corpus.facts.documents_a_record].astype(np.float32)
     packed = pack(lengths, seq_len) if packing else one_each(len(lengths))
-    by_row = (counts * weights.astype(np.float64))[packed.items]
-    sums = np.add.reduceat(by_row, packed.starts[:-1]) if packed.rows else np.zeros(0)
+    targets: NDArray[np.float64] = counts.astype(np.float64) * weights
     return Plan(
         seq_len=seq_len,
-        packed=packed,
+        items=packed.items,
+        row_starts=packed.starts,
         starts=starts,
         lengths=lengths,
         goes_on=goes_on,
+        owners=owner,
         weights=weights,
-        row_targets=sums,
-        digest=_digest(corpus.digest, seq_len, packing, starts, lengths),
-        cut=int((ends - bounds[documents] > seq_len).sum()) if long == "cut" else 0,
-        unlearnable=int(len(documents) - len(np.unique(owner[kept]))),
+        targets=targets,
+        row_targets=_row_sums(targets, packed),
+        cut=int((end - first > seq_len).sum()) if long == "cut" else 0,
+        unlearnable=len(documents) - len(np.unique(owner)),
+        digest=_digest(corpus.digest, seq_len, packed.items, packed.starts, starts, lengths, goes_on, weights),
     )
+
+
+def cached_plan(folder: Path, key: str, make: Callable[[], Plan]) -> Plan:
+    """The plan of this key from a folder, or made and kept there. Safe when killed and when done twice at once."""
+    kept = folder / f"plan-{hashlib.sha256(f'{key}:{PACKER_VERSION}:{PLAN_VERSION}'.encode()).hexdigest()[:32]}.npz"
+    try:
+        with np.load(kept, allow_pickle=False) as found:
+            return Plan(**{name: _plain(found[name]) for name in _NAMES})
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
+        plan = make()
+    arrays: dict[str, Any] = {name: np.asarray(getattr(plan, name)) for name in _NAMES}
+    staging = folder / f".{kept.name}.{os.getpid()}"
+    with staging.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(kept)
+    return plan
+
+
+_NAMES = tuple(one.name for one in fields(Plan))
+
+
+def _plain(value: NDArray[Any]) -> Any:
+    return value.item() if value.ndim == 0 else value
+
+
+def _row_sums(values: NDArray[np.float64], packed: Packed) -> NDArray[np.float64]:
+    if not packed.rows:
+        return np.zeros(0)
+    sums: NDArray[np.float64] = np.add.reduceat(values[packed.items], packed.starts[:-1])
+    return sums
 
 
 _Pieces = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]
@@ -106,14 +152,23 @@ def _split(starts: NDArray[np.int64], ends: NDArray[np.int64], seq_len: int) -> 
 def _targets(
     learned: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], goes_on: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """How many labels each piece has; the first token of a document is nobody's."""
-    total = np.zeros(len(learned) + 1, dtype=np.int64)
-    np.cumsum(learned, out=total[1:])
-    return total[starts + lengths + goes_on] - total[starts + 1]
+    """How many labels each piece has; a document's first token is nobody's. Reads the corpus a stretch at a time."""
+    counts = np.empty(len(starts), dtype=np.int64)
+    by_start = np.argsort(starts, kind="stable")
+    begins, ends = starts[by_start], (starts + lengths + goes_on)[by_start]
+    low = 0
+    while low < len(begins):
+        high = int(np.searchsorted(begins, begins[low] + STRETCH_TOKENS))
+        here = int(begins[low])
+        stretch = learned[here : int(ends[low:high].max())]
+        total = np.concatenate(([0], np.cumsum(stretch, dtype=np.int64)))
+        counts[by_start[low:high]] = total[ends[low:high] - here] - total[begins[low:high] + 1 - here]
+        low = high
+    return counts
 
 
-def _digest(corpus: str, seq_len: int, packing: bool, *parts: NDArray[np.int64]) -> str:
-    digest = hashlib.sha256(f"{corpus}:{seq_len}:{packing}:{PACKER_VERSION}".encode())
+def _digest(corpus: str, seq_len: int, *parts: NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{corpus}:{seq_len}".encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()

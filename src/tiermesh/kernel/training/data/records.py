@@ -263,15 +263,20 @@ def _turn(value: Any, where: str) -> Message:
 
 def _content(value: Any, where: str, role: str) -> str:
     if isinstance(value, list):
-        parts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in value]
-        if not parts or any(not isinstance(part, str) for part in parts):
-            raise BadRecord(f"{where}: has parts that are not text; only text can be learnt")
-        value = "".join(parts)  # type: ignore[arg-type]
+        value = _joined(value, where)
     if role == "assistant":
         return _text(value, where)
     if not isinstance(value, str):
         raise BadRecord(f"{where}: is {_kind(value)}, not a text")
     return _encodable(value, where)
+
+
+def _joined(parts: list[Any], where: str) -> str:
+    """The text of a content in parts."""
+    texts = [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    if len(texts) < len(parts) or not parts:
+        raise BadRecord(f"{where}: has parts that are not text; only text can be learnt")
+    return "".join(texts)
 
 
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:

@@ -35,7 +35,7 @@ class _Written:
 
 
 class Coder:
-    """For one tokenizer. The tokens around a prompt's end are those of the whole text, as in the model's pretraining."""
+    """For one tokenizer. A text is tokenised whole: what a prompt ends with may join what its answer begins with."""
 
     def __init__(self, tokenizer: Any, *, template: str | None = None, train_on: TrainOn = "assistant") -> None:
         if not getattr(tokenizer, "is_fast", False):
