@@ -19,13 +19,14 @@ from typing import Literal
 
 import psutil
 
+from tiermesh.adapters.model_cache import cache_folder
 from tiermesh.adapters.process import Process
 from tiermesh.adapters.process_memory import MemoryWatch
 from tiermesh.adapters.run_events import EventTail, add_event
 from tiermesh.core.worker_death import Ending as How
 from tiermesh.core.worker_death import Evidence, ending_of
 from tiermesh.errors import RunBusy
-from tiermesh.protocol.run_folder import RunFolder
+from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_events import Completed, Failed, Phase, PhaseName, Restarted, Stopped, TrainingEvent
 
 Mode = Literal["train", "estimate", "evaluate"]
@@ -45,9 +46,11 @@ _ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {"train": (), "estimate": ("--estim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What to start. `threads` None: the cores of this machine. `memory_limit_bytes` None: the worker chooses."""
+    """What to start. `plan` is written into the folder first; None: the one that it has. `threads` None: the cores of
+    this machine. `memory_limit_bytes` None: the worker chooses."""
 
     folder: RunFolder
+    plan: RunPlan | None = None
     mode: Mode = "train"
     threads: int | None = None
     memory_limit_bytes: int | None = None
@@ -79,6 +82,8 @@ class Trainer:
         """
         with _locked(self._launch.folder) as lock:
             launch = self._launch
+            if launch.plan is not None:
+                launch.folder.write_plan(launch.plan)
             for attempt in range(MAX_RESTARTS + 1):
                 life = await self._live(launch, lock)
                 ending = self._ending(life)
@@ -229,6 +234,7 @@ def environment(threads: int) -> Mapping[str, str]:
         "RAYON_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_OFFLINE": "1",
+        "TIERMESH_CACHE": str(cache_folder()),
         "PYTHONUNBUFFERED": "1",
     }
 

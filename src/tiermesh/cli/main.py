@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tiermesh.cli import ask, cluster, config, health, model, node, route, up
+from tiermesh.cli import ask, cluster, config, health, model, node, route, train, up
 from tiermesh.cli.outcome import FAILED, MeshGroup, say_error
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(cluster.app, name="cluster")
 app.add_typer(config.app, name="config")
 app.add_typer(model.app, name="model")
 app.add_typer(node.app, name="node")
+app.add_typer(train.app, name="train")
 
 
 @app.command("demo")

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tiermesh.errors import InvalidConfig, TiermeshError
+from tiermesh.errors import InvalidConfig, InvalidSpec, TiermeshError
 
 FAILED = 1
 USAGE = 2
@@ -25,7 +25,7 @@ class MeshGroup(TyperGroup):
             return super().invoke(ctx)
         except TiermeshError as error:
             say_error(str(error))
-            raise typer.Exit(USAGE if isinstance(error, InvalidConfig) else FAILED) from error
+            raise typer.Exit(USAGE if isinstance(error, InvalidConfig | InvalidSpec) else FAILED) from error
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:

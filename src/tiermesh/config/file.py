@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from platformdirs import user_config_path
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from tiermesh.config.address import DEFAULT_PORT, check_host, check_url, join_address
 from tiermesh.config.explain import explain
 from tiermesh.config.policy import Admission, Limits, Name, PolicyDocument, Routing, Section
+from tiermesh.config.yaml_text import plain_data
 from tiermesh.core.size import parse_size
 from tiermesh.errors import InvalidConfig
 from tiermesh.types import Address, Tier
@@ -256,27 +256,11 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Clust
 
 def parse(text: str, source: str) -> ClusterFile:
     """The file's content; `source` is its name in errors. Raises `InvalidConfig`."""
-    try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidConfig(f"{source}: {_yaml_sentence(error)}") from error
+    data = plain_data(text, source)
     try:
         return ClusterFile.model_validate({} if data is None else _without_nulls(data))
     except ValidationError as error:
         raise explain(error, ClusterFile, source) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data, and a key given twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key if isinstance(key, str) else None)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _read(path: Path) -> str:
@@ -289,12 +273,6 @@ def _read(path: Path) -> str:
         raise InvalidConfig(
             f"can't read the configuration {path}: {reason}. `mesh cluster init` writes a new one", param="config"
         ) from error
-
-
-def _yaml_sentence(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "it is nested too deeply or is not YAML"
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)
 
 
 def _without_nulls(data: object) -> object:

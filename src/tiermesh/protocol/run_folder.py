@@ -87,6 +87,16 @@ class RunFolder:
         return self.path / "result"
 
     @property
+    def estimate(self) -> Path:
+        """What a worker estimated, as JSON."""
+        return self.path / "estimate.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """What a worker found when it evaluated the newest checkpoint, as JSON."""
+        return self.path / "evaluation.json"
+
+    @property
     def tensorboard(self) -> Path:
         """Curves."""
         return self.path / "tensorboard"

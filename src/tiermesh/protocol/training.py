@@ -34,16 +34,6 @@ def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _number(value: object) -> object:
-    """YAML reads `5e-5` as text, because it has no dot; it is a number all the same."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 class Part(BaseModel):
     """A group of fields: frozen, none unknown, no silent conversions (`"4"` is no batch size, NaN no rate)."""
 
@@ -53,7 +43,6 @@ class Part(BaseModel):
 
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Rate = Annotated[float, BeforeValidator(_number)]
 
 
 class Named(Part):
@@ -84,7 +73,7 @@ class LoraOptions(Part):
 class DpoOptions(Part):
     """Direct preference optimisation, for the task `preference`."""
 
-    beta: Rate = Field(0.1, gt=0, le=100)
+    beta: float = Field(0.1, gt=0, le=100)
     """How much straying from the model as it was costs. Lower strays further."""
 
 
@@ -177,17 +166,17 @@ class TrainingSpec(Part):
     packing: bool = True
     """Several short records share a row, unseen by one another. Off: one record a row, and the rest is padding."""
 
-    learning_rate: Rate = Field(5e-5, gt=0, le=10)
+    learning_rate: float = Field(5e-5, gt=0, le=10)
     """At its highest. Adapters bear 1e-4 to 5e-4, full fine-tuning rather 1e-5 to 5e-5."""
     optimizer: Choice = Named(name="adamw")
     """`adamw`, `adamw8bit` (states in 8 bits), `sgd`, or a plugin's name."""
-    weight_decay: Rate = Field(0.0, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0, le=1)
     """Of the matrices; norms and biases are spared."""
-    max_grad_norm: Rate | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
     """A longer gradient is shortened to this. None: never."""
     scheduler: Choice = Named(name="cosine")
     """How the rate falls after the warm-up: `cosine`, `linear`, `constant`, or a plugin's name."""
-    warmup: Rate = Field(0.03, ge=0)
+    warmup: float = Field(0.03, ge=0)
     """Until the full rate: below 1 a share of all steps, from 1 on a number of steps."""
     loss: Choice = Named(name="cross_entropy")
     """`cross_entropy` (in chunks, without keeping the scores of the vocabulary), or a plugin's name."""
@@ -218,7 +207,7 @@ class TrainingSpec(Part):
 
     eval_path: Text | None = None
     """A file of held-out records; relative to the spec's own folder."""
-    eval_fraction: Rate | None = Field(None, ge=0, le=0.5)
+    eval_fraction: float | None = Field(None, ge=0, le=0.5)
     """Share of records held out, the same ones at each start; equal records are never on both sides. 0: none.
     None: 0.05, unless there is an `eval_path`."""
     eval_interval: int | None = Field(None, ge=1)

@@ -1,0 +1,143 @@
+"""From a checked spec to the plan of a run: what the spec names is found on this machine, and fingerprinted."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tiermesh.adapters.model_cache import sha256_of
+from tiermesh.adapters.model_source import LocalModel, resolve
+from tiermesh.errors import EnvironmentUnfit, InvalidSpec, ModelSourceFailed, UnknownModel
+from tiermesh.protocol.run_folder import RunFolder, RunPlan
+from tiermesh.protocol.training import TrainingSpec
+from tiermesh.protocol.training_plugins import unknown_plugins
+from tiermesh.protocol.training_problems import Problem
+
+INSPECTOR = "tiermesh.kernel.training.data.inspect"
+LIBRARIES = ("torch", "transformers", "peft")
+"""Without these nothing is trained; the others are asked for by what needs them."""
+
+
+def machine_problems(spec: TrainingSpec) -> list[Problem]:
+    """What this machine lacks for a spec that is right in itself: model, files, plugins; in the order of the fields."""
+    found = [_model_problem(spec), *(_file_problem(name, path) for name, path in _files(spec))]
+    told = [problem for problem in found if problem is not None]
+    return told + [Problem(path, what) for path, what in unknown_plugins(spec)]
+
+
+def plan_of(spec: TrainingSpec) -> RunPlan:
+    """Find and fingerprint what the spec names. Raises `InvalidSpec` with all that is missing."""
+    if problems := machine_problems(spec):
+        raise InvalidSpec("; ".join(map(str, problems)), param=problems[0].path or None)
+    model = _trainable(spec.model_name)
+    return RunPlan(
+        spec=spec,
+        model_path=str(model.path),
+        model_digest=model.digest,
+        data_path=spec.dataset_path,
+        data_digest=_digest(spec.dataset_path),
+        eval_path=spec.eval_path,
+        eval_digest=None if spec.eval_path is None else _digest(spec.eval_path),
+    )
+
+
+def data_problems(spec: TrainingSpec) -> list[Problem]:
+    """The records that can't be used, by line, as the worker will read them; for a spec that is right otherwise.
+
+    Tokenises the data, which the run then need not do again. Raises `EnvironmentUnfit` when the reader can't be run.
+    """
+    check_libraries()
+    plan = plan_of(spec)
+    with tempfile.TemporaryDirectory(prefix="mesh-validate-") as name:
+        folder = RunFolder(Path(name))
+        folder.write_plan(plan)
+        return list(_data_problems(spec, _inspected(plan.data_path, folder.plan)))
+
+
+def check_libraries() -> None:
+    """Raises `EnvironmentUnfit` when this machine can't train at all."""
+    if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
+        raise EnvironmentUnfit(f"training needs {', '.join(missing)}: pip install 'tiermesh[train]'")
+
+
+def begun_plan(folder: RunFolder) -> RunPlan | None:
+    """The plan of the run that the folder holds. Raises `InvalidSpec` for a folder of something else."""
+    if not folder.plan.exists():
+        if folder.path.exists() and _is_taken(folder):
+            raise InvalidSpec(f"{folder.path} exists and holds no run; take another --out", param="out")
+        return None
+    try:
+        return folder.read_plan()
+    except (OSError, ValueError) as error:
+        raise InvalidSpec(
+            f"{folder.plan} can't be read as a run's plan ({type(error).__name__}); take another --out", param="out"
+        ) from error
+
+
+def _inspected(data: str, plan: Path) -> dict[str, object]:
+    command = [sys.executable, "-m", INSPECTOR, data, "--plan", str(plan), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        report = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise EnvironmentUnfit(f"the data can't be looked at: {said[0]}") from None
+    assert isinstance(report, dict)
+    return report
+
+
+def _data_problems(spec: TrainingSpec, report: dict[str, object]) -> Iterator[Problem]:
+    bad, count = report.get("bad"), report.get("bad_records")
+    bad, count = bad if isinstance(bad, list) else [], count if isinstance(count, int) else 0
+    for one in bad:
+        yield Problem(f"{spec.dataset_path}:{one['line']}", str(one["reason"]))
+    if count > len(bad) and bad:
+        yield Problem(spec.dataset_path, f"has {count - len(bad):,} more bad records, which are not shown")
+    if error := report.get("error"):
+        yield Problem("dataset_path", f"is {spec.dataset_path}: {error}")
+
+
+def _files(spec: TrainingSpec) -> list[tuple[str, str]]:
+    named = (("dataset_path", spec.dataset_path), ("eval_path", spec.eval_path))
+    return [(field, path) for field, path in named if path is not None]
+
+
+def _file_problem(field: str, name: str) -> Problem | None:
+    path = Path(name)
+    if path.is_dir():
+        return Problem(field, f"is {name}, which is a folder; name the file in it")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        return Problem(field, f"is {name}, which can't be read: {(error.strerror or 'unknown reason').lower()}")
+    return Problem(field, f"is {name}, which is empty") if empty else None
+
+
+def _model_problem(spec: TrainingSpec) -> Problem | None:
+    try:
+        _trainable(spec.model_name)
+    except (UnknownModel, ModelSourceFailed) as error:
+        return Problem("model_name", f"is {spec.model_name!r}: {error}")
+    return None
+
+
+def _trainable(name: str) -> LocalModel:
+    model = resolve(name)
+    if model.path.is_file():
+        raise ModelSourceFailed(f"{model.path} is a GGUF file, which can't be trained; take the model as safetensors")
+    return model
+
+
+def _is_taken(folder: RunFolder) -> bool:
+    """By anything but the lock of a run that never began?"""
+    return not folder.path.is_dir() or any(path != folder.lock for path in folder.path.iterdir())
+
+
+def _digest(path: str) -> str:
+    return f"sha256:{sha256_of(Path(path))}"

@@ -1,0 +1,222 @@
+"""A training run for a person: a bar on a terminal, lines in a pipe or a file, or the events themselves as JSON."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tiermesh.cli.render import size
+from tiermesh.protocol.training_events import (
+    CheckpointSaved,
+    Completed,
+    Continued,
+    DataReady,
+    Evaluated,
+    Failed,
+    ModelReady,
+    Paused,
+    Phase,
+    Planned,
+    Relieved,
+    Restarted,
+    Resumed,
+    RolledBack,
+    Sampled,
+    Started,
+    StepDone,
+    StepSkipped,
+    Stopped,
+    TrainingEvent,
+    Warned,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Show = Callable[[TrainingEvent], None]
+
+LINE_PAUSE_S = 5.0
+"""Between two lines about steps, where nobody looks at each."""
+PHASES = {
+    "model": "loading the model",
+    "data": "reading the data",
+    "probe": "measuring a step",
+    "train": "training",
+    "evaluate": "looking at held-out records",
+    "save": "saving",
+    "result": "writing the result",
+}
+
+
+@contextmanager
+def run_view(*, as_json: bool) -> Iterator[Show]:
+    """What to call with each event of a run."""
+    if as_json:
+        yield lambda event: print(event.model_dump_json(), flush=True)
+    elif sys.stdout.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _Lines().show
+
+
+def line_of(event: TrainingEvent) -> str | None:
+    """One line for a person; None for what says nothing new. Steps are shown by whoever has room for them."""
+    match event:
+        case DataReady():
+            return _data_line(event)
+        case ModelReady():
+            share = f"{event.trainable / max(1, event.parameters):.2%}"
+            trained = f"{event.trainable:,} of {event.parameters:,} parameters are trained ({share})"
+            again = ", activations are computed again" if event.checkpointing else ""
+            return f"model: {event.architecture}, {trained}, {event.precision}{again}"
+        case Planned():
+            return f"plan: {event.steps} steps of {event.effective_batch} rows, {event.micro_batch_size} at once"
+        case Resumed():
+            differences = f"; not as before: {'; '.join(event.differences)}" if event.differences else ""
+            return f"going on after step {event.step} ({event.checkpoint}){differences}"
+        case Evaluated():
+            figures = f"loss {_figure(event.loss)}, perplexity {_short(event.perplexity)}"
+            return f"held out after step {event.step}: {figures}{', the best so far' if event.best else ''}"
+        case Sampled():
+            return f"sample after step {event.step}: {_one_line(event.prompt)} → {_one_line(event.text)}"
+        case StepSkipped():
+            return f"step {event.step} left out: {event.where} ({event.in_a_row} in a row); nothing was changed"
+        case RolledBack():
+            jump = f"step {event.step}: the loss jumped to {_figure(event.loss)}"
+            return f"{jump}; back to step {event.to_step}, past that data"
+        case Relieved():
+            share = "" if event.pressure is None else f" ({event.pressure:.0%} of the limit)"
+            return f"step {event.step}: memory is {event.level}{share}: {event.action}"
+        case CheckpointSaved():
+            return f"saved {event.name} ({size(event.size_bytes)}, {event.seconds:.1f} s)"
+        case Paused():
+            return f"paused after step {event.step}: {event.reason}"
+        case Continued():
+            return "going on"
+        case Warned():
+            return f"note: {event.message}"
+        case Restarted():
+            limit = "" if event.memory_limit_bytes is None else f", with {size(event.memory_limit_bytes)}"
+            return f"{event.reason}; started again (attempt {event.attempt}{limit})"
+        case Phase() | StepDone() | Started() | Completed() | Failed() | Stopped():
+            return None
+
+
+def step_line(event: StepDone) -> str:
+    """`step 12/120  loss 2.3451  lr 5.0e-05  312 tokens/s  1.4 GB  3 min left`."""
+    told = [f"step {event.step}/{event.steps}", f"loss {_figure(event.loss)}", f"lr {event.learning_rate:.1e}"]
+    if event.tokens_per_s is not None:
+        told.append(f"{event.tokens_per_s:.0f} tokens/s")
+    if event.memory_bytes is not None:
+        told.append(size(event.memory_bytes))
+    if event.eta_s is not None:
+        told.append(f"{duration(event.eta_s)} left")
+    return "  ".join(told)
+
+
+def end_lines(event: Completed) -> list[str]:
+    """What came of it."""
+    lines = [f"done: {event.step} steps in {duration(event.seconds)}, {event.tokens:,} tokens"]
+    if event.held_out_loss is not None:
+        before = "" if event.held_out_loss_before is None else f", {_figure(event.held_out_loss_before)} before"
+        lines.append(f"held-out loss: {_figure(event.held_out_loss)}{before}")
+    if event.skipped_steps or event.rollbacks:
+        lines.append(f"on the way: {event.skipped_steps} steps left out, {event.rollbacks} times back")
+    return [*lines, f"result: {event.result}"]
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class _Lines:
+    """One line an event, and of the steps one now and then."""
+
+    def __init__(self) -> None:
+        self._step_shown_at = 0.0
+        self._phase: tuple[str, str] | None = None
+
+    def show(self, event: TrainingEvent) -> None:
+        match event:
+            case StepDone():
+                now = time.monotonic()
+                if event.step == event.steps or now > self._step_shown_at + LINE_PAUSE_S:
+                    self._step_shown_at = now
+                    print(step_line(event), flush=True)
+            case Phase(state="started") if (event.phase, event.state) != self._phase:
+                self._phase = (event.phase, event.state)
+                print(PHASES[event.phase], flush=True)
+            case Completed():
+                print("\n".join(end_lines(event)), flush=True)
+            case _:
+                if line := line_of(event):
+                    print(line, flush=True)
+
+
+@contextmanager
+def _bars() -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(highlight=False), transient=True) as bars:
+        yield _Bar(bars).show
+
+
+class _Bar:
+    """One bar for what goes on, and above it a line for each thing that happened."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._bar = bars.add_task("starting the worker", total=None)
+
+    def show(self, event: TrainingEvent) -> None:
+        match event:
+            case StepDone():
+                self._move(step_line(event).partition("  ")[2], event.step, event.steps)
+            case Phase(state="started"):
+                self._move(PHASES[event.phase] + (f" {event.detail}" if event.detail else ""), event.done, event.total)
+            case Completed():
+                self._print("\n".join(end_lines(event)))
+            case _:
+                if line := line_of(event):
+                    self._print(line)
+
+    def _move(self, what: str, done: int, total: int) -> None:
+        self._bars.update(self._bar, description=what, completed=done, total=total or None)
+
+    def _print(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, soft_wrap=True)
+
+
+def _data_line(event: DataReady) -> str:
+    told = [f"{event.records:,} records", f"{event.tokens:,} tokens in {event.rows:,} rows"]
+    if event.utilisation is not None:
+        told.append(f"{event.utilisation:.1%} of the positions used")
+    if event.length_p50 is not None:
+        told.append(f"lengths {event.length_p50} (half), {event.length_p95} (95 %), {event.length_max} (longest)")
+    if event.held_out_records:
+        told.append(f"{event.held_out_records:,} held out")
+    if event.bad_records:
+        told.append(f"{event.bad_records:,} bad ones left out")
+    return f"data: {', '.join(told)}{' (tokens from an earlier run)' if event.cached else ''}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
