@@ -33,7 +33,7 @@ from tiermesh.kernel.training.data.records import (
     understood,
 )
 from tiermesh.kernel.training.data.tokens import Coder, Document
-from tiermesh.protocol.training import Fields, Task
+from tiermesh.protocol.training import Fields, Task, TrainingSpec
 
 BLOCK_RECORDS = 512
 BLOCK_BYTES = 4_000_000
@@ -56,6 +56,17 @@ class Job:
     task: Task
     template: str | None
     train_on: Literal["assistant", "all"]
+
+
+def job_of(spec: TrainingSpec, tokenizer: Any) -> Job:
+    """How a spec wants its records understood."""
+    return Job(
+        tokenizer=tokenizer,
+        fields=spec.data.fields,
+        task=spec.task,
+        template=spec.data.template,
+        train_on=spec.data.train_on,
+    )
 
 
 @dataclass(slots=True)

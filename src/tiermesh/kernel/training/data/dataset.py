@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tiermesh.errors import BadData
 from tiermesh.kernel.training.data.augment import TokenMasking
 from tiermesh.kernel.training.data.batches import PackedSource, PairSource
-from tiermesh.kernel.training.data.coding import Job
+from tiermesh.kernel.training.data.coding import job_of
 from tiermesh.kernel.training.data.corpus import Corpus, OnProgress, open_corpus
-from tiermesh.kernel.training.data.plan import Long, Plan, cached_plan, plan_rows
+from tiermesh.kernel.training.data.plan import Plan, cached_plan, long_for, plan_rows
 from tiermesh.kernel.training.data.readers import Reader
 from tiermesh.kernel.training.data.report import report
 from tiermesh.kernel.training.data.splitting import held_out, repeated
@@ -82,17 +82,6 @@ def open_dataset(
     return Dataset(train, held, told)
 
 
-def job_of(spec: TrainingSpec, tokenizer: Any) -> Job:
-    """How a spec wants its records understood."""
-    return Job(
-        tokenizer=tokenizer,
-        fields=spec.data.fields,
-        task=spec.task,
-        template=spec.data.template,
-        train_on=spec.data.train_on,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Sides:
     """Numbers of records: those trained on, as often as they are; those held out, each once.
@@ -134,7 +123,7 @@ class _Rows:
         self._spec = spec
         self._tokenizer = tokenizer
         self._packing = spec.packing and packing and spec.task != "preference"
-        self._long: Long = "split" if spec.task == "pretrain" else "cut"
+        self._long = long_for(spec.task)
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
         self._padding = next((one for one in known if one is not None), 0)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tiermesh.kernel.training.data.corpus import Corpus
 from tiermesh.kernel.training.data.packing import PACKER_VERSION, Packed, one_each, pack
+from tiermesh.protocol.training import Task
 
 PLAN_VERSION = 1
 """Of what is kept of a plan."""
@@ -23,6 +24,11 @@ STRETCH_TOKENS = 4_000_000
 
 Long = Literal["split", "cut"]
 """What is done with a document longer than a row: all of it is learned, in pieces; or its beginning alone."""
+
+
+def long_for(task: Task) -> Long:
+    """Half an answer would teach to stop anywhere or never; running text has no such end."""
+    return "split" if task == "pretrain" else "cut"
 
 
 @dataclass(frozen=True, slots=True)
