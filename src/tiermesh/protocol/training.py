@@ -34,6 +34,13 @@ def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _memory(value: object) -> int:
+    size_bytes = parse_size(value)
+    if size_bytes < MEMORY_FLOOR_BYTES:
+        raise ValueError("at least 256 MiB; the runtime alone takes more")
+    return size_bytes
+
+
 class Part(BaseModel):
     """A group of fields: frozen, none unknown, no silent conversions (`"4"` is no batch size, NaN no rate)."""
 
@@ -202,7 +209,7 @@ class TrainingSpec(Part):
     """`flash` needs an NVIDIA GPU with the flash-attn package; `auto` takes what is there."""
     compile: bool = False
     """Compile the layers: faster steps after up to minutes of waiting at the first start (seconds at later ones)."""
-    memory_limit: Annotated[int, BeforeValidator(parse_size), Field(ge=MEMORY_FLOOR_BYTES)] | None = None
+    memory_limit: Annotated[int, BeforeValidator(_memory)] | None = None
     """Memory that the run may take: bytes, or a text like `8 GB`. None: what is free at the start, less a reserve."""
 
     eval_path: Text | None = None

@@ -65,16 +65,23 @@ def spec_problems(data: object) -> TrainingSpec | list[Problem]:
     try:
         return TrainingSpec.model_validate(data)
     except ValidationError as error:
-        return list(dict.fromkeys(_told(error)))
+        return list(_told(error))
 
 
 def _told(error: ValidationError) -> Iterator[Problem]:
+    """One for each field: of a choice between kinds pydantic tells what each of them minds."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for one in error.errors(include_url=False):
         cause = one.get("ctx", {}).get("error")
         if isinstance(cause, Disagreement):
             yield from (Problem(path, what) for path, what in cause.found)
         else:
-            yield _problem(one)
+            found.setdefault(_path(_written(one["loc"])), []).append(one)
+    for path, minded in found.items():
+        if not any(other.startswith((f"{path}[", f"{path}.")) for other in found):
+            problem = _problem(minded[0])
+            rights = dict.fromkeys(_right(one["type"], one) for one in minded[1:])
+            yield Problem(path, "".join([problem.message, *(f", or {right}" for right in rights)]))
 
 
 def _problem(error: Mapping[str, Any]) -> Problem:
