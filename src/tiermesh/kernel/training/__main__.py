@@ -8,6 +8,7 @@ when it was told to stop, by SIGTERM or by the end of standard input, and can be
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -23,11 +24,13 @@ from tiermesh.protocol.run_folder import DONE, FAILED, STOPPED, RunFolder
 from tiermesh.protocol.training_events import Completed, Failed, Phase, Started, Stopped
 
 if TYPE_CHECKING:
+    from tiermesh.kernel.training.assembly import Assembly
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.run import Run
 
 log = logging.getLogger(__name__)
 
+EVALUATION = "evaluation.json"
 TOLD_VERSIONS = ("tiermesh", "torch", "transformers", "peft")
 
 
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with a spec.json")
     parser.add_argument("--threads", type=int, help="default: the cores this process may run on")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="held by the operating system")
+    parser.add_argument("--tighten", action="store_true", help="the last process was killed for its memory: take less")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--estimate", action="store_true", help="write estimate.json and exit")
     what.add_argument("--evaluate", action="store_true", help="write evaluation.json and exit")
@@ -66,7 +70,7 @@ def _run(folder: RunFolder, orders: Orders, options: argparse.Namespace) -> int:
     except Exception as error:
         failure = translate(error)
         log.exception("the run failed")
-        events.say(Failed(kind=failure.type, message=str(failure)))
+        events.say(Failed.model_validate({"kind": failure.type, "message": str(failure)}))
         return FAILED
     finally:
         events.close()
@@ -85,11 +89,12 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     plan = folder.read_plan()
     limit = options.memory_limit or plan.spec.memory_limit
     events.say(Started(pid=os.getpid(), threads=options.threads, memory_limit_bytes=limit, versions=_versions()))
-    if limit is not None:
-        limits.apply(limit)
+    cgroup = None if limit is None else limits.apply(limit).cgroup
     parts = assemble(folder, plan, events.say)
-    memory = Memory(limit, parts.trainee.device)
-    run = ready(parts, events, orders, memory)
+    if options.evaluate:
+        return _evaluate(folder, parts, orders)
+    memory = Memory(limit, parts.trainee.device, cgroup)
+    run = ready(parts, events, orders, memory, tighter=options.tighten)
     events.say(Phase(phase="train", state="started"))
     if run.go() == "stopped":
         events.say(Stopped(step=run.progress.step, checkpoint=f"step-{run.progress.step:08d}"))
@@ -99,6 +104,40 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     write(folder.result, parts.trainee, parts.tokenizer, parts.provenance(run))
     events.say(Phase(phase="result", state="completed"))
     events.say(_completed(run, folder, time.monotonic() - began))
+    return DONE
+
+
+def _evaluate(folder: RunFolder, parts: Assembly, orders: Orders) -> int:
+    """Write what the newest checkpoint, or the model as it came, makes of all the held-out data."""
+    import torch
+
+    from tiermesh.kernel.training import evaluation
+    from tiermesh.kernel.training.state import WEIGHT
+
+    spec, trainee, source = parts.plan.spec, parts.trainee, parts.data.held_out
+    if parts.begun is not None:
+        with torch.no_grad():
+            for name, tensor in trainee.trainables.items():
+                tensor.copy_(parts.begun.tensors[WEIGHT + name])
+
+    def stopping() -> bool:
+        return orders.stopping
+
+    found = None
+    if source is not None:
+        size = spec.micro_batch_size
+        found = evaluation.held_out(trainee, parts.objective, source, size, limit=None, stopping=stopping)
+    asked = evaluation.answers(trainee, parts.tokenizer, spec.samples, spec.sample_tokens, stopping=stopping)
+    told = {
+        "step": 0 if parts.begun is None else parts.begun.step,
+        "loss": None if found is None else found.loss,
+        "perplexity": None if found is None else found.perplexity,
+        "tokens": 0 if found is None else found.targets,
+        "samples": [{"prompt": prompt, "text": text} for prompt, text in asked],
+    }
+    if orders.stopping:
+        return STOPPED
+    (folder.path / EVALUATION).write_text(json.dumps(told) + "\n", "utf-8")
     return DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ from typing import Any
 import torch
 
 from tiermesh.core.spikes import Detector, Sensitivity
-from tiermesh.errors import BadData
-from tiermesh.kernel.training import models, optimizers, schedules
+from tiermesh.kernel.training import models, plugins
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
+from tiermesh.kernel.training.curves import sinks
 from tiermesh.kernel.training.data.dataset import Dataset, open_dataset
+from tiermesh.kernel.training.data.isolation import leakage
 from tiermesh.kernel.training.data.order import Order
+from tiermesh.kernel.training.data.packing import PACKER_VERSION
 from tiermesh.kernel.training.events import Events
-from tiermesh.kernel.training.loss import Objective, TokenLoss
+from tiermesh.kernel.training.loss import Objective, OtherLoss, TokenLoss
 from tiermesh.kernel.training.memory import Memory, trim
 from tiermesh.kernel.training.models import Trainee
+from tiermesh.kernel.training.optimizers import grouped
 from tiermesh.kernel.training.orders import Orders
 from tiermesh.kernel.training.preference import PairLoss
 from tiermesh.kernel.training.result import Provenance
@@ -28,7 +31,17 @@ from tiermesh.kernel.training.run import Run, steps_of
 from tiermesh.kernel.training.state import Conditions, differences
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
-from tiermesh.protocol.training_events import DataReady, ModelReady, Phase, Planned, Resumed, TrainingEvent, Warned
+from tiermesh.protocol.training_events import (
+    Continued,
+    DataReady,
+    ModelReady,
+    Paused,
+    Phase,
+    Planned,
+    Resumed,
+    TrainingEvent,
+    Warned,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +76,9 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
     begun = checkpoints.newest()
     for damaged in checkpoints.damaged:
         say(Warned(message=f"{damaged.path.name}: {damaged.reason}; an earlier checkpoint is used"))
-    say(Phase(phase="data", state="started"))
-    tokenizer = models.load_tokenizer(model_folder)
-    data = _data(folder, plan, tokenizer, say)
-    say(Phase(phase="data", state="completed"))
+    objective, readers = _objective(spec), plugins.readers_for(spec)  # a wrong name fails before anything is loaded
     say(Phase(phase="model", state="started", detail=spec.model_name))
+    tokenizer = models.load_tokenizer(model_folder)
     trainee = models.load(spec, model_folder, None if begun is None else begun.facts["precision"])
     say(
         ModelReady(
@@ -79,20 +90,28 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
         )
     )
     say(Phase(phase="model", state="completed"))
+    say(Phase(phase="data", state="started"))
+    packing = spec.packing and spec.task != "preference"
+    if packing and leakage(trainee.causal) > 0:
+        packing = False
+        say(Warned(message=f"{spec.model_name} does not keep packed records apart: each has a row of its own"))
+    data = _data(folder, plan, tokenizer, readers, say, packing=packing)
+    say(Phase(phase="data", state="completed"))
     return Assembly(
         folder=folder,
         plan=plan,
         trainee=trainee,
         tokenizer=tokenizer,
         data=data,
-        objective=PairLoss(spec.dpo.beta) if spec.task == "preference" else TokenLoss(),
+        objective=objective,
         begun=begun,
         checkpoints=checkpoints,
     )
 
 
-def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory) -> Run:
-    """The run, where it was when it stopped last, or at its beginning."""
+def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, tighter: bool = False) -> Run:
+    """The run, where it was when it stopped last, or at its beginning. `tighter`: its last process was killed for its
+    memory, so this one takes less."""
     spec, source = parts.plan.spec, parts.data.train
     steps = steps_of(spec, source.rows)
     warmup_steps = spec.warmup_steps(steps)
@@ -100,7 +119,7 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory) -> Ru
         spec.model_dump(mode="json"),
         model_digest=parts.plan.model_digest,
         data_digest=source.digest,
-        packer="1",
+        packer=str(PACKER_VERSION),
         device=parts.trainee.device.type,
     )
     run = Run(
@@ -112,7 +131,7 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory) -> Ru
         held_out=parts.data.held_out,
         order=Order(spec.seed, source.rows),
         optimizer=_optimizer(spec, parts.trainee),
-        schedule=schedules.BUILT_IN[spec.scheduler.name](steps, warmup_steps, **spec.scheduler.options),
+        schedule=plugins.make_schedule(spec.scheduler, steps, warmup_steps),
         steps=steps,
         checkpoints=parts.checkpoints,
         say=events.say,
@@ -120,10 +139,15 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory) -> Ru
         stopping=lambda: orders.stopping,
         look=memory.look,
         trim=trim,
+        wait_while_paused=lambda step: _wait(orders, events, step),
         detector=_detector(spec),
     )
     if parts.begun is not None:
         _take_up(run, parts.begun, conditions, events)
+    if tighter:
+        run.tighten()
+    for listener in (*map(plugins.make_callback, spec.callbacks), *sinks(spec, parts.folder, run.progress.step)):
+        events.listen(listener)
     micro_batch, _ = run.taken.split(spec.micro_batch_size, spec.gradient_accumulation_steps)
     events.say(
         Planned(
@@ -143,27 +167,67 @@ def _take_up(run: Run, begun: Snapshot, conditions: Conditions, events: Events) 
     events.say(Resumed(step=begun.step, checkpoint=f"step-{begun.step:08d}", differences=found))
 
 
-def _data(folder: RunFolder, plan: RunPlan, tokenizer: Any, say: Callable[[TrainingEvent], None]) -> Dataset:
+def _wait(orders: Orders, events: Events, step: int) -> None:
+    if orders.pausing:
+        events.say(Paused(step=step, reason="somebody asked for it"))
+        orders.wait_while(lambda: orders.pausing)
+        events.say(Continued(step=step))
+
+
+def _data(
+    folder: RunFolder,
+    plan: RunPlan,
+    tokenizer: Any,
+    readers: Mapping[str, plugins.Reader],
+    say: Callable[[TrainingEvent], None],
+    *,
+    packing: bool,
+) -> Dataset:
     cache = os.environ.get(CACHE_VARIABLE)
+
+    def progress(done: float, total: float) -> None:
+        say(Phase(phase="data", state="started", done=int(done), total=int(total), unit="bytes"))
+
     data = open_dataset(
         plan.spec,
         Path(plan.data_path),
         tokenizer,
         cache=Path(cache) / "tokens" if cache else folder.path / "data",
         eval_data=None if plan.eval_path is None else Path(plan.eval_path),
+        packing=packing,
         processes=torch.get_num_threads(),
-        on_progress=lambda done, total: say(Phase(phase="data", state="started", done=done, total=total, unit="bytes")),
+        plugins=readers,
+        on_progress=progress,
     )
-    if data.train.rows == 0:
-        raise BadData(f"{plan.data_path} leaves nothing to train on")
-    known = {name: value for name, value in data.report.items() if name in DataReady.model_fields}
-    say(DataReady(**{"tokens": 0, "rows": data.train.rows} | known))
+    say(_told(data))
     return data
 
 
+def _told(data: Dataset) -> DataReady:
+    report = data.report
+    lengths = report["lengths"]
+    return DataReady(
+        records=report["records"],
+        bad_records=report["bad_records"],
+        held_out_records=report["held_out"],
+        tokens=report["tokens"],
+        rows=data.train.rows,
+        utilisation=report["fill"],
+        length_p50=lengths["p50"],
+        length_p95=lengths["p95"],
+        length_max=lengths["max"],
+    )
+
+
+def _objective(spec: TrainingSpec) -> Objective:
+    if spec.task == "preference":
+        return PairLoss(spec.dpo.beta)
+    return TokenLoss() if spec.loss.name == "cross_entropy" else OtherLoss(plugins.make_loss(spec.loss))
+
+
 def _optimizer(spec: TrainingSpec, trainee: Trainee) -> torch.optim.Optimizer:
-    groups = optimizers.grouped(trainee.trainables.values(), spec.weight_decay)
-    return optimizers.BUILT_IN[spec.optimizer.name](groups, spec.learning_rate, **spec.optimizer.options)
+    groups = grouped(trainee.trainables.values(), spec.weight_decay)
+    return plugins.make_optimizer(spec.optimizer, groups, spec.learning_rate)
 
 
 def _detector(spec: TrainingSpec) -> Detector | None:

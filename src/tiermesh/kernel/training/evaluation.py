@@ -43,7 +43,7 @@ def perplexity(loss: float) -> float:
 def held_out(
     trainee: Trainee,
     objective: Objective,
-    source: Source,
+    source: Source[Any],
     micro_batch: int,
     *,
     limit: int | None = ROWS,

@@ -57,9 +57,9 @@ class LayerReport:
     methods: tuple[MethodShare, ...]
 
 
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What `all-linear` means: every linear layer with its full name, but the output layer."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+def linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """What `all-linear` means: every linear layer of a causal model with its full name, but the output layer."""
+    head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not head:
             yield name, module

@@ -6,12 +6,14 @@ the cache. N rows that have a label, C of them a chunk, E width of a state, V vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.data.batches import MicroBatch
@@ -52,6 +54,35 @@ class TokenLoss:
         return summed_loss(states_BTE, trainee.head, batch.labels_BT, batch.weights_BT)
 
 
+@dataclass(frozen=True, slots=True)
+class OtherLoss:
+    """A plugin's: `loss` gives a number for each of some rows' logits in fp32 and labels. Logits are computed twice."""
+
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    def summed(self, trainee: Trainee, batch: MicroBatch) -> torch.Tensor:
+        """Sum over the targets, in fp32."""
+        head = trainee.head
+        states_BTE = trainee.states(batch.tokens_BT, batch.positions_BT)
+        states_NE, labels_N, weights_N = labelled(states_BTE, batch.labels_BT, batch.weights_BT)
+        total = torch.zeros((), device=states_NE.device)
+        for first in range(0, len(labels_N), CHUNK_ROWS):
+            part = slice(first, first + CHUNK_ROWS)
+            weights_C = None if weights_N is None else weights_N[part]
+            total = total + checkpoint(
+                self._summed, states_NE[part], head, labels_N[part], weights_C, use_reentrant=False
+            )
+        return total
+
+    def _summed(
+        self, states_CE: torch.Tensor, head: Head, labels_C: torch.Tensor, weights_C: torch.Tensor | None
+    ) -> torch.Tensor:
+        bias_V = None if head.bias_V is None else head.bias_V.to(states_CE.dtype)
+        logits_CV = linear(states_CE, head.weight_VE.to(states_CE.dtype), bias_V).float()
+        losses_C = self.loss(logits_CV, labels_C)
+        return losses_C.sum() if weights_C is None else losses_C.dot(weights_C)
+
+
 def labelled(
     states_BTE: torch.Tensor, labels_BT: torch.Tensor, weights_BT: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -68,13 +99,18 @@ def summed_loss(
 ) -> torch.Tensor:
     """Sum over the labels of weight times -log p(label), one number in fp32. The gradient is computed with it."""
     states_NE, labels_N, weights_N = labelled(states_BTE, labels_BT, weights_BT)
-    return torch.as_tensor(_SummedLoss.apply(states_NE, head.weight_VE, head.bias_V, labels_N, weights_N))
+    total: torch.Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+        states_NE, head.weight_VE, head.bias_V, labels_N, weights_N
+    )
+    return total
 
 
 def log_probabilities(states_BTE: torch.Tensor, head: Head, labels_BT: torch.Tensor) -> torch.Tensor:
     """Log-probability of every label, 0 where there is none, [B, T] in fp32; each may get a gradient of its own."""
     states_NE, labels_N, _ = labelled(states_BTE, labels_BT)
-    losses_N = _RowLosses.apply(states_NE, head.weight_VE, head.bias_V, labels_N)
+    losses_N: torch.Tensor = _RowLosses.apply(  # type: ignore[no-untyped-call]
+        states_NE, head.weight_VE, head.bias_V, labels_N
+    )
     whole = torch.zeros(labels_BT.numel(), device=labels_BT.device)
     return whole.masked_scatter((labels_BT != NO_LABEL).reshape(-1), -losses_N).view(labels_BT.shape)
 
@@ -105,7 +141,7 @@ class _SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         return (*gradients.times(factor), None, None)
@@ -132,7 +168,7 @@ class _RowLosses(torch.autograd.Function):
         return losses_N
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, factors_N: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
         if not ctx.again:

@@ -19,7 +19,7 @@ ADAPTER = "default"
 """peft's name for the only adapter."""
 
 
-class LowRankLinear(PeftLinear):
+class LowRankLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
     """A frozen linear layer and its adapter."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -32,7 +32,7 @@ class LowRankLinear(PeftLinear):
         rate = dropout.p if isinstance(dropout, nn.Dropout) and self.training else 0.0
         rows_NI = x.reshape(-1, x.shape[-1])
         kept_NI = torch.empty(rows_NI.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - rate) if rate else None
-        outputs_NO = _LowRank.apply(
+        outputs_NO = _LowRank.apply(  # type: ignore[no-untyped-call]
             rows_NI,
             weight_IO,
             base.bias,
@@ -78,7 +78,7 @@ class _LowRank(torch.autograd.Function):
         return outputs_NO
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_outputs_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows_NI, weight_IO, down_RI, up_OR, kept_NI, inner_NR = ctx.saved_tensors
         down, up = down_RI.to(rows_NI.dtype), (up_OR * ctx.scale).to(rows_NI.dtype)

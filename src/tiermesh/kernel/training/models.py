@@ -85,7 +85,7 @@ class Trainee:
         return self._states(self.causal if self.before is None else self.before, tokens_BT, positions_BT)
 
     def checkpoint(self, *, on: bool) -> None:
-        """Keep the inputs of layers alone from now on, and compute what is within them again on the way back; or not."""
+        """Keep the inputs of layers alone from now on, and compute what is within again on the way back; or not."""
         if on and not self.checkpointing:
             self.causal.gradient_checkpointing_enable({"use_reentrant": False})
         elif not on and self.checkpointing:

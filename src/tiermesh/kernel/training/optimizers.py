@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 Groups = list[dict[str, Any]]
-Factory = Callable[..., torch.optim.Optimizer]
-"""`factory(groups, learning_rate, **options)`: `groups` as torch's optimizers take them, with their weight decay."""
+"""As torch's optimizers take them, each with its weight decay."""
 
 
 def grouped(parameters: Iterable[nn.Parameter], weight_decay: float) -> Groups:
     """Matrices decay; norms and biases, which have one dimension, do not."""
-    matrices, vectors = [], []
-    for parameter in parameters:
-        (matrices if parameter.dim() > 1 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    given = list(parameters)
+    matrices = [one for one in given if one.dim() > 1]
+    vectors = [one for one in given if one.dim() <= 1]
+    groups: Groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
@@ -31,12 +30,10 @@ def adamw8bit(groups: Groups, learning_rate: float, **options: Any) -> torch.opt
     """The same with its state in 8 bits (Dettmers et al. 2022, arXiv 2110.02861): a quarter of the memory."""
     from bitsandbytes.optim import AdamW8bit
 
-    return AdamW8bit(groups, lr=learning_rate, **options)  # type: ignore[no-any-return,unused-ignore]
+    made: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate, **options)
+    return made
 
 
 def sgd(groups: Groups, learning_rate: float, **options: Any) -> torch.optim.Optimizer:
     """Plain, unless the options give a momentum: next to no memory."""
     return torch.optim.SGD(groups, lr=learning_rate, **options)
-
-
-BUILT_IN: Mapping[str, Factory] = {"adamw": adamw, "adamw8bit": adamw8bit, "sgd": sgd}

@@ -32,7 +32,9 @@ class PairLoss:
 
     def summed(self, trainee: Trainee, batch: PairBatch) -> torch.Tensor:
         """Sum over the pairs, in fp32."""
-        return self.preferences(trainee, batch).losses_P.sum()
+        losses_P = self.preferences(trainee, batch).losses_P
+        weights_P = _weights(batch)
+        return losses_P.sum() if weights_P is None else losses_P.dot(weights_P)
 
     def preferences(self, trainee: Trainee, batch: PairBatch) -> Preferences:
         """Each pair's loss."""
@@ -53,6 +55,12 @@ def _rows(batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and positions of both answers, in one batch."""
     both = (batch.chosen, batch.rejected)
     return torch.cat([one.tokens_BT for one in both]), torch.cat([one.positions_BT for one in both])
+
+
+def _weights(batch: PairBatch) -> torch.Tensor | None:
+    """A pair's weight is that of each of its targets."""
+    weights_PT = batch.chosen.weights_BT
+    return None if weights_PT is None else weights_PT.amax(dim=1)
 
 
 def _labels(batch: PairBatch) -> torch.Tensor:

@@ -19,7 +19,6 @@ Dropout's random numbers are keyed by seed and position, so that a step that is 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import time
@@ -29,11 +28,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from tiermesh.core.relief import Action, Level, Possible, Taken, next_action
+from tiermesh.core.relief import Level, Possible, Taken, next_action, tightened
 from tiermesh.core.spikes import Detector, Verdict
 from tiermesh.errors import Diverged, NonFinite
 from tiermesh.kernel.training import evaluation, guard
+from tiermesh.kernel.training.data.batches import PairBatch
 from tiermesh.kernel.training.failures import is_out_of_memory
+from tiermesh.kernel.training.offload import MIN_SPARED_SHARE, MappedState, offload, state_bytes
 from tiermesh.kernel.training.state import capture, restore
 from tiermesh.protocol.training_events import (
     CheckpointSaved,
@@ -48,7 +49,7 @@ from tiermesh.protocol.training_events import (
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
-    from tiermesh.kernel.training.data.batches import MicroBatch, PairBatch, Source
+    from tiermesh.kernel.training.data.batches import MicroBatch, Source
     from tiermesh.kernel.training.data.order import Order
     from tiermesh.kernel.training.loss import Objective
     from tiermesh.kernel.training.memory import Usage
@@ -134,8 +135,8 @@ class Run:
     trainee: Trainee
     tokenizer: Any
     objective: Objective
-    source: Source
-    held_out: Source | None
+    source: Source[Any]
+    held_out: Source[Any] | None
     order: Order
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -153,6 +154,7 @@ class Run:
     last_good: guard.LastGood = field(default_factory=guard.LastGood)
     _step_s: float | None = None
     _saved_at: int | None = None
+    _mapped: MappedState | None = None
 
     def go(self) -> Ending:
         """Train until the last step, an early stop, or an order to stop; then the newest checkpoint is the state."""
@@ -179,8 +181,15 @@ class Run:
         self.taken = Taken.from_dict(snapshot.facts["relief"])
         if self.detector is not None and snapshot.facts["detector"] is not None:
             self.detector.take(snapshot.facts["detector"])
-        self.trainee.checkpoint(on=self.trainee.checkpointing or self.taken.checkpointing)
+        self._apply_relief()
         self._saved_at = self.progress.step
+
+    def tighten(self) -> None:
+        """The system killed the process for its memory: go on with less."""
+        taken = tightened(self.taken, self._possible(), step=self.progress.step)
+        if taken is not None:
+            self.taken = taken
+            self._apply_relief()
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this very state."""
@@ -247,7 +256,7 @@ class Run:
                 return None
             batch = self.source.micro(rows[start : start + size], epoch=first // self.source.rows)
             loss = self.objective.summed(self.trainee, evaluation.moved(batch, self.trainee.device)) / targets
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach().cpu()
             positions += _positions(batch)
         norm = guard.gradient_norm(self.trainee.trainables.values())
@@ -315,6 +324,7 @@ class Run:
             )
         snapshot = self.last_good.good or self._from_disk()
         restore(snapshot, self.trainee.trainables, self.optimizer)
+        self._apply_relief()
         self.checkpoints.forget_after(snapshot.step)
         self._saved_at = None
         at = progress.step
@@ -365,18 +375,11 @@ class Run:
     def _relieve(self, level: Level, share: float | None, *, refused: bool = False) -> bool:
         """Do what is to be done at this level, if anything; false: nothing was."""
         step = self.progress.step
-        possible = Possible(
-            micro_batch=self.spec.micro_batch_size,
-            checkpointing=self.spec.checkpointing == "auto",
-            offload=False,
-        )
-        action = next_action(level, self.taken, possible, step=step, refused=refused)
+        action = next_action(level, self.taken, self._possible(), step=step, refused=refused)
         if action is None:
             return False
         self.taken = self.taken.after(action, step)
-        if action is Action.CHECKPOINT:
-            self.trainee.checkpoint(on=True)
-        gc.collect()
+        self._apply_relief()
         self.trim()
         size, _ = self.taken.split(self.spec.micro_batch_size, self.spec.gradient_accumulation_steps)
         self.say(
@@ -390,6 +393,22 @@ class Run:
             )
         )
         return True
+
+    def _possible(self) -> Possible:
+        return Possible(
+            micro_batch=self.spec.micro_batch_size,
+            checkpointing=self.spec.checkpointing == "auto" and not self.trainee.checkpointing,
+            offload=state_bytes(self.optimizer) > MIN_SPARED_SHARE * self.look().limit_bytes,
+        )
+
+    def _apply_relief(self) -> None:
+        """Be as small as `taken` says; call it again when the optimizer's state was put back."""
+        if self.taken.checkpointing:
+            self.trainee.checkpoint(on=True)
+        if self.taken.offloaded:
+            if self._mapped is not None:
+                self._mapped.close()
+            self._mapped = offload(self.optimizer, self.checkpoints.folder.parent)
 
     def _due(self, interval: int | None) -> bool:
         return interval is not None and self.progress.step % interval == 0
@@ -484,5 +503,6 @@ def _seed(seed: int, position: int) -> int:
 
 
 def _positions(batch: MicroBatch | PairBatch) -> int:
-    parts = (batch.chosen, batch.rejected) if hasattr(batch, "chosen") else (batch,)
-    return sum(part.tokens_BT.numel() for part in parts)
+    if isinstance(batch, PairBatch):
+        return batch.chosen.tokens_BT.numel() + batch.rejected.tokens_BT.numel()
+    return batch.tokens_BT.numel()

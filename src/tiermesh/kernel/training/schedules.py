@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 Schedule = Callable[[int], float]
 """From a step, counted from 0, to what the learning rate is multiplied by."""
-Factory = Callable[..., Schedule]
-"""`factory(steps, warmup_steps, **options)`; a plugin's schedule is made the same way."""
 
 
 def constant(steps: int, warmup_steps: int) -> Schedule:
@@ -28,9 +26,6 @@ def cosine(steps: int, warmup_steps: int, *, floor: float = 0.0) -> Schedule:
         return floor + (1.0 - floor) * (1.0 + math.cos(math.pi * _share(step, steps, warmup_steps))) / 2.0
 
     return _warmed_up(warmup_steps, factor)
-
-
-BUILT_IN: Mapping[str, Factory] = {"cosine": cosine, "linear": linear, "constant": constant}
 
 
 def _warmed_up(warmup_steps: int, after: Schedule) -> Schedule:
