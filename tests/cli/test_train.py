@@ -54,6 +54,7 @@ def desk(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_data(home / "data.jsonl")
     write_spec(home / "spec.json", model_name="model", dataset_path="data.jsonl")
     defaults = Launch.__init__.__kwdefaults__
+    assert defaults is not None
     monkeypatch.setitem(defaults, "program", PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return home

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
+from tiermesh.adapters.data_inspector import inspect_data
 from tiermesh.adapters.model_cache import sha256_of
 from tiermesh.adapters.model_source import LocalModel, resolve
-from tiermesh.errors import EnvironmentUnfit, InvalidSpec, ModelSourceFailed, UnknownModel
+from tiermesh.errors import BadData, EnvironmentUnfit, InvalidSpec, ModelSourceFailed, UnknownModel
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
-from tiermesh.protocol.training_plugins import unknown_plugins
+from tiermesh.protocol.training_plugins import READER_FORMATS, unknown_plugins
 from tiermesh.protocol.training_problems import Problem
 
-INSPECTOR = "tiermesh.kernel.training.data.inspect"
 LIBRARIES = ("torch", "transformers", "peft")
 """Without these nothing is trained; the others are asked for by what needs them."""
 
@@ -46,17 +41,24 @@ def plan_of(spec: TrainingSpec) -> RunPlan:
     )
 
 
-def data_problems(spec: TrainingSpec) -> list[Problem]:
-    """The records that can't be used, by line, as the worker will read them; for a spec that is right otherwise.
+def data_problems(spec: TrainingSpec) -> tuple[list[Problem], list[Problem]]:
+    """What is wrong with the data, and the records that will be left out, by line; for a spec that is right otherwise.
 
-    Tokenises the data, which the run then need not do again. Raises `EnvironmentUnfit` when the reader can't be run.
+    Tokenises the data, which the run then need not do again. Raises `EnvironmentUnfit` when it can't be looked at.
     """
+    if spec.data.format not in READER_FORMATS:
+        return [], []  # a plugin's format is only known to the run
     check_libraries()
-    plan = plan_of(spec)
-    with tempfile.TemporaryDirectory(prefix="mesh-validate-") as name:
-        folder = RunFolder(Path(name))
-        folder.write_plan(plan)
-        return list(_data_problems(spec, _inspected(plan.data_path, folder.plan)))
+    folder = _trainable(spec.model_name).path
+    try:
+        told = inspect_data(Path(spec.dataset_path), tokenizer=folder, spec=spec.model_dump(mode="json"))
+    except BadData as error:
+        return [Problem("dataset_path", f"is {spec.dataset_path}: {error}")], []
+    left_out = [Problem(f"{told['unit']} {one['line']}", one["reason"]) for one in told["bad"]]
+    count, bound = told["bad_records"], spec.data.max_bad_records
+    if count <= bound:
+        return [], left_out
+    return [Problem("data.max_bad_records", f"is {bound}, but {count:,} records are bad"), *left_out], []
 
 
 def check_libraries() -> None:
@@ -77,29 +79,6 @@ def begun_plan(folder: RunFolder) -> RunPlan | None:
         raise InvalidSpec(
             f"{folder.plan} can't be read as a run's plan ({type(error).__name__}); take another --out", param="out"
         ) from error
-
-
-def _inspected(data: str, plan: Path) -> dict[str, object]:
-    command = [sys.executable, "-m", INSPECTOR, data, "--plan", str(plan), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        report = json.loads(done.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        raise EnvironmentUnfit(f"the data can't be looked at: {said[0]}") from None
-    assert isinstance(report, dict)
-    return report
-
-
-def _data_problems(spec: TrainingSpec, report: dict[str, object]) -> Iterator[Problem]:
-    bad, count = report.get("bad"), report.get("bad_records")
-    bad, count = bad if isinstance(bad, list) else [], count if isinstance(count, int) else 0
-    for one in bad:
-        yield Problem(f"{spec.dataset_path}:{one['line']}", str(one["reason"]))
-    if count > len(bad) and bad:
-        yield Problem(spec.dataset_path, f"has {count - len(bad):,} more bad records, which are not shown")
-    if error := report.get("error"):
-        yield Problem("dataset_path", f"is {spec.dataset_path}: {error}")
 
 
 def _files(spec: TrainingSpec) -> list[tuple[str, str]]:

@@ -115,14 +115,14 @@ def validate(
     as_json: connect.JsonOption = False,
 ) -> None:
     """List everything that is wrong with a spec, and the lines of its data that can't be used. Nothing is written."""
-    problems = _problems(_spec_data(spec_file, {}, settings))
+    problems, left_out = _problems(_spec_data(spec_file, {}, settings))
     if as_json:
-        told = [{"path": problem.path, "message": problem.message} for problem in problems]
-        print(json.dumps({"valid": not problems, "problems": told}, indent=2))
+        print(json.dumps({"valid": not problems, "problems": _plain(problems), "left_out": _plain(left_out)}, indent=2))
     elif problems:
         print("\n".join(map(str, problems)))
     else:
         print("nothing is wrong with it")
+        print("".join(f"left out: {problem}\n" for problem in left_out), end="")
     if problems:
         raise typer.Exit(FAILED)
 
@@ -192,19 +192,24 @@ def _default_out(file: Path | None, spec: TrainingSpec) -> Path:
     return RUNS / (file.stem if file else f"{Path(spec.dataset_path).stem}-{spec.method}")
 
 
-def _problems(data: Mapping[str, Any]) -> list[Problem]:
-    """Of the document, of this machine, and of the data when all else is right."""
+def _problems(data: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
+    """Of the document, of this machine, and of the data when all else is right; and the records to be left out."""
     from tiermesh.cli.run_plan import data_problems, machine_problems
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_problems import spec_problems
 
     found = spec_problems(data)
-    if not isinstance(found, TrainingSpec):
-        # What the document names can be looked for all the same.
-        names = {name: data[name] for name in ("model_name", "dataset_path", "eval_path") if data.get(name)}
-        named = spec_problems(names)
-        return found + (machine_problems(named) if isinstance(named, TrainingSpec) else [])
-    return machine_problems(found) or data_problems(found)
+    if isinstance(found, TrainingSpec):
+        lacking = machine_problems(found)
+        return (lacking, []) if lacking else data_problems(found)
+    # What the document names can be looked for all the same.
+    names = {name: data[name] for name in ("model_name", "dataset_path", "eval_path") if data.get(name)}
+    named = spec_problems(names)
+    return found + (machine_problems(named) if isinstance(named, TrainingSpec) else []), []
+
+
+def _plain(problems: list[Problem]) -> list[dict[str, str]]:
+    return [{"path": problem.path, "message": problem.message} for problem in problems]
 
 
 def _train(launch: Launch, *, as_json: bool) -> Ending:
