@@ -3,13 +3,16 @@
 Theory of operation. Few templates mark the assistant's turns (`{% generation %}`), so they are found by looking:
 
 1. where the template has the marks, they are used;
-2. else the conversation is rendered a second time with two private characters around each content that is learnt.
-   If taking them out again gives the first rendering, they stood where the turns are. A template that looks into
-   contents (trims them, splits thoughts off) fails this test; a turn of more than its content (tool calls) has none;
-3. then each turn is what rendering one message more adds, after the generation prompt.
+2. else the conversation is rendered a second time with a private character on each side of each content that is
+   learnt. If taking them out again gives the first rendering, they stood where the contents are. Templates that look
+   into contents (trim them, take thoughts out of them) fail this test, and turns of more than a content (calls of
+   tools) are not tried;
+3. then for each turn it is rendered again with a private character instead of the turn: what is the same before and
+   behind that character is not the turn's.
 
-A turn reaches to the end of the special token that closes it, because the model has to learn to stop; white space
-that the template writes behind that is not learnt.
+A turn begins where the template's prompt for an answer ends, so that what the template itself puts before a content
+(an empty thought) is learnt: the model will have to say it. It reaches to the end of the special token behind it,
+because the model has to learn to stop; white space that the template writes after that is not learnt.
 """
 
 from __future__ import annotations
@@ -17,14 +20,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from jinja2 import TemplateError
 
 from tiermesh.kernel.training.data.records import BadRecord, Chat, Message
 
-OPEN, CLOSE = "\ue0f0", "\ue0f1"
-"""Of Unicode's private use area: no text of a published data set has them, and one that has goes the third way."""
+PRIVATE = range(0xE0F0, 0xF8FF)
+"""Of Unicode's private use area. What a conversation itself has of them is not used with it."""
+
+MAX_ADDED = 64
+"""Characters that a template may put between its prompt and a content; what is further away is another turn's prompt."""
 
 Span = tuple[int, int]
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -63,18 +71,18 @@ class ChatText:
         if self._marked:
             return self._by_marks(chat)
         text = self._render(chat, chat.messages)
-        inner = self._by_insertion(chat, text)
-        spans = [self._closed(text, span) for span in inner] if inner is not None else self._by_growing(chat, text)
-        return self._rendered(text, spans)
+        contents = self._by_insertion(chat, text)
+        if contents is None:
+            contents = self._by_replacement(chat, text)
+        return self._rendered(text, [self._whole(text, content) for content in contents])
 
     def _rendered(self, text: str, spans: Sequence[Span]) -> Rendered:
-        apart = tuple((start, end) for start, end in spans if start < end)
-        if not apart:
+        if not spans:
             raise BadRecord("the template shows nothing of what the assistant says")
-        start, end = apart[-1]
+        start, end = spans[-1]
         said = text[start:end]
         closed = bool(self._control and any(found.end() == len(said) for found in self._control.finditer(said)))
-        return Rendered(text, apart, closed)
+        return Rendered(text, tuple(spans), closed)
 
     def _by_marks(self, chat: Chat) -> Rendered:
         """The template's own; those of turns before `first` are not learnt."""
@@ -83,49 +91,61 @@ class ChatText:
         return self._rendered(text, marks[skipped:])
 
     def _by_insertion(self, chat: Chat, text: str) -> list[Span] | None:
-        if OPEN in text or CLOSE in text:
+        """The contents; None where the template does more than copy them."""
+        learnt = [at for at in range(len(chat.messages)) if _learnt(chat, at)]
+        if any(set(chat.messages[at]) - {"role", "content"} for at in learnt):
             return None
-        wrapped = []
-        for at, message in enumerate(chat.messages):
-            if not _learnt(chat, at):
-                wrapped.append(message)
-            elif set(message) - {"role", "content"}:
-                return None
-            else:
-                wrapped.append({**message, "content": f"{OPEN}{message['content']}{CLOSE}"})
+        first, last = _unused(text, chat)
+        wrapped = list(chat.messages)
+        for at in learnt:
+            wrapped[at] = {**wrapped[at], "content": f"{first}{wrapped[at]['content']}{last}"}
         try:
             marked = self._render(chat, wrapped)
         except BadRecord:
             return None
-        if marked.replace(OPEN, "").replace(CLOSE, "") != text:
+        if marked.replace(first, "").replace(last, "") != text:
             return None
-        return _spans_of(marked, sum(_learnt(chat, at) for at in range(len(chat.messages))))
+        spans = _between(marked, first, last)
+        return spans if len(spans) == len(learnt) else None
 
-    def _by_growing(self, chat: Chat, text: str) -> list[Span]:
-        """What each turn adds. Where an earlier turn looks different once there is a later one, all up to where the
-        renderings part is taken."""
-        return [self._grown(chat, text, at) for at in range(len(chat.messages)) if _learnt(chat, at)]
+    def _by_replacement(self, chat: Chat, text: str) -> list[Span]:
+        """What each turn shows, by what is not there without it."""
+        return [self._replaced(chat, text, at) for at in range(len(chat.messages)) if _learnt(chat, at)]
 
-    def _grown(self, chat: Chat, text: str, at: int) -> Span:
-        start = self._turn_start(chat, text, at)
-        last = at == len(chat.messages) - 1
-        end = len(text) if last else _shared(text, self._render(chat, chat.messages[: at + 1]))
+    def _replaced(self, chat: Chat, text: str, at: int) -> Span:
+        instead, _ = _unused(text, chat)
+        messages = list(chat.messages)
+        messages[at] = {"role": messages[at]["role"], "content": instead}
+        other = self._render(chat, messages)
+        before, found, behind = other.partition(instead)
+        if not found or not text.startswith(before) or not text.endswith(behind):
+            raise BadRecord(f"messages[{at}]: the template does not show this turn, or not in one piece")
+        start, end = len(before), len(text) - len(behind)
         if end <= start:
-            raise BadRecord(f"messages[{at}]: the template shows this turn in another way than expected")
-        return start, start + len(text[start:end].rstrip())
+            raise BadRecord(f"messages[{at}]: the template shows nothing of this turn")
+        return start, end
 
-    def _turn_start(self, chat: Chat, text: str, at: int) -> int:
-        before = chat.messages[:at]
-        if not before:
-            content = str(chat.messages[0].get("content", ""))
-            return max(0, text.find(content.strip()))
-        prompted = _shared(text, self._render(chat, before, prompted=True))
-        return max(prompted, _shared(text, self._render(chat, before)))
+    def _whole(self, text: str, content: Span) -> Span:
+        """The turn that this content is in: from the end of its prompt to the end of the token that closes it."""
+        start, end = content
+        prompted = text.rfind(self._prompt, 0, start) + len(self._prompt)
+        if len(self._prompt) <= prompted and start - prompted <= MAX_ADDED and not self._controls(text[prompted:start]):
+            start = prompted
+        closing = self._closing.match(text, end) if self._closing else None
+        return start, closing.end() if closing else end
 
-    def _closed(self, text: str, span: Span) -> Span:
-        """With the special token that ends the turn, if one does."""
-        closing = self._closing.match(text, span[1]) if self._closing else None
-        return span[0], closing.end() if closing else span[1]
+    def _controls(self, text: str) -> bool:
+        return bool(self._control and self._control.search(text))
+
+    @cached_property
+    def _prompt(self) -> str:
+        """What the template writes before an answer; empty where that can't be told."""
+        asked = Chat(({"role": "user", "content": "x"},))
+        try:
+            without, prompted = (self._render(asked, asked.messages, prompted=one) for one in (False, True))
+        except BadRecord:
+            return ""
+        return prompted[len(without) :] if prompted.startswith(without) else ""
 
     def _refuse_controls(self, messages: Sequence[Message]) -> None:
         if self._control is None:
@@ -167,25 +187,18 @@ def _learnt(chat: Chat, at: int) -> bool:
     return at >= chat.first and chat.messages[at]["role"] == "assistant"
 
 
-def _spans_of(marked: str, expected: int) -> list[Span] | None:
-    """Where the private characters stood, in the text without them."""
+def _unused(text: str, chat: Chat) -> tuple[str, str]:
+    """Two private characters that neither the text nor a content has."""
+    taken = text + "".join(str(message.get("content", "")) for message in chat.messages)
+    first, last = islice((chr(code) for code in PRIVATE if chr(code) not in taken), 2)
+    return first, last
+
+
+def _between(marked: str, first: str, last: str) -> list[Span]:
+    """What stood between these characters, in the text without them."""
     spans, taken = [], 0
-    for found in re.finditer(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}", marked):
+    for found in re.finditer(f"{first}([^{first}{last}]*){last}", marked):
         start = found.start() - taken
         spans.append((start, start + len(found.group(1))))
         taken += 2
-    return spans if len(spans) == expected and marked.count(OPEN) == marked.count(CLOSE) == expected else None
-
-
-def _shared(one: str, other: str) -> int:
-    """Length of what both begin with."""
-    if one.startswith(other):
-        return len(other)
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[:middle] == other[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return spans

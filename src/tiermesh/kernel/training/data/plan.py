@@ -107,16 +107,16 @@ def cached_plan(folder: Path, key: str, make: Callable[[], Plan]) -> Plan:
     """The plan of this key from a folder, or made and kept there. Safe when killed and when done twice at once."""
     kept = folder / f"plan-{hashlib.sha256(f'{key}:{PACKER_VERSION}:{PLAN_VERSION}'.encode()).hexdigest()[:32]}.npz"
     try:
-        with np.load(kept, allow_pickle=False) as found:
+        with kept.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return Plan(**{name: _plain(found[name]) for name in _NAMES})
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError):
         plan = make()
     arrays: dict[str, Any] = {name: np.asarray(getattr(plan, name)) for name in _NAMES}
     staging = folder / f".{kept.name}.{os.getpid()}"
-    with staging.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+    with staging.open("wb") as written:
+        np.savez(written, **arrays)
+        written.flush()
+        os.fsync(written.fileno())
     staging.replace(kept)
     return plan
 
