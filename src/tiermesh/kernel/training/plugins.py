@@ -35,6 +35,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Listener = Callable[[TrainingEvent], None]
 Reader = Callable[[Path], Iterable[object]]
 
+CHECKPOINTING = "torch.utils.checkpoint"
 TRIED_TARGETS, TRIED_VOCABULARY = 3, 5
 """A loss is tried on random scores of this size."""
 
@@ -153,7 +154,7 @@ class _Plugin:
         """Records are asked for one after the other, so a mistake may come with any of them."""
 
         def read(path: Path) -> Iterator[object]:
-            records = iter(self.call(path))
+            records = self._run(iter, self.call(path))
             while True:
                 record = self._run(next, records, _END)
                 if record is _END:
@@ -166,8 +167,8 @@ class _Plugin:
         try:
             return what(*given, **options)
         except Exception as error:
-            if is_out_of_memory(error):
-                raise  # not its fault, and the run knows what to do
+            if is_out_of_memory(error) or type(error).__module__ == CHECKPOINTING:
+                raise  # not its fault: the run knows what to do, torch ends a recomputation early by an exception
             raise self.failed(f"raised {_said(error)}") from error
 
     def _check_options(self, given: tuple[object, ...], options: Mapping[str, object]) -> None:

@@ -1,0 +1,1 @@
+"""Plugins for training to copy from, one of each kind."""
