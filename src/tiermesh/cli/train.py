@@ -26,7 +26,7 @@ app = typer.Typer(help="Fine-tune a model on your own data.", no_args_is_help=Tr
 RUNS = Path("runs")
 """Where runs go that are told no --out: below the folder that the command is called in."""
 
-SpecFile = Annotated[Path | None, typer.Argument(help="A training spec, YAML or JSON. Options go before what it says.")]
+SpecFile = Annotated[Path | None, typer.Argument(help="A training spec, YAML or JSON. Options win over it.")]
 Model = Annotated[str | None, typer.Option("--model", help="model_name: see `mesh model list`.")]
 Data = Annotated[str | None, typer.Option("--data", help="dataset_path: JSONL, JSON, CSV, Parquet or text.")]
 EvalData = Annotated[str | None, typer.Option("--eval-data", help="eval_path: held-out records.")]

@@ -169,7 +169,7 @@ class TrainingSpec(Part):
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536)
     """Micro-batches in one step. The effective batch is `micro_batch_size` x this, and never changes during a run."""
     seq_len: int = Field(512, ge=8, le=1_048_576)
-    """Tokens in a row, at most. Longer records are cut."""
+    """Tokens in a row, at most. Longer records are cut; for the task `pretrain` they are split instead."""
     packing: bool = True
     """Several short records share a row, unseen by one another. Off: one record a row, and the rest is padding."""
 
@@ -195,7 +195,7 @@ class TrainingSpec(Part):
     dpo: DpoOptions = DpoOptions()
     """Preference tuning."""
     data: DataOptions = DataOptions()
-    """How the data is read."""
+    """Format, columns, template, bad records."""
     guard: GuardOptions = GuardOptions()
     """What the run forgives."""
 
