@@ -88,15 +88,15 @@ async def test_a_kill_for_memory_starts_it_again_with_less(run: Watched, monkeyp
     assert (await run.run()).how == "done"
     assert run.names() == ["step", "restarted", "completed"]
     first, second = starts(run.run_folder.path)
-    assert "--memory-limit" not in first
-    assert int(second[second.index("--memory-limit") + 1]) > 0
+    assert second == [*first, "--tighten"]
 
 
 async def test_kills_for_memory_are_forgiven_so_often(run: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_memory.MemoryWatch, "system_kills", lambda _: 1)
     write_script(run.run_folder.path, [{"signal": 9}])
     assert (await run.run()).how == "out_of_memory"
-    assert len(starts(run.run_folder.path)) == 1 + trainer.MAX_RESTARTS
+    told = [arguments.count("--tighten") for arguments in starts(run.run_folder.path)]
+    assert told == list(range(trainer.MAX_RESTARTS + 1))
     assert run.told[-1].model_dump()["kind"] == "out_of_memory"
 
 

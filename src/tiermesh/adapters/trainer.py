@@ -38,22 +38,23 @@ POLL_S = 0.1
 STOP_GRACE_S = 120.0
 """From SIGTERM to SIGKILL: room for a step of a large model and its checkpoint on a slow disk."""
 MAX_RESTARTS = 3
-"""After kills for lack of memory, each with less to use: what dies a fourth time is too large for this machine."""
-RESTART_SHARE = 0.85
-"""Of what the killed worker had taken, the next one may take this much."""
+"""After kills for lack of memory, each of a worker that takes less: what dies a fourth time is too large for this
+machine."""
 _ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {"train": (), "estimate": ("--estimate",), "evaluate": ("--evaluate",)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """What to start. `plan` is written into the folder first; None: the one that it has. `threads` None: the cores of
-    this machine. `memory_limit_bytes` None: the worker chooses."""
+    this machine. `memory_limit_bytes` None: the worker goes by what is free. `tighter`: how many times in a row it was
+    killed for its memory."""
 
     folder: RunFolder
     plan: RunPlan | None = None
     mode: Mode = "train"
     threads: int | None = None
     memory_limit_bytes: int | None = None
+    tighter: int = 0
     program: tuple[str, ...] = WORKER
 
 
@@ -89,8 +90,8 @@ class Trainer:
                 ending = self._ending(life)
                 if not self._may_restart(ending) or attempt == MAX_RESTARTS:
                     break
-                launch = replace(launch, memory_limit_bytes=int(life.peak_bytes * RESTART_SHARE) or None)
-                self._tell(_restarted(attempt + 1, ending, launch))
+                launch = replace(launch, tighter=attempt + 1)
+                self._tell(_restarted(ending, launch))
             self._tell_of_death(ending, life)
             return ending
 
@@ -263,11 +264,12 @@ def _command(launch: Launch) -> list[str]:
         *_ARGUMENTS[launch.mode],
         *("--threads", str(launch.threads or default_threads())),
         *(("--memory-limit", str(limit)) if limit is not None else ()),
+        *(("--tighten",) * launch.tighter),
     ]
 
 
-def _restarted(attempt: int, ending: Ending, launch: Launch) -> Restarted:
-    return Restarted(attempt=attempt, reason=ending.reason, memory_limit_bytes=launch.memory_limit_bytes)
+def _restarted(ending: Ending, launch: Launch) -> Restarted:
+    return Restarted(attempt=launch.tighter, reason=ending.reason, memory_limit_bytes=launch.memory_limit_bytes)
 
 
 def _sentence(how: How, life: _Life) -> str:

@@ -8,17 +8,31 @@ from typing import Any
 from tiermesh.cli.render import size, table
 from tiermesh.cli.run_view import duration
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "runtime", "total")
+PARTS = {
+    "runtime": "Python, torch and their libraries",
+    "weights": "the model and what is trained of it",
+    "gradients": "of what is trained",
+    "optimizer": "its state",
+    "rollback": "the state to go back to after a spike",
+    "activations": "kept for the backward pass",
+    "logits": "scores of the vocabulary, and what comes and goes within a step",
+    "allocator": "what the C library keeps besides",
+    "total": "at its highest",
+    "limit": "what the run may take",
+}
 
 
 def show_estimate(found: Mapping[str, Any]) -> None:
-    """The parts of memory, then the time."""
-    rows = [(part, size(found[f"{part}_bytes"])) for part in PARTS if f"{part}_bytes" in found]
-    table(("memory", "size"), rows)
-    if (seconds := found.get("seconds")) is not None:
-        low, high = found.get("seconds_low"), found.get("seconds_high")
-        between = "" if low is None or high is None else f" (between {duration(low)} and {duration(high)})"
-        print(f"\n{found['steps']:,} steps of {found['step_s']:.2f} s: {duration(seconds)}{between}")
+    """The parts of memory, whether they fit, then the time."""
+    rows = [(part, size(found[f"{part}_bytes"]), about) for part, about in PARTS.items()]
+    table(("memory", "size", "about"), rows)
+    how = f"{found['micro_batch_size']} rows at once{', activations computed again' if found['checkpointing'] else ''}"
+    print(f"\n{'it fits' if found['fits'] else 'it does not fit'}, with {how}")
+    if found["seconds"] is None:
+        print(f"{found['steps']:,} steps; how long they take was not tried")
+    else:
+        between = f"{duration(found['seconds_low'])} to {duration(found['seconds_high'])}"
+        print(f"{found['steps']:,} steps of {found['step_s']:.2f} s: about {duration(found['seconds'])} ({between})")
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:

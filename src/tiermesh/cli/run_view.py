@@ -100,8 +100,7 @@ def line_of(event: TrainingEvent) -> str | None:
         case Warned():
             return f"note: {event.message}"
         case Restarted():
-            limit = "" if event.memory_limit_bytes is None else f", with {size(event.memory_limit_bytes)}"
-            return f"{event.reason}; started again (attempt {event.attempt}{limit})"
+            return f"{event.reason}; started again to take less (for the {event.attempt}. time)"
         case Phase() | StepDone() | Started() | Completed() | Failed() | Stopped():
             return None
 

@@ -226,8 +226,8 @@ class Warned(Event):
 
 
 class Restarted(Event):
-    """Told by whoever watches the worker: it died and is started again from its last checkpoint, for the `attempt`-th
-    time, with `memory_limit_bytes`."""
+    """Told by whoever watches the worker: it was killed for its memory, and is started again from its last checkpoint,
+    for the `attempt`-th time, to take less. `memory_limit_bytes` is its limit, where there is one."""
 
     event: Literal["restarted"] = "restarted"
     attempt: int
