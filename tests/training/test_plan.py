@@ -185,8 +185,8 @@ def test_pairs_have_one_shape_and_the_same_rows() -> None:
     lengths = [6, 9, 5, 40, 7, 3]
     learned = [0, 0, 1, 1, 1, 1] + [0, 0] + [1] * 7 + [1] * 5 + [0] * 39 + [1] + [1] * 7 + [1] * 3
     corpus = corpus_of(Path(), lengths, learned=learned)
-    sides = [plan_rows(corpus, np.arange(3) * 2 + worse, SEQ_LEN, long="cut", packing=False) for worse in (0, 1)]
-    source = PairSource(corpus, *sides, padding=0)
+    better, worse = (plan_rows(corpus, np.arange(3) * 2 + side, SEQ_LEN, long="cut", packing=False) for side in (0, 1))
+    source = PairSource(corpus, better, worse, padding=0)
     assert (source.rows, source.targets([0, 1]), source.tokens([0, 1])) == (2, 2.0, 6 + 9 + 7 + 3)
     pair = source.micro([1, 0])
     assert pair.chosen.tokens_BT.shape == pair.rejected.tokens_BT.shape

@@ -32,7 +32,7 @@ PRIVATE = range(0xE0F0, 0xF8FF)
 """Of Unicode's private use area. What a conversation itself has of them is not used with it."""
 
 MAX_ADDED = 64
-"""Characters that a template may put between its prompt and a content; what is further away is another turn's prompt."""
+"""Characters that a template may put between its prompt and a content; further away is the prompt of another turn."""
 
 Span = tuple[int, int]
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")

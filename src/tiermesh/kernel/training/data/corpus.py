@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from tiermesh.errors import BadData
 from tiermesh.kernel.training.data import readers, store
 from tiermesh.kernel.training.data.coding import Block, Job, code_all
-from tiermesh.kernel.training.data.readers import Reader
+from tiermesh.kernel.training.data.readers import NO_PLUGINS, Reader
 
 VERSION = 1
 """Of the folder's form and of what becomes of a record."""
@@ -96,19 +97,33 @@ def open_corpus(
     form: str = "auto",
     max_bad_records: int = 0,
     processes: int = 1,
-    plugins: Mapping[str, Reader] | None = None,
+    plugins: Mapping[str, Reader] = NO_PLUGINS,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Corpus:
     """The corpus of a file, from the cache, or made and kept there. Raises `BadData`."""
-    form = readers.detect(data) if form == "auto" else form
-    reading = readers.read(data, form, plugins)
-    folder = cache / _key(store.file_digest(data, cache), job, form)
+    form = readers.format_of(data, form, plugins)
+    digest, stamp = store.file_digest(data, cache)
+    folder = cache / _key(digest, job, form)
     found = _load(folder)
     if found is None:
         with store.locked(cache, folder.name):
-            found = _load(folder) or _build(
-                folder, data, reading, _begun(form, reading, job), job, max_bad_records, processes, on_progress
-            )
+            found = _load(folder)
+            if found is None:
+                with store.staged(folder, cache) as staging:
+                    _build(
+                        staging,
+                        data,
+                        readers.read(data, form, plugins),
+                        form,
+                        job,
+                        max_bad_records,
+                        processes,
+                        on_progress,
+                    )
+                    if store.stamp_of(data) != stamp:
+                        raise BadData(f"{data} was changed while it was read; start again when it is whole")
+                found = _load(folder)
+    assert found is not None
     refuse_bad(data, found.facts, max_bad_records)
     return found
 
@@ -122,15 +137,6 @@ def refuse_bad(data: Path, facts: Facts, max_bad_records: int) -> None:
     if not facts.records:
         raise BadData(f"{data} has no record that can be used: {told}{more}" if told else f"{data} has no records")
     raise BadData(f"{data}: more than {max_bad_records} records can't be used (data.max_bad_records): {told}{more}")
-
-
-def _begun(form: str, reading: readers.Reading, job: Job) -> Facts:
-    return Facts(
-        format=form,
-        unit=reading.unit,
-        documents_a_record=2 if job.task == "preference" else 1,
-        number_type="<u2" if len(job.tokenizer) <= 2**16 else "<u4",
-    )
 
 
 def _key(digest: str, job: Job, form: str) -> str:
@@ -160,28 +166,30 @@ def _build(
     folder: Path,
     data: Path,
     reading: readers.Reading,
-    facts: Facts,
+    form: str,
     job: Job,
     max_bad_records: int,
     processes: int,
     on_progress: OnProgress,
-) -> Corpus:
-    """Hold the lock. Too many bad records end it early, and then nothing is made."""
+) -> None:
+    """Fill an empty folder. Too many bad records end it early."""
+    facts = Facts(
+        format=form,
+        unit=reading.unit,
+        documents_a_record=2 if job.task == "preference" else 1,
+        number_type="<u2" if len(job.tokenizer) <= 2**16 else "<u4",
+    )
     size = data.stat().st_size
-    with store.staged(folder, folder.parent) as staging:
-        writer = _Writer(staging, facts)
-        with writer:
-            for block in code_all(job, reading.records, processes):
-                writer.add(block)
-                if facts.bad_records > max_bad_records:
-                    refuse_bad(data, facts, max_bad_records)
-                on_progress(int(reading.share() * size), size)
-        refuse_bad(data, facts, max_bad_records)
-        facts.digest = writer.digest.hexdigest()
-        (staging / store.FACTS).write_text(json.dumps(asdict(facts)), "utf-8")
-    found = _load(folder)
-    assert found is not None
-    return found
+    writer = _Writer(folder, facts)
+    with writer, closing(reading.records):
+        for block in code_all(job, reading.records, processes):
+            writer.add(block)
+            if facts.bad_records > max_bad_records:
+                refuse_bad(data, facts, max_bad_records)
+            on_progress(int(reading.share() * size), size)
+    refuse_bad(data, facts, max_bad_records)
+    facts.digest = writer.digest.hexdigest()
+    (folder / store.FACTS).write_text(json.dumps(asdict(facts)), "utf-8")
 
 
 class _Writer:

@@ -17,7 +17,7 @@ from tiermesh.kernel.training.data.batches import PackedSource, PairSource
 from tiermesh.kernel.training.data.coding import job_of
 from tiermesh.kernel.training.data.corpus import Corpus, OnProgress, open_corpus
 from tiermesh.kernel.training.data.plan import Plan, cached_plan, long_for, plan_rows
-from tiermesh.kernel.training.data.readers import Reader
+from tiermesh.kernel.training.data.readers import NO_PLUGINS, Reader
 from tiermesh.kernel.training.data.report import report
 from tiermesh.kernel.training.data.splitting import held_out, repeated
 from tiermesh.protocol.training import TrainingSpec
@@ -43,7 +43,7 @@ def open_dataset(
     eval_data: Path | None = None,
     packing: bool = True,
     processes: int = 1,
-    plugins: Mapping[str, Reader] | None = None,
+    plugins: Mapping[str, Reader] = NO_PLUGINS,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Dataset:
     """Read, tokenise and plan, each only where that was not done before. Raises `BadData`.

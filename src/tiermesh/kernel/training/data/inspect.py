@@ -60,7 +60,7 @@ def inspected(file: Path, tokenizer: Any, cache: Path, spec: TrainingSpec, proce
 
 def _task(file: Path, spec: TrainingSpec) -> Task:
     """The spec's, unless most of the first records are pairs."""
-    form = readers.detect(file) if spec.data.format == "auto" else spec.data.format
+    form = readers.format_of(file, spec.data.format, {})
     pairs = known = 0
     for _, raw in islice(readers.read(file, form).records, LOOKED_AT):
         try:
@@ -74,7 +74,7 @@ def _task(file: Path, spec: TrainingSpec) -> Task:
 
 def _survey(file: Path, spec: TrainingSpec) -> dict[str, Any]:
     """What can be said without a tokenizer."""
-    form = readers.detect(file) if spec.data.format == "auto" else spec.data.format
+    form = readers.format_of(file, spec.data.format, {})
     reading = readers.read(file, form)
     shapes: Counter[str] = Counter()
     fields: Counter[str] = Counter()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import msgspec
@@ -59,12 +60,13 @@ class Reading:
     """
 
     unit: str
-    records: Iterator[tuple[int, object]]
+    records: Generator[tuple[int, object], None, None]
     share: Callable[[], float]
 
 
 Reader = Callable[[Path], Iterable[object]]
 """What a plugin is: from a file to its records, each a mapping of fields."""
+NO_PLUGINS: Mapping[str, Reader] = MappingProxyType({})
 
 
 def detect(path: Path) -> str:
@@ -82,7 +84,7 @@ def detect(path: Path) -> str:
     if text.startswith(b"["):
         return "json"
     if text.startswith(b"{"):
-        return "jsonl" if named == "jsonl" or _has_lines(text, whole=len(head) < SNIFFED_BYTES) else "json"
+        return "jsonl" if named == "jsonl" or _has_lines(text, named, whole=len(head) < SNIFFED_BYTES) else "json"
     if named is not None and named != "parquet":
         return named
     if b"\0" in head:
@@ -90,15 +92,25 @@ def detect(path: Path) -> str:
     return "text"
 
 
-def read(path: Path, form: str, plugins: Mapping[str, Reader] | None = None) -> Reading:
-    """Open a file with the reader of a format. Raises `BadData`, at once or while it is read."""
-    plugins = plugins or {}
-    if form not in READERS and form not in plugins:
-        raise BadData(f"there is no reader for {form!r}; there are {', '.join(sorted({*READERS, *plugins}))}")
+def format_of(path: Path, wanted: str, plugins: Mapping[str, Reader]) -> str:
+    """The format to read a file in: the one that is wanted, or with `auto` the one that it has. Raises `BadData`."""
+    if wanted == "auto":
+        return detect(path)
+    if wanted not in {*READERS, *plugins}:
+        raise BadData(f"there is no reader for {wanted!r}; there are {', '.join(sorted({*READERS, *plugins}))}")
     _head(path)
+    return wanted
+
+
+def read(path: Path, form: str, plugins: Mapping[str, Reader] = NO_PLUGINS) -> Reading:
+    """Open a file with the reader of a format. Raises `BadData` while it is read, if not before."""
     if form in READERS:
         return READERS[form](path)
-    return Reading("record", iter(enumerate(plugins[form](path), 1)), lambda: 0.0)
+    return Reading("record", _numbered(plugins[form](path)), lambda: 0.0)
+
+
+def _numbered(records: Iterable[object]) -> Generator[tuple[int, object], None, None]:
+    yield from enumerate(records, 1)
 
 
 def decoded(raw: object) -> object:
@@ -133,11 +145,11 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _has_lines(text: bytes, *, whole: bool) -> bool:
-    """Is the first line a JSON document of its own? A line that is longer than what was read is taken for one."""
-    line, ends, _ = text.partition(b"\n")
-    if not ends:
-        return True
+def _has_lines(text: bytes, named: str | None, *, whole: bool) -> bool:
+    """Is this one JSON document a line, rather than one in all?"""
+    line, ends, rest = text.partition(b"\n")
+    if not ends or (whole and not rest.strip()):
+        return named != "json"
     try:
         _DECODER.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -159,7 +171,7 @@ def _jsonl(path: Path) -> Reading:
     return Reading("line", _lines(file), _share(file, path))
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, object]]:
+def _lines(file: BinaryIO) -> Generator[tuple[int, object], None, None]:
     with file:
         for number in itertools.count(1):
             line = file.readline(MAX_LINE_BYTES)
@@ -189,7 +201,7 @@ def _json(path: Path) -> Reading:
     done = itertools.count(1)
     last = [0]
 
-    def items() -> Iterator[tuple[int, object]]:
+    def items() -> Generator[tuple[int, object], None, None]:
         for value in listed:
             last[0] = next(done)
             yield last[0], value
@@ -216,7 +228,7 @@ def _csv(path: Path) -> Reading:
     return Reading("line", _rows(path, file), _share(file.buffer, path))  # type: ignore[arg-type]
 
 
-def _rows(path: Path, file: Any) -> Iterator[tuple[int, object]]:
+def _rows(path: Path, file: Any) -> Generator[tuple[int, object], None, None]:
     csv.field_size_limit(MAX_RECORD_CHARACTERS)
     with file:
         header = file.readline(MAX_LINE_BYTES)
@@ -266,7 +278,7 @@ def _parquet(path: Path) -> Reading:
         raise BadData(f"{path} is not Parquet: {error}") from error
     done = [0]
 
-    def rows() -> Iterator[tuple[int, object]]:
+    def rows() -> Generator[tuple[int, object], None, None]:
         try:
             with file:
                 for batch in file.iter_batches(batch_size=PARQUET_ROWS, use_threads=False):
@@ -285,7 +297,7 @@ def _text(path: Path) -> Reading:
     return Reading("line", _blocks(file), _share(file, path))
 
 
-def _blocks(file: BinaryIO) -> Iterator[tuple[int, object]]:
+def _blocks(file: BinaryIO) -> Generator[tuple[int, object], None, None]:
     with file:
         line, first, block = 1, 1, b""
         while piece := file.readline(TEXT_BLOCK_CHARACTERS):

@@ -238,7 +238,7 @@ def _implicit(chosen: Any, rejected: Any) -> Pair:
 
 def _turns(value: Any, name: str) -> tuple[Message, ...]:
     """A conversation in OpenAI's shape, or in ShareGPT's. One text is one turn of whoever's part it is."""
-    if isinstance(value, str):
+    if isinstance(value, str) and name != "messages":
         role = "user" if name == "prompt" else "assistant"
         return ({"role": role, "content": _text(value, name)},)
     if not isinstance(value, list) or not value:

@@ -59,22 +59,31 @@ def staged(final: Path, store: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def file_digest(path: Path, store: Path) -> str:
-    """SHA-256 of a file's content; of one that is as it was, without reading it."""
-    kept = store / "digests" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+Stamp = list[int]
+"""What changes when a file's content does, nearly always: size, time, and which file it is."""
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Of a file as it is now."""
     status = path.stat()
-    stamp = [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+
+
+def file_digest(path: Path, store: Path) -> tuple[str, Stamp]:
+    """SHA-256 of a file's content, and the stamp that it then had; of one that is as it was, without reading it."""
+    kept = store / "digests" / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    stamp = stamp_of(path)
     try:
         found = json.loads(kept.read_text("utf-8"))
         if found["stamp"] == stamp:
-            return str(found["sha256"])
+            return str(found["sha256"]), stamp
     except (OSError, ValueError, KeyError, TypeError):
         pass
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if status.st_mtime_ns < time.time_ns() - STAMP_AGE_NS:
+    if path.stat().st_mtime_ns < time.time_ns() - STAMP_AGE_NS:
         write_json(kept, {"stamp": stamp, "sha256": digest})
-    return digest
+    return digest, stamp
 
 
 def write_json(path: Path, data: object) -> None:
