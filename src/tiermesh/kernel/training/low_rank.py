@@ -23,8 +23,8 @@ class LowRankLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
     """A frozen linear layer and its adapter."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """[..., I] to [..., O]; with adapters disabled or merged, what the layer alone computes."""
-        if self.disable_adapters or self.merged:
+        """[..., I] to [..., O]; what peft computes where that is not the layer and its one adapter."""
+        if self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
             return torch.as_tensor(super().forward(x, *args, **kwargs))
         base = self.base_layer
         weight_IO = base.weight if isinstance(base, Conv1D) else base.weight.T

@@ -87,9 +87,9 @@ class Trainee:
     def checkpoint(self, *, on: bool) -> None:
         """Keep the inputs of layers alone from now on, and compute what is within again on the way back; or not."""
         if on and not self.checkpointing:
-            self.causal.gradient_checkpointing_enable({"use_reentrant": False})
+            self.causal.activation_checkpointing_enable({"use_reentrant": False})
         elif not on and self.checkpointing:
-            self.causal.gradient_checkpointing_disable()
+            self.causal.activation_checkpointing_disable()
         self.checkpointing = on
 
     def mixed(self) -> torch.autocast:
@@ -126,6 +126,8 @@ def load(spec: TrainingSpec, folder: Path, precision: Precision | None = None) -
         before = _base(spec, folder, dtype, device, frozen=True).requires_grad_(requires_grad=False)
     trainee = Trainee(model, causal, spec.method, dtype, device, trainables, before)
     _probe(trainee, spec)
+    if spec.task == "preference":
+        _without_dropout(model, before)
     if spec.checkpointing is True:
         trainee.checkpoint(on=True)
     return trainee
@@ -207,6 +209,14 @@ def _adapted(causal: Any, spec: TrainingSpec) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _without_dropout(*found: Any) -> None:
+    """A preference is a difference to the model as it was; with dropout it would be one to a part of it."""
+    for model in found:
+        for module in () if model is None else model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
 
 
 def _probe(trainee: Trainee, spec: TrainingSpec) -> None:

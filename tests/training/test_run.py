@@ -1,0 +1,337 @@
+"""The loop: what it learns, and what it never lets through to the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests import tiny_model
+from tests.training.runs import Rows, Spoiled, digest_of, run_of, spec_of, weights_of
+
+from tiermesh.core.relief import Taken
+from tiermesh.errors import Diverged, NonFinite, OutOfMemory
+from tiermesh.kernel.training.data.batches import MicroBatch
+from tiermesh.kernel.training.failures import translate
+from tiermesh.kernel.training.memory import Usage
+from tiermesh.kernel.training.models import Trainee
+from tiermesh.kernel.training.run import Progress, Run
+from tiermesh.protocol.training_events import (
+    CheckpointSaved,
+    Evaluated,
+    Relieved,
+    RolledBack,
+    StepDone,
+    StepSkipped,
+    TrainingEvent,
+)
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.build_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_loss_falls(model: Path, tmp_path: Path) -> None:
+    run, events = run_of(tmp_path, model, spec_of(learning_rate=1e-2), steps=40, held_out=Rows(6))
+    assert run.go() == "done"
+    losses = [event.loss or math.nan for event in events if isinstance(event, StepDone)]
+    assert len(losses) == 40
+    assert losses[-1] < 0.5 * losses[0]
+    before, after = (event.loss or math.nan for event in events if isinstance(event, Evaluated))
+    assert after < before
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [40]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_the_micro_batch_changes_no_result(model: Path, tmp_path: Path, micro: int, weighted: bool) -> None:
+    """Rows have different numbers of targets, so a mean of means would differ."""
+    whole, _ = run_of(
+        tmp_path / "a",
+        model,
+        spec_of(micro_batch_size=12, gradient_accumulation_steps=1),
+        steps=5,
+        source=Rows(weighted=weighted),
+    )
+    parts, _ = run_of(
+        tmp_path / "b",
+        model,
+        spec_of(micro_batch_size=micro, gradient_accumulation_steps=12 // micro),
+        steps=5,
+        source=Rows(weighted=weighted),
+    )
+    whole.go()
+    parts.go()
+    assert parts.progress.loss == pytest.approx(whole.progress.loss, abs=1e-4)
+
+
+class TestBadSteps:
+    def spoiled(self, value: float, at: int) -> Spoiled:
+        return Spoiled(lambda call, loss: loss * value if call == at else loss)
+
+    @pytest.mark.parametrize("value", [NAN, INF, -INF])
+    def test_a_bad_loss_changes_no_weight_and_no_optimizer_state(
+        self, model: Path, tmp_path: Path, value: float
+    ) -> None:
+        run, events = run_of(tmp_path, model, spec_of(), steps=9, objective=self.spoiled(value, at=8))
+        digests = digests_by_step(run)
+        run.go()
+        assert digests[4] == digests[3]
+        assert len(set(digests.values())) == 8
+        assert [(e.step, e.where) for e in events if isinstance(e, StepSkipped)] == [(4, "loss")]
+        assert run.progress.skipped_steps == 1
+
+    @pytest.mark.parametrize("value", [NAN, INF])
+    def test_a_bad_gradient_changes_nothing_either(self, model: Path, tmp_path: Path, value: float) -> None:
+        run, events = run_of(tmp_path, model, spec_of(), steps=6)
+        digests = digests_by_step(run)
+        parameter = list(run.trainee.trainables.values())[-1]
+        calls = []
+
+        def spoil(gradient: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            gradient = gradient.clone()
+            gradient.view(-1)[3] = value if len(calls) == 6 else gradient.view(-1)[3]
+            return gradient
+
+        parameter.register_hook(spoil)  # type: ignore[no-untyped-call]
+        run.go()
+        assert digests[3] == digests[2]
+        assert len(set(digests.values())) == 5
+        assert [(e.step, e.where) for e in events if isinstance(e, StepSkipped)] == [(3, "gradients")]
+
+    def test_bad_examples_are_passed_over_one_by_one(self, model: Path, tmp_path: Path) -> None:
+        """What an example holds may be bad itself: here a weight of infinity."""
+        source = Rows(weighted=True)
+        assert source.weights_RT is not None
+        source.weights_RT[5, -2] = INF
+        run, _ = run_of(tmp_path, model, spec_of(num_epochs=1), steps=6, source=source)
+        run.go()
+        assert run.progress.skipped_steps == 1
+        assert all(bool(torch.isfinite(one).all()) for one in run.trainee.trainables.values())
+
+    def test_a_spoiled_weight_is_put_back(self, model: Path, tmp_path: Path) -> None:
+        run, events = run_of(tmp_path, model, spec_of(), steps=30)
+        weight = next(iter(run.trainee.trainables.values()))
+
+        def spoil(event: object) -> None:
+            if isinstance(event, StepDone) and event.step == 20 and run.progress.rollbacks == 0:
+                with torch.no_grad():
+                    weight.view(-1)[0] = NAN
+
+        listen(run, spoil)
+        assert run.go() == "done"
+        assert [(e.step, e.where) for e in events if isinstance(e, StepSkipped)] == [(21, "weights")]
+        assert [e.to_step for e in events if isinstance(e, RolledBack)] == [16]
+        assert all(bool(torch.isfinite(one).all()) for one in run.trainee.trainables.values())
+
+    def test_too_many_in_a_row_fail_by_name(self, model: Path, tmp_path: Path) -> None:
+        spec = spec_of(guard={"max_bad_steps": 3})
+        run, events = run_of(tmp_path, model, spec, steps=50, objective=Spoiled(lambda call, loss: loss * NAN))
+        before = digest_of(run)
+        with pytest.raises(NonFinite, match="4 steps in a row"):
+            run.go()
+        assert digest_of(run) == before
+        assert [e.in_a_row for e in events if isinstance(e, StepSkipped)] == [1, 2, 3, 4]
+
+
+class TestSpikes:
+    def test_weights_that_went_wrong_are_put_back_and_the_examples_passed_over(
+        self, model: Path, tmp_path: Path
+    ) -> None:
+        """From step 25 on the losses of the weights as they are then are high; those before are not."""
+        spec = spec_of(learning_rate=5e-3)
+        run, events = run_of(tmp_path, model, spec, steps=40)
+        ruin_at(run, 25)
+        assert run.go() == "done"
+        suspect = [event.step for event in events if isinstance(event, StepSkipped)]
+        back = [event for event in events if isinstance(event, RolledBack)]
+        assert suspect == [26]
+        assert [(event.step, event.to_step) for event in back] == [(27, 16)]
+        assert (back[0].first_position, back[0].last_position) == (25 * 4, 27 * 4 - 1)
+        assert (run.progress.loss or math.nan) < 6
+
+    def test_one_outlier_is_passed_over_without_going_back(self, model: Path, tmp_path: Path) -> None:
+        objective = Spoiled(lambda call, loss: loss * 9 if call in (59, 60) else loss)
+        run, events = run_of(tmp_path, model, spec_of(), steps=40, objective=objective)
+        digests = digests_by_step(run)
+        run.go()
+        assert digests[30] == digests[29]
+        assert [(e.step, e.where) for e in events if isinstance(e, StepSkipped)] == [(30, "spike")]
+        assert not [e for e in events if isinstance(e, RolledBack)]
+
+    def test_too_many_returns_fail_by_name(self, model: Path, tmp_path: Path) -> None:
+        """Steps from 30 on are bad whatever the weights are, twice as bad each time."""
+        objective = Spoiled(lambda call, loss: loss * 4.0 ** (call // 2 - 29) if call >= 60 else loss)
+        run, events = run_of(tmp_path, model, spec_of(guard={"max_rollbacks": 2}), steps=60, objective=objective)
+        with pytest.raises(Diverged, match="after 2 returns"):
+            run.go()
+        assert len([e for e in events if isinstance(e, RolledBack)]) == 2
+
+    def test_a_state_too_large_for_a_copy_is_read_from_disk(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tiermesh.kernel.training.guard.IN_MEMORY_BYTES", 0)
+        run, events = run_of(tmp_path, model, spec_of(save_interval=12, learning_rate=5e-3), steps=40)
+        ruin_at(run, 25)
+        assert run.go() == "done"
+        assert [event.to_step for event in events if isinstance(event, RolledBack)] == [24]
+
+
+class TestMemory:
+    """Torch says on a CPU that memory was refused in a plain RuntimeError."""
+
+    REFUSED = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1099511627776 bytes."
+
+    def refusing(self, batches_over: int) -> Spoiled:
+        class Small(Spoiled):
+            def summed(self, trainee: Trainee, batch: MicroBatch) -> torch.Tensor:
+                loss = super().summed(trainee, batch)
+                if len(batch.tokens_BT) > batches_over:
+                    raise RuntimeError(TestMemory.REFUSED)
+                return loss
+
+        return Small(lambda call, loss: loss)
+
+    def test_a_refused_step_is_done_again_smaller_with_the_same_result(self, model: Path, tmp_path: Path) -> None:
+        spec = spec_of(micro_batch_size=8, gradient_accumulation_steps=1)
+        plain, _ = run_of(tmp_path / "a", model, spec, steps=10)
+        tight, events = run_of(tmp_path / "b", model, spec, steps=10, objective=self.refusing(2))
+        plain.go()
+        tight.go()
+        assert [event.micro_batch_size for event in events if isinstance(event, Relieved)] == [4, 2]
+        assert tight.progress.loss == pytest.approx(plain.progress.loss, abs=1e-4)
+        assert tight.progress.step == 10
+        assert tight.progress.position == plain.progress.position
+
+    def test_when_nothing_is_left_it_fails_by_name(self, model: Path, tmp_path: Path) -> None:
+        run, events = run_of(tmp_path, model, spec_of(micro_batch_size=8), steps=10, objective=self.refusing(0))
+        before = digest_of(run)
+        with pytest.raises(RuntimeError) as caught:
+            run.go()
+        assert isinstance(translate(caught.value), OutOfMemory)
+        assert digest_of(run) == before
+        assert [e.action for e in events if isinstance(e, Relieved)] == [
+            *["halve_micro_batch"] * 3,
+            "checkpoint_activations",
+        ]
+
+
+class TestGoingOn:
+    def test_a_run_taken_up_ends_like_one_that_never_stopped(self, model: Path, tmp_path: Path) -> None:
+        spec = spec_of(lora={"dropout": 0.1}, save_interval=7)
+        undisturbed, _ = run_of(tmp_path / "a", model, spec, steps=20)
+        undisturbed.go()
+        stopped, _ = run_of(tmp_path / "b", model, spec, steps=20)
+        stopped.stopping = lambda: stopped.progress.step == 12
+        assert stopped.go() == "stopped"
+        taken_up, _ = run_of(tmp_path / "b", model, spec, steps=20)
+        snapshot = taken_up.checkpoints.newest()
+        assert snapshot is not None
+        taken_up.take_up(snapshot)
+        assert taken_up.progress.step == 12
+        taken_up.go()
+        assert digest_of(taken_up) == digest_of(undisturbed)
+        assert taken_up.progress.loss == undisturbed.progress.loss
+
+    @pytest.mark.parametrize("call", [3, 4])
+    def test_a_step_dropped_half_way_leaves_no_trace(self, model: Path, tmp_path: Path, call: int) -> None:
+        spec = spec_of(lora={"dropout": 0.1})
+        undisturbed, _ = run_of(tmp_path / "a", model, spec, steps=4)
+        undisturbed.go()
+        objective = Spoiled(lambda _, loss: loss)
+        stopped, _ = run_of(tmp_path / "b", model, spec, steps=4, objective=objective)
+        stopped.stopping = lambda: objective.calls == call
+        assert stopped.go() == "stopped"
+        assert stopped.progress.step == 1 + (call == 4)
+        stopped.stopping = lambda: False
+        stopped.go()
+        assert digest_of(stopped) == digest_of(undisturbed)
+
+    def test_skipped_ranges_stay_skipped(self) -> None:
+        progress = Progress(position=8, skipped=[[8, 12], [12, 16], [20, 24]])
+        assert progress.next_position() == 16
+
+    def test_relief_that_was_taken_is_taken_again(self, model: Path, tmp_path: Path) -> None:
+        run, _ = run_of(tmp_path, model, spec_of(), steps=2, taken=Taken(halvings=1, checkpointing=True))
+        run.go()
+        again, _ = run_of(tmp_path, model, spec_of(), steps=2)
+        snapshot = again.checkpoints.newest()
+        assert snapshot is not None
+        again.take_up(snapshot)
+        assert again.taken == run.taken
+        assert again.trainee.checkpointing
+
+
+def test_an_early_stop_ends_a_run_whose_held_out_loss_rises(model: Path, tmp_path: Path) -> None:
+    spec = spec_of(eval_interval=2, early_stop={"patience": 2}, learning_rate=0.3)
+    run, events = run_of(tmp_path, model, spec, steps=100, held_out=Rows(6, seed=9), detector=None)
+    assert run.go() == "done"
+    held_out = [event for event in events if isinstance(event, Evaluated)]
+    assert run.progress.step < 100
+    assert not any(event.best for event in held_out[-2:])
+
+
+def test_evaluating_changes_nothing(model: Path, tmp_path: Path) -> None:
+    plain, _ = run_of(tmp_path / "a", model, spec_of(lora={"dropout": 0.1}), steps=6)
+    watched, _ = run_of(
+        tmp_path / "b", model, spec_of(lora={"dropout": 0.1}, eval_interval=1), steps=6, held_out=Rows(6)
+    )
+    plain.go()
+    watched.go()
+    assert digest_of(plain) == digest_of(watched)
+
+
+def test_clipping_shortens_the_gradient_and_tells_its_length_before(model: Path, tmp_path: Path) -> None:
+    run, events = run_of(tmp_path, model, spec_of(max_grad_norm=0.01, optimizer="sgd", learning_rate=1.0), steps=1)
+    run.optimizer = torch.optim.SGD(run.trainee.trainables.values(), lr=1.0)
+    before = weights_of(run)
+    run.go()
+    moved = math.sqrt(sum(float((tensor - before[name]).square().sum()) for name, tensor in weights_of(run).items()))
+    assert moved == pytest.approx(0.01, rel=1e-4)
+    told = [event.grad_norm for event in events if isinstance(event, StepDone)]
+    assert told[0] is not None
+    assert told[0] > 0.1
+
+
+def digests_by_step(run: Run) -> dict[int, str]:
+    """Filled as the run goes: the state after each step."""
+    found: dict[int, str] = {}
+    look = run.look
+
+    def noted() -> Usage:
+        found[run.progress.step] = digest_of(run)
+        return look()
+
+    run.look = noted  # asked after every step, good or bad
+    return found
+
+
+def listen(run: Run, listener: Callable[[object], None]) -> None:
+    """Besides what listens already."""
+    say = run.say
+
+    def both(event: TrainingEvent) -> None:
+        say(event)
+        listener(event)
+
+    run.say = both
+
+
+def ruin_at(run: Run, step: int) -> None:
+    """Ruin the weights once, as a bad update does, after this step."""
+    done: list[int] = []
+
+    def ruin(event: object) -> None:
+        if isinstance(event, StepDone) and event.step == step and not done:
+            done.append(step)
+            with torch.no_grad():
+                for tensor in run.trainee.trainables.values():
+                    tensor.mul_(6.0)
+
+    listen(run, ruin)
