@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal, assert_never
 
 import numpy as np
@@ -33,6 +34,10 @@ class _Written:
     special: bool
     end: bool
 
+    @property
+    def whole(self) -> bool:
+        return self.spans == ((0, len(self.text)),)
+
 
 class Coder:
     """For one tokenizer. A text is tokenised whole: what a prompt ends with may join what its answer begins with."""
@@ -51,10 +56,12 @@ class Coder:
         """One for each example, in order; what is wrong with those that can't be used."""
         written = [self._written(example) for example in examples]
         found: list[Document | BadRecord] = [one if isinstance(one, BadRecord) else _NOTHING for one in written]
-        for special in (False, True):
-            places = [at for at, one in enumerate(written) if isinstance(one, _Written) and one.special is special]
+        for special, whole in product((False, True), (False, True)):
+            places = [at for at, one in enumerate(written) if _is(one, special=special, whole=whole)]
             texts = [one for at in places if isinstance(one := written[at], _Written)]
-            encodings = self._backend.encode_batch([one.text for one in texts], add_special_tokens=special)
+            # Where each character went is of no interest, and takes time, where all is learnt.
+            encode = self._backend.encode_batch_fast if whole else self._backend.encode_batch
+            encodings = encode([one.text for one in texts], add_special_tokens=special)
             for at, one, encoding in zip(places, texts, encodings, strict=True):
                 found[at] = self._document(one, encoding)
         return found
@@ -79,7 +86,7 @@ class Coder:
 
     def _document(self, written: _Written, encoding: Any) -> Document | BadRecord:
         tokens = np.array(encoding.ids, dtype=np.uint32)
-        if written.spans == ((0, len(written.text)),):
+        if written.whole:
             learned = np.ones(len(tokens), dtype=np.uint8)
         else:
             learned = _covered(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), written.spans)
@@ -96,6 +103,10 @@ class Coder:
 
 
 _NOTHING = Document(np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.uint8))
+
+
+def _is(one: object, *, special: bool, whole: bool) -> bool:
+    return isinstance(one, _Written) and one.special is special and one.whole is whole
 
 
 def _covered(offsets: NDArray[np.int64], spans: Sequence[Span]) -> NDArray[np.uint8]:
