@@ -16,7 +16,7 @@ from tests import tiny_model
 from tests.training.datasets import spec, tokenizer, write_jsonl
 
 from tiermesh.errors import BadData, OutOfMemory
-from tiermesh.kernel.training.data import coding, corpus
+from tiermesh.kernel.training.data import coding, corpus, store
 from tiermesh.kernel.training.data.coding import Job, job_of
 from tiermesh.kernel.training.data.corpus import Corpus, open_corpus
 
@@ -148,6 +148,20 @@ def test_a_file_changed_within_its_time_is_read_again(data: Path, cache: Path) -
     data.write_text(data.read_text().replace("fox", "dog"))
     os.utime(data, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert open_corpus(data, job(), cache=cache).digest != first.digest
+
+
+def test_the_longest_unused_make_room_and_none_of_today(tmp_path: Path, cache: Path) -> None:
+    now = 10**9
+    folders = []
+    for age_d in (5, 3, 9, 0.5):
+        data = write_jsonl(tmp_path / "d.jsonl", [{"text": f"fox {age_d}"}])
+        folders.append(open_corpus(data, job(), cache=cache).folder)
+        os.utime(folders[-1] / "facts.json", (now, now - age_d * 86400))
+    size = sum(file.stat().st_size for file in folders[0].iterdir())
+    assert store.prune(cache, now, max_bytes=10 * size) == []
+    assert store.prune(cache, now, max_bytes=2 * size + 50) == [folders[2], folders[0]]
+    assert store.prune(cache, now, max_bytes=0) == [folders[1]]
+    assert [folder.exists() for folder in folders] == [False, False, False, True]
 
 
 class TestProcesses:

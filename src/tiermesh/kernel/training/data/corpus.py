@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -123,7 +124,9 @@ def open_corpus(
                     if store.stamp_of(data) != stamp:
                         raise BadData(f"{data} was changed while it was read; start again when it is whole")
                 found = _load(folder)
+                store.prune(cache, time.time())
     assert found is not None
+    store.used(folder)
     refuse_bad(data, found.facts, max_bad_records)
     return found
 

@@ -18,11 +18,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FACTS = "facts.json"
 """Written last: a folder with it is finished."""
+MAX_BYTES = 20_000_000_000
+"""Of all corpora together; tokens of 10 thousand million words. The longest unused go first."""
+KEPT_S = 24 * 3600.0
+"""A corpus that was used within a day stays, whatever it takes: a run may have it open, or go on with it."""
 STAMP_AGE_NS = 2_000_000_000
 """A file changed this shortly before it was hashed may change again without another time in its folder."""
 
@@ -92,6 +96,27 @@ def write_json(path: Path, data: object) -> None:
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     staging.write_text(json.dumps(data), "utf-8")
     staging.replace(path)
+
+
+def used(folder: Path) -> None:
+    """Note that a corpus was used now."""
+    with suppress(OSError):
+        os.utime(folder / FACTS)
+
+
+def prune(store: Path, now: float, *, max_bytes: int = MAX_BYTES) -> list[Path]:
+    """Remove the longest unused corpora until the others fit; gives what was removed. `now` is Unix time."""
+    ages = sorted((facts.stat().st_mtime, facts.parent) for facts in store.glob(f"*/{FACTS}"))
+    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in ages}
+    removed = []
+    for last_used, folder in ages:
+        if sum(sizes.values()) <= max_bytes or last_used > now - KEPT_S:
+            break
+        (folder / FACTS).unlink(missing_ok=True)  # From here on it is no finished corpus.
+        shutil.rmtree(folder, ignore_errors=True)
+        del sizes[folder]
+        removed.append(folder)
+    return removed
 
 
 def _sync(path: Path) -> None:
