@@ -49,16 +49,11 @@ def data_problems(spec: TrainingSpec) -> tuple[list[Problem], list[Problem]]:
     if spec.data.format not in READER_FORMATS:
         return [], []  # a plugin's format is only known to the run
     check_libraries()
-    folder = _trainable(spec.model_name).path
-    try:
-        told = inspect_data(Path(spec.dataset_path), tokenizer=folder, spec=spec.model_dump(mode="json"))
-    except BadData as error:
-        return [Problem("dataset_path", f"is {spec.dataset_path}: {error}")], []
-    left_out = [Problem(f"{told['unit']} {one['line']}", one["reason"]) for one in told["bad"]]
-    count, bound = told["bad_records"], spec.data.max_bad_records
-    if count <= bound:
-        return [], left_out
-    return [Problem("data.max_bad_records", f"is {bound}, but {count:,} records are bad"), *left_out], []
+    problems, left_out = _looked_at(spec, spec.dataset_path, "dataset_path")
+    if spec.eval_path is not None:
+        more = _looked_at(spec, spec.eval_path, "eval_path")
+        problems, left_out = problems + more[0], left_out + more[1]
+    return problems, left_out
 
 
 def check_libraries() -> None:
@@ -79,6 +74,20 @@ def begun_plan(folder: RunFolder) -> RunPlan | None:
         raise InvalidSpec(
             f"{folder.plan} can't be read as a run's plan ({type(error).__name__}); take another --out", param="out"
         ) from error
+
+
+def _looked_at(spec: TrainingSpec, path: str, field: str) -> tuple[list[Problem], list[Problem]]:
+    options = spec.model_dump(mode="json")
+    try:
+        told = inspect_data(Path(path), tokenizer=_trainable(spec.model_name).path, spec=options)
+    except BadData as error:
+        return [Problem(field, f"is {path}: {error}")], []
+    where = "" if field == "dataset_path" else f"{field} "
+    left_out = [Problem(f"{where}{told['unit']} {one['line']}", one["reason"]) for one in told["bad"]]
+    count, bound = told["bad_records"], spec.data.max_bad_records
+    if count <= bound:
+        return [], left_out
+    return [Problem("data.max_bad_records", f"is {bound}, but {count:,} records of {path} are bad"), *left_out], []
 
 
 def _files(spec: TrainingSpec) -> list[tuple[str, str]]:
