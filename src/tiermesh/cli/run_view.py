@@ -34,7 +34,7 @@ from tiermesh.protocol.training_events import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 Show = Callable[[TrainingEvent], None]
 
@@ -171,26 +171,36 @@ def _bars() -> Iterator[Show]:
 
 
 class _Bar:
-    """One bar for what goes on, and above it a line for each thing that happened."""
+    """A bar for the steps, one more for what else goes on, and above them a line for each thing that happened."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._bar = bars.add_task("starting the worker", total=None)
+        self._steps: TaskID | None = None
+        self._phase: TaskID | None = bars.add_task("starting the worker", total=None)
 
     def show(self, event: TrainingEvent) -> None:
         match event:
             case StepDone():
-                self._move(step_line(event).partition("  ")[2], event.step, event.steps)
-            case Phase(state="started"):
-                self._move(PHASES[event.phase] + (f" {event.detail}" if event.detail else ""), event.done, event.total)
+                self._end_phase()
+                if self._steps is None:
+                    self._steps = self._bars.add_task("", total=event.steps)
+                self._bars.update(self._steps, description=step_line(event).partition("  ")[2], completed=event.step)
+            case Phase(state="started", phase=phase) if phase != "train":
+                self._end_phase()
+                what = PHASES[phase] + (f" {event.detail}" if event.detail else "")
+                self._phase = self._bars.add_task(what, total=event.total or None, completed=event.done)
+            case Phase():
+                self._end_phase()
             case Completed():
                 self._print("\n".join(end_lines(event)))
             case _:
                 if line := line_of(event):
                     self._print(line)
 
-    def _move(self, what: str, done: int, total: int) -> None:
-        self._bars.update(self._bar, description=what, completed=done, total=total or None)
+    def _end_phase(self) -> None:
+        if self._phase is not None:
+            self._bars.remove_task(self._phase)
+            self._phase = None
 
     def _print(self, text: str) -> None:
         self._bars.console.print(text, markup=False, soft_wrap=True)

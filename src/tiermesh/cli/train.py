@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,7 +106,7 @@ def run(
     ending = _train(launch, as_json=as_json)
     if begun is not None and _is_refusal(ending):
         folder.write_plan(begun)  # the run that is there is as it was
-    _exit(ending, folder, f"mesh train run --local --out {folder.path}")
+    _exit(ending, folder, f"mesh train run --local --out {shlex.quote(str(folder.path))}")
 
 
 @app.command()
