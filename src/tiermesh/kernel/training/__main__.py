@@ -8,6 +8,7 @@ when it was told to stop, by SIGTERM or by the end of standard input, and can be
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from tiermesh.protocol.run_folder import DONE, FAILED, STOPPED, RunFolder
 from tiermesh.protocol.training_events import Completed, Failed, Phase, Started, Stopped
 
 if TYPE_CHECKING:
+    from tiermesh.errors import Stalled, TrainingFailure
     from tiermesh.kernel.training.assembly import Assembly
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.run import Run
@@ -40,12 +42,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with a spec.json")
     parser.add_argument("--threads", type=int, help="default: the cores this process may run on")
     parser.add_argument("--memory-limit", type=int, metavar="BYTES", help="held by the operating system")
-    parser.add_argument("--tighten", action="store_true", help="the last process was killed for its memory: take less")
+    parser.add_argument("--tighten", action="count", default=0, help="take less memory; once for each kill in a row")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--estimate", action="store_true", help="write estimate.json and exit")
     what.add_argument("--evaluate", action="store_true", help="write evaluation.json and exit")
     options = parser.parse_args()
     folder = RunFolder(options.folder.resolve())
+    faulthandler.enable()
     orders = Orders(folder.path)
     orders.listen()
     lifeline.hold(lambda: orders.stop("the end of standard input"))
@@ -70,10 +73,17 @@ def _run(folder: RunFolder, orders: Orders, options: argparse.Namespace) -> int:
     except Exception as error:
         failure = translate(error)
         log.exception("the run failed")
-        events.say(Failed.model_validate({"kind": failure.type, "message": str(failure)}))
+        events.say(_failed(folder, error, failure))
         return FAILED
     finally:
         events.close()
+
+
+def _failed(folder: RunFolder, error: BaseException, failure: TrainingFailure) -> Failed:
+    from tiermesh.kernel.training.crash import write_report
+
+    crash = write_report(folder, error, failure)
+    return Failed.model_validate({"kind": failure.type, "message": str(failure), "crash": crash})
 
 
 def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events: Events) -> int:
@@ -81,22 +91,32 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
 
     from tiermesh.kernel.training import limits
     from tiermesh.kernel.training.assembly import assemble, ready
+    from tiermesh.kernel.training.estimate import write_estimate
     from tiermesh.kernel.training.memory import Memory
     from tiermesh.kernel.training.result import write
+    from tiermesh.kernel.training.watchdog import Watchdog
 
     began = time.monotonic()
     torch.set_num_threads(options.threads)
     plan = folder.read_plan()
     limit = options.memory_limit or plan.spec.memory_limit
     events.say(Started(pid=os.getpid(), threads=options.threads, memory_limit_bytes=limit, versions=_versions()))
+    if options.estimate:
+        write_estimate(folder, plan, events, orders, limit)
+        return DONE
     cgroup = None if limit is None else limits.apply(limit).cgroup
     parts = assemble(folder, plan, events.say)
     if options.evaluate:
         return _evaluate(folder, parts, orders)
     memory = Memory(limit, parts.trainee.device, cgroup)
-    run = ready(parts, events, orders, memory, tighter=options.tighten)
+    run = ready(parts, events, orders, memory, tighten=options.tighten)
+    watchdog = Watchdog(lambda stalled: _end_stalled(folder, events, stalled))
+    events.listen(watchdog.hear)
     events.say(Phase(phase="train", state="started"))
-    if run.go() == "stopped":
+    watchdog.start()
+    ending = run.go()
+    watchdog.end()
+    if ending == "stopped":
         events.say(Stopped(step=run.progress.step, checkpoint=f"step-{run.progress.step:08d}"))
         return STOPPED
     events.say(Phase(phase="train", state="completed"))
@@ -105,6 +125,12 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     events.say(Phase(phase="result", state="completed"))
     events.say(_completed(run, folder, time.monotonic() - began))
     return DONE
+
+
+def _end_stalled(folder: RunFolder, events: Events, stalled: Stalled) -> None:
+    """On the watchdog's thread: the main one hangs."""
+    events.say(_failed(folder, stalled, stalled))
+    os._exit(FAILED)
 
 
 def _evaluate(folder: RunFolder, parts: Assembly, orders: Orders) -> int:

@@ -29,6 +29,7 @@ from tiermesh.kernel.training.preference import PairLoss
 from tiermesh.kernel.training.result import Provenance
 from tiermesh.kernel.training.run import Run, steps_of
 from tiermesh.kernel.training.state import Conditions, differences
+from tiermesh.kernel.training.watchdog import Heat
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_events import (
@@ -76,7 +77,7 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
     begun = checkpoints.newest()
     for damaged in checkpoints.damaged:
         say(Warned(message=f"{damaged.path.name}: {damaged.reason}; an earlier checkpoint is used"))
-    objective, readers = _objective(spec), plugins.readers_for(spec)  # a wrong name fails before anything is loaded
+    objective, readers = objective_of(spec), plugins.readers_for(spec)  # a wrong name fails before anything is loaded
     say(Phase(phase="model", state="started", detail=spec.model_name))
     tokenizer = models.load_tokenizer(model_folder)
     trainee = models.load(spec, model_folder, None if begun is None else begun.facts["precision"])
@@ -109,9 +110,9 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
     )
 
 
-def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, tighter: bool = False) -> Run:
-    """The run, where it was when it stopped last, or at its beginning. `tighter`: its last process was killed for its
-    memory, so this one takes less."""
+def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, tighten: int = 0) -> Run:
+    """The run, where it was when it stopped last, or at its beginning. `tighten`: so many times its
+    process was killed for its memory since, so this one takes less."""
     spec, source = parts.plan.spec, parts.data.train
     steps = steps_of(spec, source.rows)
     warmup_steps = spec.warmup_steps(steps)
@@ -122,6 +123,7 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         packer=str(PACKER_VERSION),
         device=parts.trainee.device.type,
     )
+    heat = Heat()
     run = Run(
         spec=spec,
         trainee=parts.trainee,
@@ -139,12 +141,12 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         stopping=lambda: orders.stopping,
         look=memory.look,
         trim=trim,
-        wait_while_paused=lambda step: _wait(orders, events, step),
+        wait_while_paused=lambda step: _wait(orders, heat, events, step),
         detector=_detector(spec),
     )
     if parts.begun is not None:
         _take_up(run, parts.begun, conditions, events)
-    if tighter:
+    for _ in range(tighten):
         run.tighten()
     for listener in (*map(plugins.make_callback, spec.callbacks), *sinks(spec, parts.folder, run.progress.step)):
         events.listen(listener)
@@ -167,10 +169,11 @@ def _take_up(run: Run, begun: Snapshot, conditions: Conditions, events: Events) 
     events.say(Resumed(step=begun.step, checkpoint=f"step-{begun.step:08d}", differences=found))
 
 
-def _wait(orders: Orders, events: Events, step: int) -> None:
-    if orders.pausing:
-        events.say(Paused(step=step, reason="somebody asked for it"))
-        orders.wait_while(lambda: orders.pausing)
+def _wait(orders: Orders, heat: Heat, events: Events, step: int) -> None:
+    reason = "somebody asked for it" if orders.pausing else "the machine is too hot" if heat.is_too_hot() else None
+    if reason is not None:
+        events.say(Paused(step=step, reason=reason))
+        orders.wait_while(lambda: orders.pausing or heat.is_too_hot())
         events.say(Continued(step=step))
 
 
@@ -219,7 +222,8 @@ def _told(data: Dataset) -> DataReady:
     )
 
 
-def _objective(spec: TrainingSpec) -> Objective:
+def objective_of(spec: TrainingSpec) -> Objective:
+    """What the run makes small."""
     if spec.task == "preference":
         return PairLoss(spec.dpo.beta)
     return TokenLoss() if spec.loss.name == "cross_entropy" else OtherLoss(plugins.make_loss(spec.loss))

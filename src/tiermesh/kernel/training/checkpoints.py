@@ -120,8 +120,15 @@ class Checkpoints:
             raise CheckpointUnusable(f"none of the {tried} checkpoints in {self.folder} can be read; start afresh")
         return None
 
+    def read(self, path: Path) -> Snapshot:
+        """One of them, every byte of it checked. Raises `CheckpointUnusable`."""
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointUnusable(f"{path} can't be read: {error}") from error
+
     def best(self) -> Path | None:
-        """The folder of the lowest loss."""
+        """The folder of the lowest loss, for `read`."""
         ranked = self._best_first()
         return ranked[0] if ranked else None
 

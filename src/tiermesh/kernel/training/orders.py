@@ -2,13 +2,14 @@
 
 | told by | means |
 |---|---|
-| SIGTERM, SIGINT, end of standard input | stop: save and exit with `STOPPED`, at the latest `grace_s` after |
+| SIGTERM, SIGINT, end of standard input | stop: save and exit with `STOPPED` |
 | SIGUSR1, or a file `pause` in the run's folder | pause at the end of the step |
 | SIGUSR2, or the file removed | go on |
 
 The loop asks between micro-batches whether to stop: a step that was begun is dropped then, because a step may take
-longer than the grace time; what is saved is the state before it. Where even a micro-batch takes longer, or a library
-hangs, a thread ends the process, and the last checkpoint on disk is what it goes on from.
+longer than there is time; what is saved is the state before it. Where even a micro-batch takes longer, or a library
+hangs, a thread ends the process, and the last checkpoint on disk is what it goes on from: `ORPHAN_GRACE_S` after the
+parent's death, `grace_s` after an order of one that lives.
 """
 
 from __future__ import annotations
@@ -26,11 +27,17 @@ from tiermesh.protocol.run_folder import STOPPED
 
 PAUSE_FILE = "pause"
 
-GRACE_S = 4.5
-"""Five seconds after a daemon's death there are no orphans; a launcher's own limit is not shorter."""
+ORPHAN_GRACE_S = 4.5
+"""Five seconds after a daemon's death there are no orphans."""
+
+GRACE_S = 110.0
+"""Shorter than the time after which the launcher kills, and long enough to save a large model."""
 
 LOOK_S = 0.5
 """How often a paused run looks whether it may go on."""
+
+END_LOOK_S = 0.1
+"""How often a stopping process looks whether its time is up."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,7 @@ class Orders:
         self._paused_by_signal = False
         self._file = run_folder / PAUSE_FILE
         self._grace_s = grace_s
+        self._parent = os.getppid()
 
     def listen(self) -> None:
         """Take the signals."""
@@ -69,9 +77,7 @@ class Orders:
             return
         self.reason = reason
         self._stop.set()
-        end = threading.Timer(self._grace_s, self._end_anyhow)
-        end.daemon = True
-        end.start()
+        threading.Thread(target=self._end_anyhow, name="end", daemon=True).start()
 
     def wait_while(self, waiting: Callable[[], bool], look_s: float = LOOK_S) -> float:
         """Stay until `waiting` is false or the run is to stop; gives the seconds it took."""
@@ -89,5 +95,10 @@ class Orders:
         self._paused_by_signal = number == signal.SIGUSR1
 
     def _end_anyhow(self) -> None:
-        log.warning("the run did not come to an end within %.1f s of %s", self._grace_s, self.reason)
+        ends = time.monotonic() + self._grace_s
+        while time.monotonic() < ends:
+            if os.getppid() != self._parent:
+                ends = min(ends, time.monotonic() + ORPHAN_GRACE_S)
+            time.sleep(END_LOOK_S)
+        log.warning("the run did not come to an end in time after %s", self.reason)
         os._exit(STOPPED)

@@ -73,7 +73,7 @@ class Conditions:
             threads=torch.get_num_threads(),
             device=device if device == "cpu" else torch.cuda.get_device_name(device),
             processor=f"{_processor_name()}, {capability}",
-            versions={name: told for name in LIBRARIES if (told := _version(name))} | {"python": _python()},
+            versions={name: told for name in LIBRARIES if (told := installed(name))} | {"python": _python()},
         )
 
     def to_dict(self) -> dict[str, Json]:
@@ -178,6 +178,14 @@ def differences(then: Conditions, now: Conditions) -> list[str]:
     return list(_told(then, now))
 
 
+def installed(name: str) -> str | None:
+    """A library's version; None when it is not there."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
 def _refusals(then: Conditions, now: Conditions) -> Iterator[str]:
     if then.model_digest != now.model_digest:
         yield "the model's weights are not the ones it began with"
@@ -270,13 +278,6 @@ def _put_together(told: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
 def _short(value: Json) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _python() -> str:

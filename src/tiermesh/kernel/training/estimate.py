@@ -1,0 +1,243 @@
+"""What a run will take, told before it begins: memory by its parts, and time.
+
+Memory is reckoned from what `footprint` counts, time from some steps of the real run (`PROBE_S` at most), which are
+only done when they fit. Both are of this machine.
+
+    total = runtime + the larger of    loading:  weights, and the file they come from
+                                       a step:   weights + gradients + optimizer + states to go back to
+                                                 + allocator x (activations + work)
+
+`allocator` is what the C library's allocator takes beyond what is asked of it: it keeps what was freed, in pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from tiermesh.core.relief import SHARES, Level
+from tiermesh.kernel.training import guard, models, plugins
+from tiermesh.kernel.training.assembly import assemble, objective_of, ready
+from tiermesh.kernel.training.evaluation import moved
+from tiermesh.kernel.training.footprint import Footprint, footprint
+from tiermesh.kernel.training.memory import Memory as RunMemory
+from tiermesh.kernel.training.memory import free_bytes, resident_bytes
+from tiermesh.kernel.training.optimizers import grouped
+from tiermesh.protocol.training_events import Phase
+
+if TYPE_CHECKING:
+    from tiermesh.kernel.training.events import Events
+    from tiermesh.kernel.training.loss import Objective
+    from tiermesh.kernel.training.orders import Orders
+    from tiermesh.kernel.training.run import Run
+    from tiermesh.protocol.run_folder import RunFolder, RunPlan
+    from tiermesh.protocol.training import TrainingSpec
+
+PROBE_S = 30.0
+"""Longest time that steps are tried for."""
+WARM_STEPS = 1
+"""Not counted: the first one asks the system for its memory."""
+MAX_PROBE_STEPS = 12
+INTERVAL = 0.2
+"""Of the time, on both sides: other work on the machine comes and goes."""
+
+ALLOCATORS = {"glibc": 1.22, "glibc, huge pages": 1.1, "other": 1.05}
+"""Most resident memory over most asked for, as scripts/bench_estimate measured it."""
+
+WHOLE_SHAPE_ELEMENTS = 1 << 22
+"""An optimizer's state is made once for each shape up to this size; that of larger ones is in proportion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """By its parts, bytes."""
+
+    runtime_bytes: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    rollback_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    """Logits and all else that comes and goes within a step."""
+    allocator_bytes: int
+    loading_bytes: int
+    total_bytes: int
+    limit_bytes: int
+    micro_batch_size: int
+    """That of the spec, or smaller when only that fits."""
+    checkpointing: bool
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duration:
+    """Seconds, without loading. None: it would not fit, so no step was tried."""
+
+    steps: int | None = None
+    step_s: float | None = None
+    seconds: float | None = None
+    seconds_low: float | None = None
+    seconds_high: float | None = None
+
+
+def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Orders, limit: int | None) -> None:
+    """Write `estimate.json` for the run that `plan` describes. Steps are tried only where they fit."""
+    spec, model_folder = plan.spec, Path(plan.model_path)
+    events.say(Phase(phase="probe", state="started", detail="memory"))
+    tokenizer = models.load_tokenizer(model_folder)  # a part of the runtime
+    memory = estimate_memory(spec, model_folder, objective_of(spec), limit)
+    del tokenizer
+    duration = Duration()
+    if memory.fits:
+        micro_batch = {"micro_batch_size": memory.micro_batch_size, "checkpointing": memory.checkpointing}
+        accumulation = {"gradient_accumulation_steps": -(-spec.effective_batch // memory.micro_batch_size)}
+        smaller = plan.model_copy(update={"spec": spec.model_copy(update=micro_batch | accumulation)})
+        parts = assemble(folder, smaller, events.say)
+        watch = RunMemory(memory.limit_bytes, parts.trainee.device)
+        events.say(Phase(phase="probe", state="started", detail="time"))
+        duration = estimate_duration(ready(parts, events, orders, watch))
+    told = {**asdict(memory), **asdict(duration)}
+    folder.estimate.write_text(json.dumps(told) + "\n", "utf-8")
+    events.say(Phase(phase="probe", state="completed"))
+
+
+def estimate_memory(spec: TrainingSpec, folder: Path, objective: Objective, limit_bytes: int | None) -> Memory:
+    """Of the run that `spec` describes; with a smaller micro-batch and checkpointing, as the run would take them, when
+    it does not fit otherwise. Call before a model is loaded: what this process has now counts as the runtime."""
+    runtime, limit = resident_bytes(), limit_bytes or free_bytes()
+    kinds = [spec.checkpointing is True] + [True] * (spec.checkpointing == "auto")
+    found = None
+    for checkpointing in kinds:
+        needs = footprint(spec, folder, objective, checkpointing=checkpointing)
+        optimizer = optimizer_bytes(spec, needs.shapes)
+        for rows in _sizes(spec.micro_batch_size):
+            found = _reckon(spec, needs, rows, runtime, optimizer, _file_bytes(folder), limit, checkpointing)
+            if found.fits:
+                return found
+    assert found is not None
+    return found
+
+
+def estimate_duration(run: Run) -> Duration:
+    """Try some steps of a run that is thrown away afterwards, evenly from the whole of its data."""
+    ends = time.monotonic() + PROBE_S
+    times: list[float] = []
+    while len(times) < WARM_STEPS + MAX_PROBE_STEPS and not run.stopping():
+        began = time.monotonic()
+        if times and began + times[-1] > ends:
+            break
+        _try_step(run, len(times) * max(1, run.steps // (WARM_STEPS + MAX_PROBE_STEPS)))
+        times.append(time.monotonic() - began)
+    left = run.steps - run.progress.step
+    if not times:
+        return Duration(steps=left)
+    step_s = statistics.median(times[WARM_STEPS:] or times)
+    seconds = step_s * left
+    return Duration(
+        steps=left,
+        step_s=step_s,
+        seconds=seconds,
+        seconds_low=seconds * (1 - INTERVAL),
+        seconds_high=seconds * (1 + INTERVAL),
+    )
+
+
+def optimizer_bytes(spec: TrainingSpec, shapes: Sequence[tuple[int, ...]]) -> int:
+    """What the spec's optimizer keeps for weights of these shapes: it is asked, with weights of zeros."""
+    sizes: dict[tuple[int, ...], int] = {}
+    for shape in set(shapes):
+        elements = torch.Size(shape).numel()
+        part = shape if elements <= WHOLE_SHAPE_ELEMENTS else (WHOLE_SHAPE_ELEMENTS // 2048, 2048)
+        sizes[shape] = round(_state_bytes(spec, part) * elements / torch.Size(part).numel())
+    return sum(sizes[shape] for shape in shapes)
+
+
+def allocator_factor(environment: Mapping[str, str] = os.environ) -> float:
+    """Of the C library that this process runs on, as it is set."""
+    if "malloc" in environment.get("LD_PRELOAD", ""):
+        return ALLOCATORS["other"]
+    huge = "malloc.hugetlb=1" in environment.get("GLIBC_TUNABLES", "")
+    return ALLOCATORS["glibc, huge pages" if huge else "glibc"]
+
+
+def _try_step(run: Run, index: int) -> None:
+    """What the loop does in a step, without its guard."""
+    spec = run.spec
+    size, _ = run.taken.split(spec.micro_batch_size, spec.gradient_accumulation_steps)
+    rows = run.order.rows_at(index * spec.effective_batch, spec.effective_batch)
+    for start in range(0, len(rows), size):
+        micro = moved(run.source.micro(rows[start : start + size]), run.trainee.device)
+        run.objective.summed(run.trainee, micro).backward()  # type: ignore[no-untyped-call]
+    guard.gradient_norm(run.trainee.trainables.values())
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.0
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def _state_bytes(spec: TrainingSpec, shape: tuple[int, ...]) -> int:
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    groups = grouped([parameter], spec.weight_decay)
+    optimizer = plugins.make_optimizer(spec.optimizer, groups, spec.learning_rate)
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = optimizer.state[parameter]
+    return sum(one.nbytes for one in state.values() if isinstance(one, torch.Tensor))
+
+
+def _reckon(
+    spec: TrainingSpec,
+    needs: Footprint,
+    rows: int,
+    runtime: int,
+    optimizer: int,
+    file: int,
+    limit: int,
+    checkpointing: bool,
+) -> Memory:
+    counted = needs.per_pass(rows, spec.seq_len)
+    state = needs.trained + optimizer
+    rollback = 2 * state if 3 * needs.trained <= guard.IN_MEMORY_BYTES else 0
+    # With a single micro-batch gradients come as activations go.
+    several = spec.effective_batch > rows
+    gradients = needs.trained
+    passing = counted.peak + (gradients if several else max(0.0, gradients - counted.kept))
+    beyond = round(counted.peak * (allocator_factor() - 1))
+    step = needs.weights + optimizer + rollback + passing + beyond
+    loading = needs.weights + file
+    total = runtime + round(max(step, loading))
+    return Memory(
+        runtime_bytes=runtime,
+        weights_bytes=needs.weights,
+        gradients_bytes=gradients,
+        optimizer_bytes=optimizer,
+        rollback_bytes=rollback,
+        activations_bytes=round(counted.kept),
+        logits_bytes=round(counted.peak - counted.kept),
+        allocator_bytes=beyond,
+        loading_bytes=loading,
+        total_bytes=total,
+        limit_bytes=limit,
+        micro_batch_size=rows,
+        checkpointing=checkpointing,
+        fits=total <= limit * SHARES[Level.SEVERE],
+    )
+
+
+def _sizes(micro_batch: int) -> list[int]:
+    """The sizes that relief would come to."""
+    return [micro_batch >> halvings for halvings in range(micro_batch.bit_length())]
+
+
+def _file_bytes(folder: Path) -> int:
+    """Pages of the file that stay mapped until the model is whole."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

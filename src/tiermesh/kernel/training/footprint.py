@@ -1,0 +1,214 @@
+"""What a step of a model takes in memory, counted on small copies of it and extrapolated. No table of constants.
+
+Copies of the model with one and with two layers, of its true width and vocabulary, are trained for a moment in the very
+way that the run will be, on rows of 128 and 256 tokens. Everything counted is exact for these sizes, and it is linear
+in the layers and, for B rows of T tokens, a sum of a constant, a part that grows with B T, and one with B T² (the mask
+that keeps packed documents apart). Two copies and three sizes are therefore enough.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tiermesh.kernel.training import models
+from tiermesh.kernel.training.data.batches import NOTHING, MicroBatch, PairBatch
+from tiermesh.kernel.training.loss import Objective
+from tiermesh.kernel.training.models import Trainee
+from tiermesh.protocol.training import TrainingSpec
+
+SHAPES = ((1, 128), (1, 256), (2, 128))
+"""Rows and tokens. Not smaller: the loss works on 128 rows of logits at a time."""
+
+DEPTHS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Bytes of one forward and backward pass. `kept`: what the backward pass needs; `forward` and `backward`: the most
+    that was there at a time, what is kept included and gradients of weights not."""
+
+    kept: float
+    forward: float
+    backward: float
+
+    @property
+    def peak(self) -> float:
+        """The most at any time."""
+        return max(self.forward, self.backward)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """A model's needs, without the runtime. Bytes."""
+
+    weights: int
+    trained: int
+    """Of `weights`, those that are trained: as large as their gradients."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the trained weights."""
+    per_pass: Callable[[int, int], Counted]
+    """For B rows of T tokens."""
+
+
+def footprint(spec: TrainingSpec, folder: Path, objective: Objective, *, checkpointing: bool) -> Footprint:
+    """Of the model in `folder`, trained as `spec` says. Takes some seconds and the memory of two layers."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    layers = config.get_text_config().num_hidden_layers
+    counted: list[list[Counted]] = []
+    weights, trained, shapes = [], [], []
+    for depth in DEPTHS:
+        with tempfile.TemporaryDirectory(prefix="tiermesh-probe-") as place:
+            _write_shallow(config, depth, Path(place))
+            trainee = models.load(spec, Path(place))
+            trainee.checkpoint(on=checkpointing)
+            weights.append(_weight_bytes(trainee))
+            trained.append(sum(one.nbytes for one in trainee.trainables.values()))
+            shapes.append([tuple(one.shape) for one in trainee.trainables.values()])
+            counted.append([_count(trainee, objective, rows, tokens) for rows, tokens in SHAPES])
+            del trainee
+
+    def per_pass(rows: int, tokens: int) -> Counted:
+        at = [
+            [_at_size([getattr(one, name) for one in of], rows, tokens) for of in counted]
+            for name in ("kept", "forward", "backward")
+        ]
+        return Counted(*(_at_depth(first, second, layers) for first, second in at))
+
+    return Footprint(
+        weights=round(_at_depth(weights[0], weights[1], layers)),
+        trained=round(_at_depth(trained[0], trained[1], layers)),
+        shapes=tuple(_deep_shapes(shapes[0], shapes[1], layers)),
+        per_pass=per_pass,
+    )
+
+
+def made_up(rows: int, tokens: int, vocabulary: int) -> MicroBatch:
+    """Rows of two documents each, as packing makes them."""
+    tokens_BT = (torch.arange(rows * tokens) % vocabulary).view(rows, tokens)
+    positions_BT = torch.arange(tokens).repeat(rows, 1)
+    positions_BT[:, tokens // 2 :] -= tokens // 2
+    labels_BT = tokens_BT.roll(-1, 1)
+    labels_BT[:, -1] = NOTHING
+    return MicroBatch(tokens_BT, positions_BT, labels_BT, None, float(rows * (tokens - 1)))
+
+
+def _at_depth(first: float, second: float, layers: int) -> float:
+    return first + (second - first) * (layers - 1)
+
+
+def _at_size(figures: Sequence[float], rows: int, tokens: int) -> float:
+    """Of constant + a B T + b B T², through three points."""
+    points = torch.tensor([[1.0, b * t, b * t * t] for b, t in SHAPES], dtype=torch.float64)
+    factors = torch.linalg.solve(points, torch.tensor(figures, dtype=torch.float64))
+    return float(factors @ torch.tensor([1.0, rows * tokens, rows * tokens * tokens], dtype=torch.float64))
+
+
+def _deep_shapes(first: list[tuple[int, ...]], second: list[tuple[int, ...]], layers: int) -> Iterator[tuple[int, ...]]:
+    """Those of all layers: the second copy's, and what it has more than the first for each further layer."""
+    more = list(second)
+    for shape in first:
+        more.remove(shape)
+    yield from second
+    for _ in range(layers - 2):
+        yield from more
+
+
+def _write_shallow(config: Any, depth: int, place: Path) -> None:
+    """The model with fewer layers and nothing in them."""
+    shallow = type(config).from_dict(config.to_dict())
+    text = shallow.get_text_config()
+    text.num_hidden_layers = depth
+    if getattr(text, "layer_types", None) is not None:
+        text.layer_types = text.layer_types[:depth]
+    transformers.logging.disable_progress_bar()
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(shallow, dtype=torch.bfloat16)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    model.tie_weights()
+    model.save_pretrained(place)
+
+
+def _weight_bytes(trainee: Trainee) -> int:
+    """Every storage once, with what quantised weights need to be read."""
+    storages: dict[int, int] = {}
+    for model in (trainee.model, trainee.before):
+        if model is None:
+            continue
+        for tensor in (*model.parameters(), *model.buffers()):
+            for part in (tensor, *_quantisation(getattr(tensor, "quant_state", None))):
+                storages[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def _quantisation(state: Any) -> Iterator[torch.Tensor]:
+    for name in ("absmax", "code", "offset"):
+        part = getattr(state, name, None)
+        if isinstance(part, torch.Tensor):
+            yield part
+    if getattr(state, "state2", None) is not None:
+        yield from _quantisation(state.state2)
+
+
+def _count(trainee: Trainee, objective: Objective, rows: int, tokens: int) -> Counted:
+    vocabulary = trainee.causal.config.get_text_config().vocab_size
+    batch: Any = made_up(rows, tokens, vocabulary)
+    if hasattr(objective, "preferences"):
+        batch = PairBatch(batch, batch)
+    objective.summed(trainee, batch).backward()  # type: ignore[no-untyped-call]  # makes the gradients
+    weights = {one.untyped_storage().data_ptr() for one in trainee.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with _Live() as live:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = objective.summed(trainee, batch)
+        forward, live.peak = live.peak, live.now
+        loss.backward()  # type: ignore[no-untyped-call]
+    return Counted(sum(kept.values()), forward, live.peak)
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the storages that were made while it is entered and are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()  # noqa: SLF001  # the storage's identity
+        if key in self._known or not size:
+            return
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        self._known[key] = weakref.ref(storage, lambda _: self._gone(key, size))
+
+    def _gone(self, key: int, size: int) -> None:
+        self.now -= size
+        self._known.pop(key, None)
