@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from tests.training_fake import PROGRAM, starts, write_script
 
-from tiermesh.adapters import process_memory, trainer
+from tiermesh.adapters import death_report, process_memory, trainer
 from tiermesh.adapters.run_events import EventTail, add_event
 from tiermesh.adapters.trainer import Ending, Launch, Mode, Trainer
 from tiermesh.errors import RunBusy
@@ -79,7 +80,20 @@ async def test_what_a_killed_worker_could_not_say_is_added(run: Watched) -> None
     await run.run()
     assert run.recorded() == ["phase", "step", "phase", "failed"]
     assert run.told[-2].model_dump()["state"] == "interrupted"
-    assert run.told[-1].model_dump()["step"] == 7
+    failed = run.told[-1].model_dump()
+    assert failed["step"] == 7
+    place = run.run_folder.crash / failed["crash"]
+    report = json.loads((place / "report.json").read_text())
+    assert (report["kind"], report["returncode"]) == ("killed", -9)
+    assert "interrupted" in (place / "events.jsonl").read_text().splitlines()[-1]
+    assert (place / "worker.log").exists()
+
+
+async def test_reports_of_deaths_are_bounded(run: Watched) -> None:
+    write_script(run.run_folder.path, [{"signal": 9}])
+    for _ in range(death_report.KEPT + 2):
+        await run.run()
+    assert len(list(run.run_folder.crash.iterdir())) == death_report.KEPT
 
 
 async def test_a_kill_for_memory_starts_it_again_with_less(run: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 
 import psutil
 
+from tiermesh.adapters.death_report import Death, write_death_report
 from tiermesh.adapters.model_cache import cache_folder
 from tiermesh.adapters.process import Process
 from tiermesh.adapters.process_memory import MemoryWatch
@@ -27,7 +28,16 @@ from tiermesh.core.worker_death import Ending as How
 from tiermesh.core.worker_death import Evidence, ending_of
 from tiermesh.errors import RunBusy
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
-from tiermesh.protocol.training_events import Completed, Failed, Phase, PhaseName, Restarted, Stopped, TrainingEvent
+from tiermesh.protocol.training_events import (
+    Completed,
+    Failed,
+    FailureKind,
+    Phase,
+    PhaseName,
+    Restarted,
+    Stopped,
+    TrainingEvent,
+)
 
 Mode = Literal["train", "estimate", "evaluate"]
 OnEvent = Callable[[TrainingEvent], None]
@@ -40,6 +50,11 @@ STOP_GRACE_S = 120.0
 MAX_RESTARTS = 3
 """After kills for lack of memory, each of a worker that takes less: what dies a fourth time is too large for this
 machine."""
+ADVICE: Mapping[FailureKind, str] = {
+    "out_of_memory": "lower seq_len or micro_batch_size, take method lora or qlora, or close other programs",
+    "unexplained": "started again, the run goes on from its last checkpoint",
+}
+"""For a worker that could give none."""
 _ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {"train": (), "estimate": ("--estimate",), "evaluate": ("--evaluate",)}
 
 
@@ -127,7 +142,7 @@ class Trainer:
             process.kill()
             life.code = await process.wait()
         life.hear(self._on_event)
-        life.system_kills, life.last_words = watch.system_kills(), process.last_words
+        life.pid, life.system_kills, life.last_words = process.pid, watch.system_kills(), process.last_words
         life.peak_bytes, life.memory_share = watch.peak_bytes, watch.share
         return life
 
@@ -170,15 +185,12 @@ class Trainer:
             return
         for phase in life.open_phases:
             self._tell(Phase(phase=phase, state="interrupted"))
-        match ending.how:
-            case "stopped":
-                self._tell(Stopped(step=life.step))
-            case "out_of_memory":
-                advice = "lower seq_len or micro_batch_size, take method lora or qlora, or close other programs"
-                self._tell(Failed(kind="out_of_memory", message=ending.reason, advice=advice, step=life.step))
-            case _:
-                advice = f"{self._launch.folder.log} has what it said last; started again, the run goes on"
-                self._tell(Failed(kind="unexplained", message=ending.reason, advice=advice, step=life.step))
+        if ending.how == "stopped":
+            self._tell(Stopped(step=life.step))
+            return
+        crash = write_death_report(self._launch.folder, life.death(ending))
+        kind: FailureKind = "out_of_memory" if ending.how == "out_of_memory" else "unexplained"
+        self._tell(Failed(kind=kind, message=ending.reason, advice=ADVICE[kind], step=life.step, crash=crash))
 
     def _tell(self, event: TrainingEvent) -> None:
         add_event(self._launch.folder.events, event)
@@ -193,6 +205,7 @@ class _Life:
         self.last: Completed | Failed | Stopped | None = None
         self.open_phases: dict[PhaseName, None] = {}
         self.step = 0
+        self.pid = 0
         self.code = 0
         self.last_words = ""
         self.peak_bytes = 0
@@ -203,6 +216,18 @@ class _Life:
         for event in self._tail.read():
             self._keep(event)
             on_event(event)
+
+    def death(self, ending: Ending) -> Death:
+        """For a report."""
+        return Death(
+            kind=ending.how,
+            message=ending.reason,
+            pid=self.pid,
+            returncode=self.code,
+            peak_bytes=self.peak_bytes,
+            memory_share=self.memory_share,
+            system_kills=self.system_kills,
+        )
 
     def _keep(self, event: TrainingEvent) -> None:
         self.step = getattr(event, "step", None) or self.step

@@ -275,7 +275,7 @@ def _exit(ending: Ending, folder: RunFolder, again: str | None) -> None:
     last = ending.last
     advice = f". {last.advice}" if isinstance(last, Failed) and last.advice else ""
     kind = f"{last.kind}: " if isinstance(last, Failed) else ""
-    more = f". More in {folder.log}" if ending.how != "failed" and folder.log.exists() else ""
+    more = f". More in {folder.crash} and {folder.log}" if ending.how != "failed" else ""
     say_error(f"{kind}{ending.reason}{advice}{more}")
     raise typer.Exit(FAILED)
 
