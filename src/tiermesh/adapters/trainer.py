@@ -21,7 +21,7 @@ import psutil
 
 from tiermesh.adapters.death_report import Death, write_death_report
 from tiermesh.adapters.model_cache import cache_folder
-from tiermesh.adapters.process import Process
+from tiermesh.adapters.process import Process, ProcessRecord
 from tiermesh.adapters.process_memory import MemoryWatch
 from tiermesh.adapters.run_events import EventTail, add_event
 from tiermesh.core.worker_death import Ending as How
@@ -41,6 +41,8 @@ from tiermesh.protocol.training_events import (
 
 Mode = Literal["train", "estimate", "evaluate"]
 OnEvent = Callable[[TrainingEvent], None]
+OnRecord = Callable[[ProcessRecord | None], None]
+"""Hears which process the worker is, and None when it has ended."""
 
 WORKER = (sys.executable, "-m", "tiermesh.kernel.training")
 POLL_S = 0.1
@@ -85,9 +87,10 @@ class Ending:
 class Trainer:
     """One launch with its restarts. Made and used on one loop, from a thread that lives as long as this process."""
 
-    def __init__(self, launch: Launch, on_event: OnEvent) -> None:
+    def __init__(self, launch: Launch, on_event: OnEvent, on_record: OnRecord = lambda _: None) -> None:
         self._launch = launch
         self._on_event = on_event
+        self._on_record = on_record
         self._process: Process | None = None
         self._asked_to_stop_at: float | None = None
 
@@ -133,6 +136,7 @@ class Trainer:
             pass_fds=(lock,),
         )
         self._process = process
+        self._on_record(process.record)
         if self._asked_to_stop_at is not None:
             process.ask_to_end()
         watch = MemoryWatch(process.pid, launch.memory_limit_bytes)
@@ -141,6 +145,7 @@ class Trainer:
         finally:
             process.kill()
             life.code = await process.wait()
+            self._on_record(None)
         life.hear(self._on_event)
         life.pid, life.system_kills, life.last_words = process.pid, watch.system_kills(), process.last_words
         life.peak_bytes, life.memory_share = watch.peak_bytes, watch.share

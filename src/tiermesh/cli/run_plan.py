@@ -1,69 +1,13 @@
-"""From a checked spec to the plan of a run: what the spec names is found on this machine, and fingerprinted."""
+"""The plan of the run that a folder holds, where it holds one."""
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
-from tiermesh.adapters.data_inspector import inspect_data
-from tiermesh.adapters.model_cache import sha256_of
-from tiermesh.adapters.model_source import LocalModel, resolve
-from tiermesh.errors import BadData, EnvironmentUnfit, InvalidSpec, ModelSourceFailed, UnknownModel
+from tiermesh.errors import InvalidSpec
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
-from tiermesh.protocol.training import TrainingSpec
-from tiermesh.protocol.training_plugins import READER_FORMATS, unknown_plugins
-from tiermesh.protocol.training_problems import Problem
-
-LIBRARIES = ("torch", "transformers", "peft")
-"""Without these nothing is trained; the others are asked for by what needs them."""
-
-
-def machine_problems(spec: TrainingSpec) -> list[Problem]:
-    """What this machine lacks for a spec that is right in itself: model, files, plugins; in the order of the fields."""
-    found = [_model_problem(spec), *(_file_problem(name, path) for name, path in _files(spec))]
-    told = [problem for problem in found if problem is not None]
-    return told + [Problem(path, what) for path, what in unknown_plugins(spec)]
-
-
-def plan_of(spec: TrainingSpec) -> RunPlan:
-    """Find and fingerprint what the spec names. Raises `InvalidSpec` with all that is missing."""
-    if problems := machine_problems(spec):
-        raise InvalidSpec("; ".join(map(str, problems)), param=problems[0].path or None)
-    model = _trainable(spec.model_name)
-    return RunPlan(
-        spec=spec,
-        model_path=str(model.path),
-        model_digest=model.digest,
-        data_path=spec.dataset_path,
-        data_digest=_digest(spec.dataset_path),
-        eval_path=spec.eval_path,
-        eval_digest=None if spec.eval_path is None else _digest(spec.eval_path),
-    )
-
-
-def data_problems(spec: TrainingSpec) -> tuple[list[Problem], list[Problem]]:
-    """What is wrong with the data, and the records that will be left out, by line; for a spec that is right otherwise.
-
-    Tokenises the data, which the run then need not do again. Raises `EnvironmentUnfit` when it can't be looked at.
-    """
-    if spec.data.format not in READER_FORMATS:
-        return [], []  # a plugin's format is only known to the run
-    check_libraries()
-    problems, left_out = _looked_at(spec, spec.dataset_path, "dataset_path")
-    if spec.eval_path is not None:
-        more = _looked_at(spec, spec.eval_path, "eval_path")
-        problems, left_out = problems + more[0], left_out + more[1]
-    return problems, left_out
-
-
-def check_libraries() -> None:
-    """Raises `EnvironmentUnfit` when this machine can't train at all."""
-    if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
-        raise EnvironmentUnfit(f"training needs {', '.join(missing)}: pip install 'tiermesh[train]'")
 
 
 def begun_plan(folder: RunFolder) -> RunPlan | None:
-    """The plan of the run that the folder holds. Raises `InvalidSpec` for a folder of something else."""
+    """Raises `InvalidSpec` for a folder of something else."""
     if not folder.plan.exists():
         if folder.path.exists() and _is_taken(folder):
             raise InvalidSpec(f"{folder.path} exists and holds no run; take another --out", param="out")
@@ -76,56 +20,6 @@ def begun_plan(folder: RunFolder) -> RunPlan | None:
         ) from error
 
 
-def _looked_at(spec: TrainingSpec, path: str, field: str) -> tuple[list[Problem], list[Problem]]:
-    options = spec.model_dump(mode="json")
-    try:
-        told = inspect_data(Path(path), tokenizer=_trainable(spec.model_name).path, spec=options)
-    except BadData as error:
-        return [Problem(field, f"is {path}: {error}")], []
-    where = "" if field == "dataset_path" else f"{field} "
-    left_out = [Problem(f"{where}{told['unit']} {one['line']}", one["reason"]) for one in told["bad"]]
-    count, bound = told["bad_records"], spec.data.max_bad_records
-    if count <= bound:
-        return [], left_out
-    return [Problem("data.max_bad_records", f"is {bound}, but {count:,} records of {path} are bad"), *left_out], []
-
-
-def _files(spec: TrainingSpec) -> list[tuple[str, str]]:
-    named = (("dataset_path", spec.dataset_path), ("eval_path", spec.eval_path))
-    return [(field, path) for field, path in named if path is not None]
-
-
-def _file_problem(field: str, name: str) -> Problem | None:
-    path = Path(name)
-    if path.is_dir():
-        return Problem(field, f"is {name}, which is a folder; name the file in it")
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-    except OSError as error:
-        return Problem(field, f"is {name}, which can't be read: {(error.strerror or 'unknown reason').lower()}")
-    return Problem(field, f"is {name}, which is empty") if empty else None
-
-
-def _model_problem(spec: TrainingSpec) -> Problem | None:
-    try:
-        _trainable(spec.model_name)
-    except (UnknownModel, ModelSourceFailed) as error:
-        return Problem("model_name", f"is {spec.model_name!r}: {error}")
-    return None
-
-
-def _trainable(name: str) -> LocalModel:
-    model = resolve(name)
-    if model.path.is_file():
-        raise ModelSourceFailed(f"{model.path} is a GGUF file, which can't be trained; take the model as safetensors")
-    return model
-
-
 def _is_taken(folder: RunFolder) -> bool:
     """By anything but the lock of a run that never began?"""
     return not folder.path.is_dir() or any(path != folder.lock for path in folder.path.iterdir())
-
-
-def _digest(path: str) -> str:
-    return f"sha256:{sha256_of(Path(path))}"

@@ -70,8 +70,9 @@ def run(
 
     Ctrl-C stops after a checkpoint; a second one stops at once.
     """
+    from tiermesh.adapters.run_plan import check_libraries, plan_of
     from tiermesh.adapters.trainer import Launch
-    from tiermesh.cli.run_plan import begun_plan, check_libraries, plan_of
+    from tiermesh.cli.run_plan import begun_plan
     from tiermesh.errors import InvalidSpec
     from tiermesh.protocol.run_folder import RunFolder
     from tiermesh.protocol.training_problems import read_spec
@@ -138,8 +139,8 @@ def estimate(
     """Say how much memory and time a run will take here. Loads the model and tries a few steps; trains nothing."""
     import tempfile
 
+    from tiermesh.adapters.run_plan import check_libraries, plan_of
     from tiermesh.cli.estimate_view import show_estimate
-    from tiermesh.cli.run_plan import check_libraries, plan_of
     from tiermesh.protocol.run_folder import RunFolder
     from tiermesh.protocol.training_problems import read_spec
 
@@ -162,8 +163,9 @@ def evaluate(
     as_json: connect.JsonOption = False,
 ) -> None:
     """Look at the held-out records with a run's newest checkpoint, and answer its samples."""
+    from tiermesh.adapters.run_plan import check_libraries
     from tiermesh.cli.estimate_view import show_evaluation
-    from tiermesh.cli.run_plan import begun_plan, check_libraries
+    from tiermesh.cli.run_plan import begun_plan
     from tiermesh.errors import InvalidSpec
     from tiermesh.protocol.run_folder import RunFolder
 
@@ -195,14 +197,14 @@ def _default_out(file: Path | None, spec: TrainingSpec) -> Path:
 
 def _problems(data: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
     """Of the document, of this machine, and of the data when all else is right; and the records to be left out."""
-    from tiermesh.cli.run_plan import data_problems, machine_problems
+    from tiermesh.adapters.run_plan import data_problems, machine_problems, trainable_model
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_problems import spec_problems
 
     found = spec_problems(data)
     if isinstance(found, TrainingSpec):
         lacking = machine_problems(found)
-        return (lacking, []) if lacking else data_problems(found)
+        return (lacking, []) if lacking else data_problems(found, trainable_model(found.model_name).path)
     # What the document names can be looked for all the same.
     names = {name: data[name] for name in ("model_name", "dataset_path", "eval_path") if data.get(name)}
     named = spec_problems(names)
