@@ -78,6 +78,8 @@ def losses(desk: Path, run: str) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events(desk, run) if event["event"] == "step"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_from_a_spec_to_an_adapter_that_is_better(desk: Path) -> None:
     code, out, said = mesh(desk, "run", "spec.json", "--local")
     assert (code, said) == (0, ""), out + said
@@ -96,6 +98,8 @@ def test_from_a_spec_to_an_adapter_that_is_better(desk: Path) -> None:
     assert found["samples"][0]["prompt"] == "what comes after 3?"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_stopped_by_ctrl_c_it_goes_on_as_if_it_never_was(desk: Path) -> None:
     assert mesh(desk, "run", "spec.json", "--local", "--out", "whole")[0] == 0
     write_spec(desk / "spec.json", **FIELDS | {"save_interval": 1000})
