@@ -31,7 +31,7 @@ class LowRankLinear(PeftLinear):  # type: ignore[misc]  # peft is untyped
         dropout = self.lora_dropout[ADAPTER]
         rate = dropout.p if isinstance(dropout, nn.Dropout) and self.training else 0.0
         rows_NI = x.reshape(-1, x.shape[-1])
-        kept_NI = torch.empty(rows_NI.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - rate) if rate else None
+        kept_NI = _kept(x, rate).view(rows_NI.shape) if rate else None
         outputs_NO = _LowRank.apply(  # type: ignore[no-untyped-call]
             rows_NI,
             weight_IO,
@@ -55,6 +55,39 @@ MODULES = {nn.Linear: LowRankLinear, Conv1D: LowRankConv1D}
 """For `LoraConfig._register_custom_module`: what takes the place of which layer."""
 
 
+class _Memo:
+    """Layers that read the same input drop the same of it, as if one dropout stood before them all."""
+
+    input: torch.Tensor | None = None
+    rate: float = 0.0
+    kept: torch.Tensor
+
+
+_memo = _Memo()
+
+
+def _kept(x: torch.Tensor, rate: float) -> torch.Tensor:
+    """Where x is kept, true for all but a share of `rate`, to 1/65,536.
+
+    Sixteen random bits each, because torch's `bernoulli_` and its dropout take ten times as long on a CPU.
+    """
+    if _memo.input is not x or _memo.rate != rate:
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)
+        _memo.input, _memo.rate, _memo.kept = x, rate, drawn >= round(rate * 65536) - 32768
+    return _memo.kept
+
+
+def _only(rows_NI: torch.Tensor, kept_NI: torch.Tensor | None) -> torch.Tensor:
+    """What is kept, 0 elsewhere."""
+    if kept_NI is None:
+        return rows_NI
+    if rows_NI.dtype == torch.float32:
+        return rows_NI * kept_NI
+    # A product would make a mask in floating point of it first; of 16 bits all or none are let through.
+    return (rows_NI.view(torch.int16) & kept_NI.to(torch.int16).neg_()).view(rows_NI.dtype)
+
+
 class _LowRank(torch.autograd.Function):
     """x W + b + s (x ∘ kept) A^T B^T, W and b frozen."""
 
@@ -70,7 +103,7 @@ class _LowRank(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         down, up = down_RI.to(rows_NI.dtype), (up_OR * scale).to(rows_NI.dtype)
-        inner_NR = (rows_NI if kept_NI is None else rows_NI * kept_NI) @ down.T
+        inner_NR = _only(rows_NI, kept_NI) @ down.T
         outputs_NO = rows_NI @ weight_IO if bias_O is None else torch.addmm(bias_O, rows_NI, weight_IO)
         outputs_NO.addmm_(inner_NR, up.T)
         ctx.save_for_backward(rows_NI, weight_IO, down_RI, up_OR, kept_NI, inner_NR)
@@ -84,12 +117,12 @@ class _LowRank(torch.autograd.Function):
         down, up = down_RI.to(rows_NI.dtype), (up_OR * ctx.scale).to(rows_NI.dtype)
         by_inner_NR = by_outputs_NO @ up
         by_up_OR = (by_outputs_NO.T @ inner_NR).to(up_OR.dtype).mul_(ctx.scale)
-        by_down_RI = (by_inner_NR.T @ (rows_NI if kept_NI is None else rows_NI * kept_NI)).to(down_RI.dtype)
+        by_down_RI = (by_inner_NR.T @ _only(rows_NI, kept_NI)).to(down_RI.dtype)
         by_rows_NI = None
         if ctx.needs_input_grad[0]:
             by_rows_NI = by_outputs_NO @ weight_IO.T
             if kept_NI is None:
                 by_rows_NI.addmm_(by_inner_NR, down)
             else:
-                by_rows_NI.add_((by_inner_NR @ down).mul_(kept_NI))
+                by_rows_NI.add_(_only(by_inner_NR @ down, kept_NI))
         return by_rows_NI, None, None, by_down_RI, by_up_OR, None, None

@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tiermesh.errors import BadSpec, ModelUnusable
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
-from tiermesh.kernel.training import low_rank
+from tiermesh.kernel.training import attention, low_rank
+from tiermesh.kernel.training.data.isolation import leakage
 from tiermesh.kernel.training.layers import linear_layers
 from tiermesh.kernel.training.loss import Head
 from tiermesh.protocol.training import Method, TrainingSpec
@@ -165,8 +166,14 @@ def _base(
             # In an arrangement for inference, which bitsandbytes makes at the first evaluation, nothing can be trained.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        return causal
-    return causal.to(device)
+    else:
+        causal = causal.to(device)
+    if spec.attention == "auto" and device.type == "cpu" and attention.serves(causal.config):
+        causal.set_attn_implementation(attention.IMPLEMENTATION)
+        if leakage(causal) > 0:
+            # Not every architecture tells its attention the positions.
+            causal.set_attn_implementation("sdpa")
+    return causal
 
 
 def _nf4(dtype: torch.dtype) -> Any:
