@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests import tiny_model
 from tests.cli.conftest import Mesh
 
 from tiermesh.adapters import model_source
@@ -46,3 +47,26 @@ def test_a_pull_that_fails_is_one_line(alone: Mesh, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(model_source, "pull", pull)
     done = alone("model", "pull", "tiny")
     assert (done.exit_code, done.stderr) == (1, "mesh: the checksum is wrong\n")
+
+
+@pytest.mark.timeout(60)
+def test_inspect_shows_layers_and_what_each_method_would_train(alone: Mesh, tmp_path: Path) -> None:
+    folder = tiny_model.build_folder(tmp_path / "tiny")
+    shown = alone("model", "inspect", str(folder), "--rank", "4").stdout
+    assert "LlamaForCausalLM, 2 blocks, 46,240 parameters" in shown
+    lines = {line.split()[0]: line.split() for line in shown.splitlines() if line}
+    assert lines["model.layers.*.self_attn.q_proj"][1:] == ["Linear", "32x32", "2", "2,048", "4.4%", "yes"]
+    assert lines["lm_head"][-1] != "yes"
+    assert lines["lora"][1:] == ["4,352", "8.60%"]
+    told = json.loads(alone("model", "inspect", str(folder), "--json").stdout)
+    assert [method["method"] for method in told["methods"]] == ["full_finetune", "lora", "qlora"]
+
+
+@pytest.mark.timeout(60)
+def test_inspect_of_what_is_no_language_model_is_one_sentence(alone: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    failed = alone("model", "inspect", str(tmp_path))
+    assert failed.exit_code != 0
+    assert "no language model" in failed.stderr or "can't" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -41,6 +42,35 @@ def pull(
         print(json.dumps(dataclasses.asdict(model), indent=2, default=str))
     else:
         print(f"{model.name} is at {model.path} ({size(model.size_bytes)})")
+
+
+@app.command()
+def inspect(
+    name: Annotated[str, typer.Argument(help="A model that is on this machine: a name, or a folder.")],
+    rank: Annotated[int, typer.Option(min=1, max=1024, help="Rank of the adapter that is reckoned with.")] = 16,
+    as_json: connect.JsonOption = False,
+) -> None:
+    """Show a model's layers, and how much of it each way of training it would change."""
+    from tiermesh.adapters.layer_inspector import inspect_layers
+    from tiermesh.adapters.model_source import resolve
+
+    told = inspect_layers(resolve(name).path, rank=rank)
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    print(f"{name}: {told['architecture']}, {told['blocks']} blocks, {told['parameters']:,} parameters\n")
+    head = ("layer", "kind", "shape", "count", "parameters", "share", "adapted")
+    table(head, [_layer_row(layer, told["parameters"]) for layer in told["layers"]])
+    print()
+    rows = [(one["method"], f"{one['trained']:,}", f"{one['share']:.2%}") for one in told["methods"]]
+    table(("method", "trained", "share"), rows)
+    print(f"\nAdapters of rank {told['rank']} on all adapted layers.")
+
+
+def _layer_row(layer: Mapping[str, Any], total: int) -> tuple[str, ...]:
+    shape = "x".join(map(str, layer["shape"]))
+    count, share = f"{layer['parameters']:,}", f"{layer['parameters'] / total:.1%}"
+    return layer["name"], layer["kind"], shape, str(layer["count"]), count, share, "yes" if layer["adapted"] else ""
 
 
 def _pull(name: str) -> LocalModel:
