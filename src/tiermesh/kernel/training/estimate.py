@@ -4,19 +4,18 @@ Memory is reckoned from what `footprint` counts, time from some steps of the rea
 only done when they fit. Both are of this machine.
 
     total = runtime + the larger of    loading:  weights, and the file they come from
-                                       a step:   weights + gradients + optimizer + states to go back to
-                                                 + allocator x (activations + work)
+                                       a step:   weights + states to go back to
+                                                 + allocator x (gradients + optimizer + activations + work)
 
-`allocator` is what the C library's allocator takes beyond what is asked of it: it keeps what was freed, in pieces.
+`allocator` is what the C library takes beyond what is asked of it, measured for this run (see footprint).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +24,9 @@ import torch
 
 from tiermesh.core.relief import SHARES, Level
 from tiermesh.kernel.training import guard, models, plugins
-from tiermesh.kernel.training.assembly import assemble, objective_of, ready
+from tiermesh.kernel.training.assembly import assemble, ready
 from tiermesh.kernel.training.evaluation import moved
-from tiermesh.kernel.training.footprint import Footprint, footprint
+from tiermesh.kernel.training.footprint import Footprint, footprint, growth_bytes
 from tiermesh.kernel.training.memory import Memory as RunMemory
 from tiermesh.kernel.training.memory import free_bytes, resident_bytes
 from tiermesh.kernel.training.optimizers import grouped
@@ -35,7 +34,6 @@ from tiermesh.protocol.training_events import Phase
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.events import Events
-    from tiermesh.kernel.training.loss import Objective
     from tiermesh.kernel.training.orders import Orders
     from tiermesh.kernel.training.run import Run
     from tiermesh.protocol.run_folder import RunFolder, RunPlan
@@ -49,8 +47,11 @@ MAX_PROBE_STEPS = 12
 INTERVAL = 0.2
 """Of the time, on both sides: other work on the machine comes and goes."""
 
-ALLOCATORS = {"glibc": 1.22, "glibc, huge pages": 1.1, "other": 1.05}
-"""Most resident memory over most asked for, as scripts/bench_estimate measured it."""
+ALLOCATOR = 1.5
+"""Resident memory over what was asked for, where growth can't be measured."""
+
+MEASURED_TOKENS = 4096
+"""Of a micro-batch whose growth is measured; larger ones grow as these do."""
 
 WHOLE_SHAPE_ELEMENTS = 1 << 22
 """An optimizer's state is made once for each shape up to this size; that of larger ones is in proportion."""
@@ -94,7 +95,7 @@ def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Ord
     spec, model_folder = plan.spec, Path(plan.model_path)
     events.say(Phase(phase="probe", state="started", detail="memory"))
     tokenizer = models.load_tokenizer(model_folder)  # a part of the runtime
-    memory = estimate_memory(spec, model_folder, objective_of(spec), limit)
+    memory = estimate_memory(spec, model_folder, limit)
     del tokenizer
     duration = Duration()
     if memory.fits:
@@ -110,17 +111,18 @@ def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Ord
     events.say(Phase(phase="probe", state="completed"))
 
 
-def estimate_memory(spec: TrainingSpec, folder: Path, objective: Objective, limit_bytes: int | None) -> Memory:
+def estimate_memory(spec: TrainingSpec, folder: Path, limit_bytes: int | None) -> Memory:
     """Of the run that `spec` describes; with a smaller micro-batch and checkpointing, as the run would take them, when
     it does not fit otherwise. Call before a model is loaded: what this process has now counts as the runtime."""
     runtime, limit = resident_bytes(), limit_bytes or free_bytes()
     kinds = [spec.checkpointing is True] + [True] * (spec.checkpointing == "auto")
     found = None
     for checkpointing in kinds:
-        needs = footprint(spec, folder, objective, checkpointing=checkpointing)
+        needs = footprint(spec, folder, checkpointing=checkpointing)
         optimizer = optimizer_bytes(spec, needs.shapes)
+        grown = _grown(spec, folder, needs, optimizer)
         for rows in _sizes(spec.micro_batch_size):
-            found = _reckon(spec, needs, rows, runtime, optimizer, _file_bytes(folder), limit, checkpointing)
+            found = _reckon(spec, needs, rows, runtime, optimizer, _file_bytes(folder), limit, grown)
             if found.fits:
                 return found
     assert found is not None
@@ -161,14 +163,6 @@ def optimizer_bytes(spec: TrainingSpec, shapes: Sequence[tuple[int, ...]]) -> in
     return sum(sizes[shape] for shape in shapes)
 
 
-def allocator_factor(environment: Mapping[str, str] = os.environ) -> float:
-    """Of the C library that this process runs on, as it is set."""
-    if "malloc" in environment.get("LD_PRELOAD", ""):
-        return ALLOCATORS["other"]
-    huge = "malloc.hugetlb=1" in environment.get("GLIBC_TUNABLES", "")
-    return ALLOCATORS["glibc, huge pages" if huge else "glibc"]
-
-
 def _try_step(run: Run, index: int) -> None:
     """What the loop does in a step, without its guard."""
     spec = run.spec
@@ -195,30 +189,21 @@ def _state_bytes(spec: TrainingSpec, shape: tuple[int, ...]) -> int:
 
 
 def _reckon(
-    spec: TrainingSpec,
-    needs: Footprint,
-    rows: int,
-    runtime: int,
-    optimizer: int,
-    file: int,
-    limit: int,
-    checkpointing: bool,
+    spec: TrainingSpec, needs: Footprint, rows: int, runtime: int, optimizer: int, file: int, limit: int, grown: float
 ) -> Memory:
+    """`grown`: resident growth over what is counted."""
     counted = needs.per_pass(rows, spec.seq_len)
     state = needs.trained + optimizer
     rollback = 2 * state if 3 * needs.trained <= guard.IN_MEMORY_BYTES else 0
-    # With a single micro-batch gradients come as activations go.
-    several = spec.effective_batch > rows
-    gradients = needs.trained
-    passing = counted.peak + (gradients if several else max(0.0, gradients - counted.kept))
-    beyond = round(counted.peak * (allocator_factor() - 1))
+    passing = _passing(spec, needs, rows)
+    beyond = round((optimizer + passing) * (grown - 1))
     step = needs.weights + optimizer + rollback + passing + beyond
     loading = needs.weights + file
     total = runtime + round(max(step, loading))
     return Memory(
         runtime_bytes=runtime,
         weights_bytes=needs.weights,
-        gradients_bytes=gradients,
+        gradients_bytes=needs.trained,
         optimizer_bytes=optimizer,
         rollback_bytes=rollback,
         activations_bytes=round(counted.kept),
@@ -228,9 +213,23 @@ def _reckon(
         total_bytes=total,
         limit_bytes=limit,
         micro_batch_size=rows,
-        checkpointing=checkpointing,
+        checkpointing=needs.checkpointing,
         fits=total <= limit * SHARES[Level.SEVERE],
     )
+
+
+def _passing(spec: TrainingSpec, needs: Footprint, rows: int) -> float:
+    """The most that comes and goes within a step. With a single micro-batch gradients come as activations go."""
+    counted = needs.per_pass(rows, spec.seq_len)
+    several = spec.effective_batch > rows
+    return counted.peak + (needs.trained if several else max(0.0, needs.trained - counted.kept))
+
+
+def _grown(spec: TrainingSpec, folder: Path, needs: Footprint, optimizer: int) -> float:
+    """Measured at the largest of the run's sizes that is sure not to fill the machine."""
+    rows = max(1, min(spec.micro_batch_size, MEASURED_TOKENS // spec.seq_len))
+    growth = growth_bytes(spec, folder, rows, checkpointing=needs.checkpointing)
+    return ALLOCATOR if growth is None else max(1.0, growth / (optimizer + _passing(spec, needs, rows)))
 
 
 def _sizes(micro_batch: int) -> list[int]:

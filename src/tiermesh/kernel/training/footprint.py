@@ -4,10 +4,19 @@ Copies of the model with one and with two layers, of its true width and vocabula
 way that the run will be, on rows of 128 and 256 tokens. Everything counted is exact for these sizes, and it is linear
 in the layers and, for B rows of T tokens, a sum of a constant, a part that grows with B T, and one with B T² (the mask
 that keeps packed documents apart). Two copies and three sizes are therefore enough.
+
+What the C library's allocator takes beyond that is no constant: it keeps what was freed, in pieces that fit more or
+less well, from a fifth more to twice as much. So it is measured: as a process of its own, with an allocator that has no
+past, `python -m tiermesh.kernel.training.footprint` trains a copy of some layers at the run's own size for some steps,
+and says by how much its resident memory grew. Two depths give the growth a layer.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -20,16 +29,24 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tiermesh.kernel.training import models
+from tiermesh.kernel.training import memory, models, plugins
+from tiermesh.kernel.training.assembly import objective_of
 from tiermesh.kernel.training.data.batches import NOTHING, MicroBatch, PairBatch
 from tiermesh.kernel.training.loss import Objective
 from tiermesh.kernel.training.models import Trainee
+from tiermesh.kernel.training.optimizers import grouped
 from tiermesh.protocol.training import TrainingSpec
 
 SHAPES = ((1, 128), (1, 256), (2, 128))
 """Rows and tokens. Not smaller: the loss works on 128 rows of logits at a time."""
 
 DEPTHS = (1, 2)
+
+GROWTH_DEPTHS = (2, 5)
+"""Layers of the copies whose growth is measured: a fraction of most models."""
+GROWTH_STEPS = 3
+"""The first one finds no holes from the one before; from the third on nothing grows."""
+GROWTH_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +75,14 @@ class Footprint:
     """Of the trained weights."""
     per_pass: Callable[[int, int], Counted]
     """For B rows of T tokens."""
+    checkpointing: bool
 
 
-def footprint(spec: TrainingSpec, folder: Path, objective: Objective, *, checkpointing: bool) -> Footprint:
+def footprint(spec: TrainingSpec, folder: Path, *, checkpointing: bool) -> Footprint:
     """Of the model in `folder`, trained as `spec` says. Takes some seconds and the memory of two layers."""
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     layers = config.get_text_config().num_hidden_layers
+    objective = objective_of(spec)
     counted: list[list[Counted]] = []
     weights, trained, shapes = [], [], []
     for depth in DEPTHS:
@@ -74,7 +93,7 @@ def footprint(spec: TrainingSpec, folder: Path, objective: Objective, *, checkpo
             weights.append(_weight_bytes(trainee))
             trained.append(sum(one.nbytes for one in trainee.trainables.values()))
             shapes.append([tuple(one.shape) for one in trainee.trainables.values()])
-            counted.append([_count(trainee, objective, rows, tokens) for rows, tokens in SHAPES])
+            counted.append([_count(trainee, objective, spec, rows, tokens) for rows, tokens in SHAPES])
             del trainee
 
     def per_pass(rows: int, tokens: int) -> Counted:
@@ -89,7 +108,63 @@ def footprint(spec: TrainingSpec, folder: Path, objective: Objective, *, checkpo
         trained=round(_at_depth(trained[0], trained[1], layers)),
         shapes=tuple(_deep_shapes(shapes[0], shapes[1], layers)),
         per_pass=per_pass,
+        checkpointing=checkpointing,
     )
+
+
+def growth_bytes(spec: TrainingSpec, folder: Path, rows: int, *, checkpointing: bool) -> int | None:
+    """By how much a process grows beyond the weights when it trains the model in `folder` with micro-batches of `rows`:
+    gradients, optimizer, activations, and what the allocator adds. None where the system can't tell."""
+    if sys.platform != "linux":
+        return None
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    layers: int = config.get_text_config().num_hidden_layers
+    depths = sorted({min(depth, layers) for depth in GROWTH_DEPTHS})
+    grown = [_growth_of_copy(spec, folder, rows, depth, checkpointing=checkpointing) for depth in depths]
+    if None in grown:
+        return None
+    first, last = float(grown[0] or 0), float(grown[-1] or 0)
+    slope = (last - first) / (depths[-1] - depths[0]) if len(depths) > 1 else 0.0
+    return round(last + slope * (layers - depths[-1]))
+
+
+def _growth_of_copy(spec: TrainingSpec, folder: Path, rows: int, depth: int, *, checkpointing: bool) -> int | None:
+    asked = {"spec": spec.model_dump(mode="json"), "folder": str(folder), "rows": rows, "depth": depth}
+    command = [sys.executable, "-m", "tiermesh.kernel.training.footprint", "--threads", str(torch.get_num_threads())]
+    try:
+        ran = subprocess.run(
+            command,
+            input=json.dumps(asked | {"checkpointing": checkpointing}),
+            capture_output=True,
+            text=True,
+            timeout=GROWTH_TIMEOUT_S,
+            check=True,
+        )
+        return int(ran.stdout.split()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _measure_growth(spec: TrainingSpec, folder: Path, rows: int, depth: int, *, checkpointing: bool) -> int:
+    """In a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="tiermesh-probe-") as place:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        _write_shallow(config, depth, Path(place))
+        trainee = models.load(spec, Path(place))
+    trainee.checkpoint(on=checkpointing)
+    groups = grouped(trainee.trainables.values(), spec.weight_decay)
+    optimizer = plugins.make_optimizer(spec.optimizer, groups, spec.learning_rate)
+    objective, batch = objective_of(spec), _batch(trainee, spec.task, rows, spec.seq_len)
+    several = spec.effective_batch > rows
+    memory.trim()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = memory.resident_bytes()
+    for _ in range(GROWTH_STEPS):
+        for _ in range(1 + several):
+            objective.summed(trainee, batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return memory.peak_bytes() - before
 
 
 def made_up(rows: int, tokens: int, vocabulary: int) -> MicroBatch:
@@ -162,11 +237,13 @@ def _quantisation(state: Any) -> Iterator[torch.Tensor]:
         yield from _quantisation(state.state2)
 
 
-def _count(trainee: Trainee, objective: Objective, rows: int, tokens: int) -> Counted:
-    vocabulary = trainee.causal.config.get_text_config().vocab_size
-    batch: Any = made_up(rows, tokens, vocabulary)
-    if hasattr(objective, "preferences"):
-        batch = PairBatch(batch, batch)
+def _batch(trainee: Trainee, task: str, rows: int, tokens: int) -> Any:
+    batch = made_up(rows, tokens, trainee.causal.config.get_text_config().vocab_size)
+    return PairBatch(batch, batch) if task == "preference" else batch
+
+
+def _count(trainee: Trainee, objective: Objective, spec: TrainingSpec, rows: int, tokens: int) -> Counted:
+    batch = _batch(trainee, spec.task, rows, tokens)
     objective.summed(trainee, batch).backward()  # type: ignore[no-untyped-call]  # makes the gradients
     weights = {one.untyped_storage().data_ptr() for one in trainee.model.parameters()}
     kept: dict[int, int] = {}
@@ -212,3 +289,18 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _gone(self, key: int, size: int) -> None:
         self.now -= size
         self._known.pop(key, None)
+
+
+def main() -> None:
+    """Read what to measure from standard input, print bytes."""
+    parser = argparse.ArgumentParser(prog="python -m tiermesh.kernel.training.footprint")
+    parser.add_argument("--threads", type=int, required=True)
+    torch.set_num_threads(parser.parse_args().threads)
+    asked = json.load(sys.stdin)
+    spec, folder = TrainingSpec.model_validate(asked["spec"]), Path(asked["folder"])
+    grown = _measure_growth(spec, folder, asked["rows"], asked["depth"], checkpointing=asked["checkpointing"])
+    sys.stdout.write(f"{grown}\n")
+
+
+if __name__ == "__main__":
+    main()
