@@ -37,6 +37,12 @@ class InvalidSpec(InvalidInput):
     type = "invalid_spec"
 
 
+class DataUnusable(InvalidInput):
+    """Data that was sent can't be trained on, or is not what its digest says."""
+
+    type = "data_unusable"
+
+
 class ContextTooLong(InvalidInput):
     """The prompt does not fit in the model's context."""
 
@@ -164,6 +170,40 @@ class RunBusy(TiermeshError):
     """Another worker trains in this run's folder."""
 
     type = "run_busy"
+    http_status = 409
+
+
+class JobRefused(TiermeshError):
+    """This node can't take the job, now or ever; the message says why."""
+
+    type = "job_refused"
+    http_status = 409
+
+
+class SlotTaken(JobRefused):
+    """Not now: something else trains here, or takes the memory. The same order may be taken later."""
+
+    type = "slot_taken"
+
+
+class StaleOrder(TiermeshError):
+    """An order by somebody who no longer leads, or about an attempt that a later one has replaced."""
+
+    type = "stale_order"
+    http_status = 409
+
+
+class JobExists(InvalidInput):
+    """The id of a submission is that of another job."""
+
+    type = "job_exists"
+    http_status = 409
+
+
+class NotPossibleNow(InvalidInput):
+    """What was asked of a job does not go with its state."""
+
+    type = "not_possible_now"
     http_status = 409
 
 

@@ -24,6 +24,9 @@ Tier = Literal[0, 1, 2]
 
 MemberState = Literal["up", "draining", "down"]
 ModelState = Literal["warm", "cold", "loading"]
+JobState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled"]
+AttemptState = Literal["running", "completed", "failed", "stopped"]
+"""`stopped`: before its end, after a checkpoint; ordered again, it goes on."""
 EngineState = Literal["ready", "starting", "down"]
 
 TIERS: tuple[Tier, ...] = (0, 1, 2)
