@@ -1,4 +1,4 @@
-"""What a node must know after a restart: its promise, the policy, and the peers it has met. SQLite, one thread.
+"""What a node must know after a restart: its promise, the policy, the peers it has met, its jobs. SQLite, one thread.
 
 Each method is one transaction. `synchronous=FULL` makes a returned `save_promise` durable: the election's safety
 rests on it.
@@ -14,10 +14,11 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
+from tiermesh.core.jobs import Dataset, Job, JobId
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable, TiermeshError
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
@@ -39,8 +40,24 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (cluster, node_id)
     );
     """,
+    """
+    CREATE TABLE job (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+        spec TEXT NOT NULL, data TEXT NOT NULL, eval_data TEXT,
+        state TEXT NOT NULL, attempt INTEGER NOT NULL,
+        submitted_at REAL NOT NULL, started_at REAL, ended_at REAL,
+        reason TEXT NOT NULL, failure TEXT, result TEXT NOT NULL
+    );
+    """,
 )
 """Append-only: the number of those already run is the database's `user_version`."""
+
+_JOB_COLUMNS = tuple(field.name for field in fields(Job))
+_JOBS = f"SELECT {', '.join(_JOB_COLUMNS)} FROM job ORDER BY id"  # noqa: S608 - our own names
+_SAVE_JOB = (
+    f"INSERT INTO job ({', '.join(_JOB_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _JOB_COLUMNS)}) "  # noqa: S608
+    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = :{name}' for name in _JOB_COLUMNS)}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +95,14 @@ class Store:
         """
         known = tuple(contact for contact in contacts if contact.node_id)
         await self._run(lambda: self._save_contacts(known))
+
+    async def save_job(self, job: Job) -> None:
+        """Durable when it returns; in place of what was kept of the same job."""
+        await self._run(lambda: self._save_job(job))
+
+    async def jobs(self) -> list[Job]:
+        """All of them, in the order of their ids: that of their making."""
+        return await self._run(lambda: [_job(row) for row in self._opened().execute(_JOBS)])
 
     async def close(self) -> None:
         await self._run(self._close)
@@ -160,6 +185,17 @@ class Store:
                 {"cluster": self._cluster, "limit": CONTACT_LIMIT},
             )
 
+    def _save_job(self, job: Job) -> None:
+        row = asdict(job) | {
+            "spec": json.dumps(job.spec),
+            "data": json.dumps(asdict(job.data)),
+            "eval_data": json.dumps(asdict(job.eval_data)) if job.eval_data else None,
+            "result": json.dumps(job.result),
+        }
+        db = self._opened()
+        with _transaction(db):
+            db.execute(_SAVE_JOB, row)
+
     def _close(self) -> None:
         if self._db is not None:
             self._db.close()
@@ -198,3 +234,15 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 def _policy(row: tuple[int, str, int, str]) -> Policy:
     return Policy(ballot=Ballot(row[0], NodeId(row[1])), version=row[2], body=json.loads(row[3]))
+
+
+def _job(row: tuple[object, ...]) -> Job:
+    facts = dict(zip(_JOB_COLUMNS, row, strict=True))
+    plain = {name: json.loads(str(facts[name])) for name in ("spec", "data", "result")}
+    held_out = json.loads(str(facts["eval_data"])) if facts["eval_data"] else None
+    return Job(
+        **facts
+        | plain
+        | {"id": JobId(str(facts["id"])), "data": Dataset(**plain["data"])}
+        | {"eval_data": Dataset(**held_out) if held_out else None}  # type: ignore[arg-type]
+    )
