@@ -33,6 +33,7 @@ from tiermesh.core.node import Node
 from tiermesh.daemon import banner, log, runtime
 from tiermesh.daemon.api import Context, make_app
 from tiermesh.daemon.api.nodes import register_nodes
+from tiermesh.daemon.api.train import register_training
 from tiermesh.daemon.discovery import Discovery
 from tiermesh.daemon.engine_room import EngineRoom
 from tiermesh.daemon.gateway import Gateway
@@ -45,6 +46,7 @@ from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.daemon.sockets import allow_connections, listen
+from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, TiermeshError
 from tiermesh.hardware.profile import derive_tier, read_profile
 from tiermesh.types import Address, Contact, Hardware, Health, NodeId, SessionId, Status, Tier, View
@@ -124,6 +126,10 @@ class Daemon:
         self._exit.push_async_callback(self._rooms.close)
         self._reactor = self._make_reactor(saved, store)
         self._exit.push_async_callback(self._reactor.close)
+        self._training = TrainingRoom(
+            options, store, ballot=lambda: self._reactor.promised, ending=self._stop_asked.is_set
+        )
+        self._exit.push_async_callback(self._training.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
         self._nodes = NodeDesk(self._me, self._reactor, self._peers, lambda state: self._portrait.change(state=state))
         requests = RequestLog()
@@ -156,6 +162,7 @@ class Daemon:
         )
         self._exit.push_async_callback(self._discovery.close)
         self._reactor.start(self._peers)
+        await self._training.open()
         await self._open_doors(sockets)
         await self._rooms.open()
         self._portrait.watch(lambda: self._rooms)
@@ -250,6 +257,7 @@ class Daemon:
         )
         app = make_app(context, max_body_bytes=self._options.policy.limits.max_body_bytes)
         register_nodes(app, self._nodes)
+        register_training(app, self._training)
         app.middlewares.append(self._requests.middleware())
         app.router.add_get(LINK_PATH, self._peers.accept)
         self._instruments.register(app)

@@ -73,6 +73,11 @@ class Reactor:
         self._view = node.view
 
     @property
+    def promised(self) -> Ballot:
+        """No order under a lower ballot is obeyed."""
+        return self._node.promised
+
+    @property
     def view(self) -> View:
         """The view as published; never ahead of the disk."""
         return self._view

@@ -11,23 +11,26 @@ import contextlib
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from tiermesh.adapters.process import ProcessRecord, reap
+from tiermesh.adapters.process import ProcessRecord, is_alive, reap
 from tiermesh.adapters.worker import Worker, WorkerSpec
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = "workers.json"
+LOOK_S = 0.05
+"""How often an earlier daemon's workers are looked at while they may end by themselves."""
 
 
 class Supervisor:
     """One for a daemon. `start` before the first worker; `close` ends all of them."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / FILE_NAME
+    def __init__(self, state_dir: Path, file_name: str = FILE_NAME) -> None:
+        self._path = state_dir / file_name
         self._workers: list[Worker] = []
         self._numbers = itertools.count()
         self._records: dict[int, ProcessRecord] = {}
@@ -44,6 +47,19 @@ class Supervisor:
         worker = Worker(spec, on_change=on_change, on_record=lambda record: self._note(number, record))
         self._workers = [each for each in self._workers if each.state != "closed"] + [worker]
         return worker
+
+    async def outlast(self, grace_s: float) -> None:
+        """As `start`, for workers that save before they end: they have `grace_s` for it."""
+        left = _read(self._path)
+        ends = time.monotonic() + grace_s
+        while any(map(is_alive, left)) and time.monotonic() < ends:  # noqa: ASYNC110 - they are nobody's children
+            await asyncio.sleep(LOOK_S)
+        self.start()
+
+    def listing(self) -> Callable[[ProcessRecord | None], None]:
+        """For somebody else's worker: what to call with its record, and with None when it has ended."""
+        number = next(self._numbers)
+        return lambda record: self._note(number, record)
 
     async def close(self) -> None:
         """End all workers, side by side, and wait. May be called twice."""

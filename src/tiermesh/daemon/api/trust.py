@@ -41,6 +41,8 @@ REMEMBERED = 256
 """Callers and names whose look is remembered: those of a busy minute."""
 
 PEER_DOOR = "/mesh/"
+DATA_DOOR = "/api/data/"
+"""Datasets are no JSON. Their content type is one that a web page can't send without asking first, either."""
 ANTHROPIC_KEY = "X-Api-Key"
 """Where Anthropic's clients show what all others show as a bearer token."""
 OPEN_ROUTES = frozenset({"/health"})
@@ -115,6 +117,13 @@ def _check_origin(origin: str | None, host: str | None) -> None:
 
 
 def _check_content_type(request: web.Request) -> None:
+    if request.method == "PUT" and request.path.startswith(DATA_DOOR):
+        if request.content_type != "application/octet-stream":
+            raise WrongContentType(
+                f"send data with the header `Content-Type: application/octet-stream`, not {request.content_type!r}",
+                param="Content-Type",
+            )
+        return
     if request.content_type != "application/json":
         raise WrongContentType(
             f"send the body as JSON, with the header `Content-Type: application/json`, not {request.content_type!r}",
