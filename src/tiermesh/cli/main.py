@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tiermesh.cli import ask, cluster, config, data, health, model, node, route, train, up
+from tiermesh.cli import ask, cluster, config, data, health, jobs, model, node, route, train, up
 from tiermesh.cli.outcome import FAILED, MeshGroup, say_error
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("health")(health.health)
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(model.app, name="model")
 app.add_typer(node.app, name="node")
 app.add_typer(train.app, name="train")

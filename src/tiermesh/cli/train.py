@@ -1,4 +1,4 @@
-"""`mesh train`: fine-tune a model on this machine. Needs no daemon."""
+"""`mesh train`: fine-tune a model, by the mesh or, without a daemon, on this machine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from tiermesh.cli import connect
 from tiermesh.cli.outcome import FAILED, INTERRUPTED, say_error
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_problems import Problem
 
-app = typer.Typer(help="Fine-tune a model on your own data.", no_args_is_help=True, rich_markup_mode=None)
+
+class RunByDefault(TyperGroup):
+    """`mesh train SPEC` is `mesh train run SPEC`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=RunByDefault, help="Fine-tune a model on your own data.", no_args_is_help=True, rich_markup_mode=None
+)
 
 RUNS = Path("runs")
 """Where runs go that are told no --out: below the folder that the command is called in."""
@@ -49,8 +62,13 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads t
 def run(
     spec_file: SpecFile = None,
     local: Annotated[bool, typer.Option("--local", help="On this machine, without a daemon.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/SPEC'S NAME]")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run; refuse a folder that holds one.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="The job's name. [default: job_DATE_TIME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --local: the run's folder. [default: runs/SPEC'S NAME]")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With --local: begin a new run; refuse a folder that holds one.")
+    ] = False,
     model: Model = None,
     data: Data = None,
     eval_data: EvalData = None,
@@ -64,11 +82,13 @@ def run(
     seq_len: Length = None,
     settings: Settings = None,
     threads: Threads = None,
+    url: connect.UrlOption = None,
     as_json: connect.JsonOption = False,
 ) -> None:
-    """Train. A run that was stopped or died goes on from its last checkpoint when the same is called again.
+    """Train. The spec and its data go to a node of the mesh, which does it as a job; Ctrl-C lets go of it.
 
-    Ctrl-C stops after a checkpoint; a second one stops at once.
+    With --local this machine does it at once. A run that was stopped or died goes on from its last checkpoint when the
+    same is called again. Ctrl-C stops it after a checkpoint; a second one stops it at once.
     """
     from tiermesh.adapters.run_plan import check_libraries, plan_of
     from tiermesh.adapters.trainer import Launch
@@ -77,8 +97,6 @@ def run(
     from tiermesh.protocol.run_folder import RunFolder
     from tiermesh.protocol.training_problems import read_spec
 
-    if not local:
-        raise InvalidSpec("say --local: runs over the mesh are not built yet, so this machine trains", param="local")
     given = {
         "model_name": model,
         "dataset_path": data,
@@ -92,6 +110,11 @@ def run(
         "learning_rate": lr,
         "seq_len": seq_len,
     }
+    if not local:
+        if out is not None or fresh or threads is not None:
+            raise InvalidSpec("--out, --fresh and --threads go with --local: a node of the mesh decides itself")
+        _submit(_spec_data(spec_file, given, settings), name=name, url=url, as_json=as_json)
+        return
     begun = None if out is None else begun_plan(RunFolder(out.absolute()))
     spec = read_spec(_spec_data(spec_file, given, settings, begun))
     folder = RunFolder((out or _default_out(spec_file, spec)).absolute())
@@ -179,6 +202,14 @@ def evaluate(
         print(json.dumps(found, indent=2))
     else:
         show_evaluation(found)
+
+
+def _submit(given: dict[str, Any], *, name: str | None, url: str | None, as_json: bool) -> None:
+    """The spec goes as its author wrote it; what is wrong in itself is told before anybody is asked."""
+    from tiermesh.cli import submit
+    from tiermesh.protocol.training_problems import read_spec
+
+    submit.submit(read_spec(given), given, name=name, url=url, as_json=as_json)
 
 
 def _spec_data(

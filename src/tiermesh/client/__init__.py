@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tiermesh.client.jobs import Data, TrainingJob
 from tiermesh.client.remote import RemoteClient
 from tiermesh.client.stream import Stream
 from tiermesh.client.sync import SyncClient, SyncStream
 
-__all__ = ["RemoteClient", "Stream", "SyncClient", "SyncStream"]
+__all__ = ["Data", "RemoteClient", "Stream", "SyncClient", "SyncStream", "TrainingJob"]

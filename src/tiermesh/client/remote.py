@@ -12,12 +12,14 @@ from urllib.parse import quote
 import aiohttp
 
 from tiermesh.client.answers import checked, decoded, unreachable
+from tiermesh.client.jobs import Data, TrainingJob, submission
 from tiermesh.client.stream import Stream
-from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput
+from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound
 from tiermesh.protocol.cluster import ClusterReport, HealthReport, NodeOrderReport, PolicyReport
 from tiermesh.protocol.complete import CompleteResponse, Message
 from tiermesh.protocol.diagnose import DiagnoseReport
 from tiermesh.protocol.health import MeshHealthReport
+from tiermesh.protocol.jobs import DataReport, JobList, JobReport
 from tiermesh.protocol.metrics import MetricsReport
 from tiermesh.protocol.openai import ModelCard, ModelList
 from tiermesh.protocol.route import RouteReport
@@ -146,6 +148,56 @@ class RemoteClient:
         path = f"/api/nodes/{quote(node, safe='')}/{order}"
         return decoded(NodeOrderReport, await self._json("POST", path, {}))
 
+    async def train(
+        self,
+        spec: Mapping[str, object],
+        data: Data,
+        *,
+        eval_data: Data | None = None,
+        name: str | None = None,
+        job_id: str | None = None,
+    ) -> TrainingJob:
+        """Have the node train, and return as soon as it has accepted; the data travels with the request.
+
+        `spec` is a training spec without its paths. Sent again with the same `job_id`, it is the same job.
+        """
+        body = submission(spec, name=name, job_id=job_id)
+        body["data"] = await self._deliver(data)
+        if eval_data is not None:
+            body["eval_data"] = await self._deliver(eval_data)
+        return TrainingJob(self, decoded(JobReport, await self._json("POST", "/api/train", body)))
+
+    async def jobs(self) -> list[JobReport]:
+        """The node's training jobs, the newest last."""
+        return decoded(JobList, await self._json("GET", "/api/jobs")).jobs
+
+    async def job(self, job: str) -> TrainingJob:
+        """One of them, by name or id."""
+        return TrainingJob(self, await self.job_report(job))
+
+    async def job_report(self, job: str) -> JobReport:
+        """How it is now."""
+        return decoded(JobReport, await self._json("GET", f"/api/jobs/{quote(job, safe='')}"))
+
+    async def cancel_job(self, job: str) -> JobReport:
+        """End it after a checkpoint."""
+        return decoded(JobReport, await self._json("POST", f"/api/jobs/{quote(job, safe='')}/cancel", {}))
+
+    def job_chunks(self, job: str, after: int) -> AsyncIterator[bytes]:
+        """The raw stream of a job's events that come after the `after`-th."""
+        return self._chunks(f"/api/jobs/{quote(job, safe='')}/events?after={after}", method="GET")
+
+    async def _deliver(self, data: Data) -> dict[str, str]:
+        """Send it, unless the node has it already; how a request names it then."""
+        path = f"/api/data/{await data.sha256()}"
+        try:
+            await self._json("GET", path)
+        except NotFound:
+            limits = aiohttp.ClientTimeout(None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._timeout_s)
+            async with self._request("PUT", path, None, limits, data) as response:
+                decoded(DataReport, await checked(response))
+        return {"sha256": path.rpartition("/")[2], "name": data.name}
+
     async def diagnose(self) -> DiagnoseReport:
         """Have this node try its own engines, and every other member by each of its addresses."""
         return decoded(DiagnoseReport, await self._json("POST", "/api/cluster/test", {}))
@@ -155,9 +207,11 @@ class RemoteClient:
         async with self._request(method, path, body, limits) as response:
             return await checked(response)
 
-    async def _chunks(self, path: str, body: Mapping[str, object]) -> AsyncIterator[bytes]:
+    async def _chunks(
+        self, path: str, body: Mapping[str, object] | None = None, *, method: str = "POST"
+    ) -> AsyncIterator[bytes]:
         limits = aiohttp.ClientTimeout(None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._timeout_s)
-        async with self._request("POST", path, body, limits) as response:
+        async with self._request(method, path, body, limits) as response:
             if response.status != 200:
                 await checked(response)
             async for chunk in response.content.iter_any():
@@ -165,12 +219,20 @@ class RemoteClient:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: Mapping[str, object] | None, limits: aiohttp.ClientTimeout
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None,
+        limits: aiohttp.ClientTimeout,
+        data: Data | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise RuntimeError("the client is not open: use `async with RemoteClient(...) as mesh:`")
         try:
-            async with self._session.request(method, self.url + path, json=body, timeout=limits) as response:
+            sent: dict[str, Any] = {"json": body}
+            if data is not None:
+                sent = {"data": data.chunks(), "headers": {"Content-Type": "application/octet-stream"} | data.headers}
+            async with self._session.request(method, self.url + path, timeout=limits, **sent) as response:
                 yield response
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise InvalidInput(f"{self.url!r} is no URL of a node, for example http://192.168.1.20:8000") from error
