@@ -1,0 +1,153 @@
+"""A daemon that trains, with the real worker on a tiny model: followed, cancelled, killed, taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.daemon.training_daemon import (
+    ENDLESS,
+    LIMIT_S,
+    SPEC,
+    data,
+    machine,
+    until_gone,
+    until_step,
+)
+
+from tiermesh.client import RemoteClient
+from tiermesh.errors import NotPossibleNow, Unauthenticated
+from tiermesh.protocol.jobs import JobReport
+from tiermesh.protocol.training_events import Completed, StepDone
+
+pytest.importorskip("torch")
+from tests import tiny_model
+
+ORPHAN_LIMIT_S = 5.0
+CANCEL_LIMIT_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.build_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+async def test_from_a_submission_to_a_result(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
+        job = await client.train(SPEC, data(), name="faq")
+        assert (job.name, job.report.model, job.report.method) == ("faq", "tiny", "lora")
+        told = [event async for event in job.events()]
+        steps = [event.step for event in told if isinstance(event, StepDone)]
+        assert steps == list(range(1, len(steps) + 1))
+        completed = next(event for event in told if isinstance(event, Completed))
+        assert completed.held_out_loss is not None
+        assert completed.held_out_loss_before is not None
+        assert completed.held_out_loss < completed.held_out_loss_before
+        states = [event.state for event in told if isinstance(event, JobReport)]
+        assert (states[-1], set(states) - {"queued", "running"}) == ("completed", {"completed"})
+
+        report = await job.refresh()
+        assert (report.state, report.result["step"]) == ("completed", len(steps))
+        assert (Path(report.result["result"]) / "adapter_model.safetensors").exists()
+        assert "faq.jsonl" in (Path(report.result["result"]) / "README.md").read_text()
+        assert [listed.name for listed in await client.jobs()] == ["faq"]
+        assert (await client.job("faq")).id == job.id
+        with pytest.raises(NotPossibleNow, match="job faq is completed: nothing is left to cancel"):
+            await job.cancel()
+
+        again = await client.train(SPEC, data(), name="other", job_id=job.id)
+        assert (again.id, again.name, len(await client.jobs())) == (job.id, "faq", 1)
+
+        late = await client.job("faq")
+        late.after = len(desk.events(job)) - 3
+        assert len([event async for event in late.events() if not isinstance(event, JobReport)]) == 3
+
+
+async def test_one_trains_the_other_waits_and_both_are_cancelled(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
+        first = await client.train(ENDLESS, data(), name="first")
+        second = await client.train(SPEC, data(), name="first")
+        assert second.name == "first-2"
+        await until_step(first, 3)
+        waiting = await second.refresh()
+        assert (waiting.state, waiting.reason) == ("queued", "waits: desk trains first, and has one training slot")
+        assert (await second.cancel()).state == "cancelled"
+        asked_at = time.monotonic()
+        await first.cancel()
+        await until_gone(desk.worker(first), CANCEL_LIMIT_S)
+        assert (await first.wait()).state == "cancelled"
+        assert time.monotonic() < asked_at + CANCEL_LIMIT_S + 0.5
+        newest = (desk.run(first) / "checkpoints" / "latest").read_text().strip()
+        assert newest == desk.events(first)[-1]["checkpoint"]
+
+
+async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tmp_path: Path, model: Path) -> None:
+    spec = SPEC | {"num_epochs": 10, "save_interval": 1000}
+    async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
+        job = await client.train(spec, data())
+        await until_step(job, 5)
+        pid = desk.worker(job)
+        await desk.end(signal.SIGKILL)
+        took_s = await until_gone(pid, ORPHAN_LIMIT_S)
+        print(f"the worker ended {took_s:.2f} s after the daemon")
+        stopped = desk.events(job)[-1]
+        assert stopped["event"] == "stopped"
+        assert (desk.run(job) / "checkpoints" / "latest").read_text().strip() == stopped["checkpoint"]
+
+        async with RemoteClient(await desk.up(), timeout_s=LIMIT_S) as after:
+            again = await after.job(job.id)
+            report = await again.wait()
+            assert (report.state, report.attempt) == ("completed", 1), desk.log()
+            resumed = next(event for event in desk.events(job) if event["event"] == "resumed")
+            assert (resumed["step"], resumed["differences"]) == (stopped["step"], [])
+            steps = [event["step"] for event in desk.events(job) if event["event"] == "step"]
+            assert steps == list(range(1, len(steps) + 1)), "no step twice, none left out"
+
+            undisturbed = await after.train(spec, data())
+            assert (await undisturbed.wait()).state == "completed"
+            assert desk.losses(undisturbed) == desk.losses(job)
+
+
+async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
+        job = await client.train(SPEC | {"num_epochs": 10, "save_interval": 1000}, data())
+        await until_step(job, 5)
+        await desk.end(signal.SIGKILL)
+        async with RemoteClient(await desk.up(), timeout_s=LIMIT_S) as after:
+            assert (await (await after.job(job.id)).wait()).state == "completed"
+        assert [event["event"] for event in desk.events(job) if event["event"] in ("stopped", "resumed", "failed")] == [
+            "stopped",
+            "resumed",
+        ]
+
+
+async def test_told_to_end_it_saves_and_the_next_daemon_goes_on(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
+        job = await client.train(SPEC | {"num_epochs": 10, "save_interval": 1000}, data())
+        await until_step(job, 5)
+        pid = desk.worker(job)
+        await desk.end(signal.SIGTERM)
+        assert desk.process is not None
+        assert desk.process.returncode == 0, desk.log()
+        await until_gone(pid, 0.1)
+        stopped = desk.events(job)[-1]
+        assert stopped["event"] == "stopped"
+        async with RemoteClient(await desk.up(), timeout_s=LIMIT_S) as after:
+            report = await (await after.job(job.id)).wait()
+            assert report.state == "completed", report
+        assert next(e for e in desk.events(job) if e["event"] == "resumed")["step"] == stopped["step"]
+
+
+async def test_a_token_is_demanded_everywhere(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model, token="secret") as (_, client):
+        async with RemoteClient(client.url, token="wrong") as stranger:
+            with pytest.raises(Unauthenticated):
+                await stranger.jobs()
+            with pytest.raises(Unauthenticated):
+                await stranger.train(SPEC, data())
+            with pytest.raises(Unauthenticated):
+                await stranger.job("any")
+        assert await client.jobs() == []
