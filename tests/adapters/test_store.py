@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tiermesh.adapters.store import CONTACT_LIMIT, MIGRATIONS, Saved, Store
+from tiermesh.core.jobs import Dataset, Job, JobId
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
@@ -156,3 +157,30 @@ def test_a_saved_promise_survives_sigkill(tmp_path: Path) -> None:
             return saved.promised
 
     assert asyncio.run(read()) == Ballot(5, NodeId("a"))
+
+
+async def test_jobs_come_back_as_they_were_saved_last(tmp_path: Path) -> None:
+    job = Job(
+        id=JobId("01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        name="faq",
+        spec={"seed": 7, "lora": {"r": 4}},
+        data=Dataset("a" * 64, "faq.jsonl"),
+        eval_data=Dataset("b" * 64, "held.csv"),
+        submitted_at=1.5,
+    )
+    other = Job(id=JobId("01ARZ3NDEKTSV4RRFFQ69G5FAA"), name="b", spec={}, data=job.data, submitted_at=2.0)
+    done = job.after("begin", 3.0).after("complete", 4.0, reason="done", result={"step": 9})
+    async with opened(tmp_path) as (store, _):
+        await store.save_job(job)
+        await store.save_job(other)
+        await store.save_job(done)
+    async with opened(tmp_path) as (store, _):
+        assert await store.jobs() == [other, done]
+
+
+async def test_a_folder_of_an_earlier_version_gets_its_jobs(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "state.db")
+    db.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1;")
+    db.close()
+    async with opened(tmp_path) as (store, _):
+        assert await store.jobs() == []

@@ -14,11 +14,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from tiermesh.errors import BodyTooLarge, DataUnusable, StateUnwritable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CAP_BYTES = 64 << 30
 """All datasets together; those that came or were used longest ago make room."""
@@ -57,24 +61,20 @@ class DataShelf:
         """
         self._make_room(declared_bytes or 0)
         staged = self._folder / f"{STAGED}{secrets.token_hex(8)}"
-        took = _Intake(staged)
+        took = await self._on_disk(_Intake, staged)
         try:
             async for block in _blocks(chunks):
                 self._check_room(took.size_bytes + len(block))
-                await asyncio.to_thread(took.write, block)
+                await self._on_disk(took.write, block)
             if not took.size_bytes:
                 raise DataUnusable("the data is empty", param="data")
-            if (found := await asyncio.to_thread(took.finish)) != sha256:
+            if (found := await self._on_disk(took.finish)) != sha256:
                 raise DataUnusable(
                     f"the data that came has SHA-256 {found}, not {sha256}: it was changed or cut off on its way; "
                     "send it again",
                     param="data",
                 )
-            await asyncio.to_thread(took.publish, self._folder / sha256)
-        except OSError as error:
-            raise StateUnwritable(
-                f"{self._folder} can't be written: {error.strerror}. Free or repair the disk"
-            ) from error
+            await self._on_disk(took.publish, self._folder / sha256)
         finally:
             took.discard()
         self._make_room(0)
@@ -102,6 +102,13 @@ class DataShelf:
         except OSError:  # a file system without hard links
             shutil.copyfile(source, target)
         return target
+
+    async def _on_disk(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        try:
+            return await asyncio.to_thread(work, *args, **named)
+        except OSError as error:
+            reason = error.strerror or error
+            raise StateUnwritable(f"{self._folder} can't be written: {reason}. Free or repair the disk") from error
 
     def _check_room(self, size_bytes: int) -> None:
         if size_bytes > self._cap_bytes:

@@ -1,0 +1,28 @@
+"""What can't fit is refused in words; what is unknown is no reason to refuse."""
+
+from __future__ import annotations
+
+import pytest
+
+from tiermesh.core.admission import GIB, RUNTIME_BYTES, Machine, judge_memory, least_bytes
+
+ROWS = [
+    (2 * GIB, Machine(8 * GIB, 4 * GIB), None, "fits", ""),
+    (2 * GIB, Machine(8 * GIB, 2 * GIB), 2 * GIB, "fits", ""),
+    (2 * GIB, Machine(8 * GIB, GIB), None, "wait", "needs at least 2.0 GiB, and 1.0 GiB are free now"),
+    (9 * GIB, Machine(8 * GIB, GIB), None, "never", "needs at least 9.0 GiB, and this machine has 8.0 GiB"),
+    (3 * GIB, Machine(8 * GIB, 8 * GIB), 2 * GIB, "never", "needs at least 3.0 GiB, and memory_limit is 2.0 GiB"),
+    (99 * GIB, Machine(None, None), None, "fits", ""),
+]
+
+
+@pytest.mark.parametrize(("needed", "machine", "limit", "verdict", "reason"), ROWS)
+def test_memory(needed: int, machine: Machine, limit: int | None, verdict: str, reason: str) -> None:
+    judgement = judge_memory(needed, machine, limit)
+    assert (judgement.verdict, judgement.reason) == (verdict, reason)
+
+
+def test_what_is_trained_weighs_most() -> None:
+    billion = 10**9
+    qlora, lora, full = (least_bytes(billion, method) for method in ("qlora", "lora", "full_finetune"))
+    assert RUNTIME_BYTES < qlora < lora < full == RUNTIME_BYTES + 16 * billion
