@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests import tiny_model
 from tests.cli.conftest import Mesh
+from tests.training_runs import write_model_stub
 
 from tiermesh.adapters import model_source
 from tiermesh.adapters.model_source import KnownModel, LocalModel
@@ -64,9 +65,9 @@ def test_inspect_shows_layers_and_what_each_method_would_train(alone: Mesh, tmp_
 
 @pytest.mark.timeout(60)
 def test_inspect_of_what_is_no_language_model_is_one_sentence(alone: Mesh, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    failed = alone("model", "inspect", str(tmp_path))
+    folder = write_model_stub(tmp_path / "odd")
+    (folder / "config.json").write_text('{"model_type": "nothing", "max_position_embeddings": 64}')
+    failed = alone("model", "inspect", str(folder))
     assert failed.exit_code != 0
-    assert "no language model" in failed.stderr or "can't" in failed.stderr
+    assert "holds no language model" in failed.stderr
     assert "Traceback" not in failed.stderr

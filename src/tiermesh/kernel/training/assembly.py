@@ -19,10 +19,11 @@ from tiermesh.kernel.training.data.dataset import Dataset, open_dataset
 from tiermesh.kernel.training.data.isolation import leakage
 from tiermesh.kernel.training.data.order import Order
 from tiermesh.kernel.training.data.packing import PACKER_VERSION
+from tiermesh.kernel.training.evaluation import moved
 from tiermesh.kernel.training.events import Events
 from tiermesh.kernel.training.loss import Objective, OtherLoss, TokenLoss
 from tiermesh.kernel.training.memory import Memory, trim
-from tiermesh.kernel.training.models import Trainee
+from tiermesh.kernel.training.models import Trainee, compile_blocks
 from tiermesh.kernel.training.optimizers import grouped
 from tiermesh.kernel.training.orders import Orders
 from tiermesh.kernel.training.preference import PairLoss
@@ -98,6 +99,8 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
         say(Warned(message=f"{spec.model_name} does not keep packed records apart: each has a row of its own"))
     data = _data(folder, plan, tokenizer, readers, say, packing=packing)
     say(Phase(phase="data", state="completed"))
+    if spec.compile:
+        _compile(spec, trainee, objective, data, say)
     return Assembly(
         folder=folder,
         plan=plan,
@@ -161,6 +164,17 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         )
     )
     return run
+
+
+def _compile(
+    spec: TrainingSpec, trainee: Trainee, objective: Objective, data: Dataset, say: Callable[[TrainingEvent], None]
+) -> None:
+    say(Phase(phase="probe", state="started", detail="layers are compiled"))
+    rows = [row % data.train.rows for row in range(spec.micro_batch_size)]
+    first, then = compile_blocks(trainee, objective, moved(data.train.micro(rows), trainee.device))
+    say(
+        Phase(phase="probe", state="completed", detail=f"compiled: {first:.1f} s for the first pass, then {then:.2f} s")
+    )
 
 
 def _take_up(run: Run, begun: Snapshot, conditions: Conditions, events: Events) -> None:

@@ -124,12 +124,13 @@ def _spread(rows: int, limit: int | None) -> list[int]:
 
 @contextmanager
 def _asking(trainee: Trainee) -> Iterator[None]:
-    """Without dropout, gradients or checkpointing, and then as before."""
+    """Without dropout, gradients, checkpointing or compiling, and then as before."""
     kept = trainee.checkpointing
     trainee.model.eval()
     trainee.checkpoint(on=False)
     try:
-        with torch.no_grad():
+        # Answers of all lengths would each be compiled anew.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         trainee.checkpoint(on=kept)

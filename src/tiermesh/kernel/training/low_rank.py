@@ -66,6 +66,7 @@ class _Memo:
 _memo = _Memo()
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
 def _kept(x: torch.Tensor, rate: float) -> torch.Tensor:
     """Where x is kept, true for all but a share of `rate`, to 1/65,536.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,12 +21,12 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from tiermesh.errors import BadSpec, ModelUnusable
+from tiermesh.errors import BadSpec, EnvironmentUnfit, ModelUnusable
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
 from tiermesh.kernel.training import attention, low_rank
 from tiermesh.kernel.training.data.isolation import leakage
 from tiermesh.kernel.training.layers import linear_layers
-from tiermesh.kernel.training.loss import Head
+from tiermesh.kernel.training.loss import Head, Objective
 from tiermesh.protocol.training import Method, TrainingSpec
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,26 @@ def load(spec: TrainingSpec, folder: Path, precision: Precision | None = None) -
     return trainee
 
 
+def compile_blocks(trainee: Trainee, objective: Objective, batch: Any) -> tuple[float, float]:
+    """Compile the repeated layers for batches of this shape; gives the seconds of the first pass and of the next one.
+
+    Raises `EnvironmentUnfit` where nothing can be compiled.
+    """
+    for block in trainee.blocks():
+        block.compile(dynamic=False)
+    seconds = []
+    for _ in range(2):
+        began = time.monotonic()
+        try:
+            objective.summed(trainee, batch).backward()  # type: ignore[no-untyped-call]
+        except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001
+            reason = " ".join(str(error).split())[:300]
+            raise EnvironmentUnfit(f"compile: layers can't be compiled here; set compile: false ({reason})") from error
+        trainee.model.zero_grad(set_to_none=True)
+        seconds.append(time.monotonic() - began)
+    return seconds[0], seconds[1]
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The folder's own."""
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -168,7 +189,8 @@ def _base(
                 module.support_avx512bf16_for_cpu = False
     else:
         causal = causal.to(device)
-    if spec.attention == "auto" and device.type == "cpu" and attention.serves(causal.config):
+    by_documents = spec.attention == "auto" and not spec.compile  # a compiled layer takes one shape, and a mask
+    if by_documents and device.type == "cpu" and attention.serves(causal.config):
         causal.set_attn_implementation(attention.IMPLEMENTATION)
         if leakage(causal) > 0:
             # Not every architecture tells its attention the positions.
