@@ -81,6 +81,8 @@ def _looked_at(
         return [Problem(field, f"is {path}: {error}")], []
     where = "" if field == "dataset_path" else f"{field} "
     left_out = [Problem(f"{where}{told['unit']} {one['line']}", one["reason"]) for one in told["bad"]]
+    if not told["records"]:
+        return [Problem(field, f"is {path}, which has no record that can be used"), *left_out], []
     count, bound = told["bad_records"], spec.data.max_bad_records
     if count <= bound:
         return [], left_out

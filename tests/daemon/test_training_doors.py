@@ -1,0 +1,419 @@
+"""The doors for training, over real HTTP and with a scripted worker: what is taken, what is refused and why."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tests.training_fake import PROGRAM, starts, write_script
+from tests.training_runs import write_data, write_model_stub
+
+from tiermesh.adapters.passport import Passport
+from tiermesh.adapters.trainer import Launch
+from tiermesh.config import Flags, resolve_options
+from tiermesh.core.admission import GIB, Machine
+from tiermesh.daemon import attempts, jobs
+from tiermesh.daemon.app import Daemon
+from tiermesh.protocol.jobs import ATTEMPTS_PATH
+from tiermesh.protocol.ulid import make_ulid
+from tiermesh.types import NodeId, SessionId
+
+pytest.importorskip("torch")
+
+LIMIT_S = 60.0
+JSON = {"Content-Type": "application/json"}
+STREAM = {"Content-Type": "application/octet-stream"}
+TEXT = '{"prompt": "one?", "completion": "two"}\n{"prompt": "two?", "completion": "three"}\n'
+DIGEST = hashlib.sha256(TEXT.encode()).hexdigest()
+SPEC = {"model_name": "stub", "num_epochs": 1}
+STEP = {"event": "step", "step": 7, "steps": 9, "epoch": 0.5, "loss": 1.0, "learning_rate": 1e-4}
+COMPLETED = {"event": "completed", "step": 9, "result": "result", "held_out_loss": 1.0}
+FAILED = {"event": "failed", "kind": "diverged", "message": "the loss jumped 6 times", "advice": "lower learning_rate"}
+STOPPED = {"event": "stopped", "step": 7, "checkpoint": "step-00000007"}
+DONE: list[dict[str, Any]] = [{"say": STEP}, {"say": COMPLETED}]
+LONG: list[dict[str, Any]] = [{"say": STEP}, {"until_told": True}, {"say": STOPPED}, {"exit": 75}]
+
+
+@dataclass
+class Desk:
+    """A daemon in this process."""
+
+    http: aiohttp.ClientSession
+    url: str
+    state: Path
+    daemon: Daemon
+
+    async def ask(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any]:
+        data = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
+        sent = None if method == "GET" else io.BytesIO(data)
+        async with self.http.request(method, self.url + path, data=sent, headers=headers or JSON) as response:
+            return response.status, json.loads(await response.read())
+
+    async def train(self, *script: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        """Submit a job whose workers play `script`."""
+        body = {"id": new_id(), "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}} | fields
+        write_script(self.run(body["id"]), *script)
+        status, report = await self.ask("POST", "/api/train", body)
+        assert status == 200, report
+        return dict(report)
+
+    async def until(self, job: str, *states: str) -> dict[str, Any]:
+        async with asyncio.timeout(LIMIT_S):
+            while (report := (await self.ask("GET", f"/api/jobs/{job}"))[1])["state"] not in states:
+                await asyncio.sleep(0.02)
+        return dict(report)
+
+    async def until_step(self, job: str) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while (await self.ask("GET", f"/api/jobs/{job}"))[1]["progress"]["step"] < 7:
+                await asyncio.sleep(0.02)
+
+    def run(self, job: str, attempt: int = 1) -> Path:
+        return self.state / "jobs" / job / f"attempt-{attempt}"
+
+
+def new_id() -> str:
+    return make_ulid(secrets.randbits(40), secrets.token_bytes(10))
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, cluster: str, token: str = "") -> AsyncIterator[Desk]:
+    if not (tmp_path / "stub").exists():
+        write_model_stub(tmp_path / "stub")
+    options = resolve_options(
+        Flags(
+            name="desk",
+            cluster=cluster,
+            state_dir=tmp_path / "state",
+            port=0,
+            interface="127.0.0.1",
+            no_detect=True,
+            model=str(tmp_path / "stub"),
+            config=tmp_path / "cluster.yaml",
+        ),
+        env={"MESH_TOKEN": token},
+    )
+    daemon = Daemon(options)
+    try:
+        await daemon.start()
+        ended = asyncio.ensure_future(daemon.run())
+        url = json.loads((tmp_path / "state" / "runtime.json").read_text())["url"]
+        async with aiohttp.ClientSession() as http:
+            yield Desk(http, url, tmp_path / "state", daemon)
+        daemon.stop()
+        daemon.stop()
+        await ended
+    finally:
+        await daemon.close()
+
+
+@pytest.fixture
+def cluster() -> str:
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(autouse=True)
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers play scripts, and interrupted jobs are taken up again at once."""
+    defaults = Launch.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "program", PROGRAM)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("TIERMESH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(jobs, "AGAIN_S", 0.05)
+    (tmp_path / "cluster.yaml").write_text("grace_s: 10\n")
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, cluster: str) -> AsyncIterator[Desk]:
+    async with opened(tmp_path, cluster) as made:
+        yield made
+
+
+async def test_a_job_is_accepted_done_and_listed(desk: Desk) -> None:
+    accepted = await desk.train(DONE, name="faq")
+    assert (accepted["name"], accepted["model"], accepted["node"]) == ("faq", "stub", "desk")
+    assert (accepted["data"], accepted["spec"]["dataset_path"]) == (
+        {"sha256": DIGEST, "name": "faq.jsonl"},
+        "faq.jsonl",
+    )
+    done = await desk.until("faq", "completed")
+    assert (done["id"], done["result"]["step"], done["reason"]) == (accepted["id"], 9, "done after 9 steps")
+    assert accepted["submitted_at"] <= done["started_at"] <= done["ended_at"]
+    _, listed = await desk.ask("GET", "/api/jobs")
+    assert [(job["name"], job["state"], job["spec"]) for job in listed["jobs"]] == [("faq", "completed", {})]
+    plan = json.loads((desk.run(done["id"]) / "spec.json").read_text())
+    assert plan["data_path"] == str(desk.run(done["id"]) / "input-data" / "faq.jsonl")
+    assert (plan["data_digest"], plan["spec"]["model_name"]) == (f"sha256:{DIGEST}", "stub")
+
+
+async def test_the_same_id_is_the_same_job(desk: Desk) -> None:
+    accepted = await desk.train(DONE)
+    body = {"id": accepted["id"], "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}}
+    again = await asyncio.gather(*(desk.ask("POST", "/api/train", body) for _ in range(4)))
+    assert [(status, report["id"]) for status, report in again] == [(200, accepted["id"])] * 4
+    await desk.until(accepted["id"], "completed")
+    assert len(starts(desk.run(accepted["id"]))) == 1
+    status, told = await desk.ask("POST", "/api/train", body | {"spec": SPEC | {"seed": 7}})
+    assert (status, told["error"]["type"], told["error"]["param"]) == (409, "job_exists", "id")
+
+
+WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
+    ("no spec", {"spec": None}, 400, "spec", "JSON object"),
+    ("no data", {"data": None}, 400, "data", "JSON object"),
+    ("neither digest nor text", {"data": {"name": "x"}}, 400, "data", "either sha256"),
+    ("both", {"data": {"sha256": "0" * 64, "text": "x"}}, 400, "data", "either sha256"),
+    ("a digest that is none", {"data": {"sha256": "xyz"}}, 400, "data.sha256", "pattern"),
+    ("data that was not sent", {"data": {"sha256": "0" * 64}}, 400, "data.sha256", "PUT /api/data/000"),
+    ("a path as data", {"data": "/etc/passwd"}, 400, "data", "JSON object"),
+    ("an id that is none", {"id": "../../etc"}, 400, "id", "pattern"),
+    ("a name that can't be typed", {"name": "a b/c"}, 400, "name", "pattern"),
+    ("an unknown field", {"spec": SPEC | {"epochs": 3}}, 400, "epochs", "did you mean"),
+    ("a wrong value", {"spec": SPEC | {"lora": {"r": 0}}}, 400, "lora.r", "at least 1"),
+    ("a later version", {"spec": SPEC | {"version": 2}}, 400, "version", "reads version 1"),
+    ("no model", {"spec": {"num_epochs": 1}}, 400, "model_name", "which model"),
+    ("an unknown model", {"spec": {"model_name": "nonesuch"}}, 400, "model_name", "there are smollm2"),
+    ("a model by its path", {"spec": {"model_name": "/srv/model"}}, 400, "model_name", "--model FOLDER"),
+    ("a model by a path here", {"spec": {"model_name": "../stub"}}, 400, "model_name", "--model FOLDER"),
+    ("a model that is not here", {"spec": {"model_name": "org/none"}}, 400, "model_name", "org/none"),
+    ("an unknown plugin", {"spec": SPEC | {"optimizer": "lion9"}}, 400, "optimizer", "no package"),
+    ("held-out data by its path", {"spec": SPEC | {"eval_path": "/etc/passwd"}}, 400, "eval_path", "send eval_data"),
+    ("bad records", {"data": {"name": "x.jsonl", "text": "{}\n{"}}, 400, "data", "line 2"),
+    (
+        "more bad records than are forgiven",
+        {"data": {"name": "x.jsonl", "text": TEXT + "no json\n"}, "spec": SPEC | {"data": {"max_bad_records": 0}}},
+        400,
+        "data",
+        "line 3",
+    ),
+    ("more memory than it may have", {"spec": SPEC | {"memory_limit": "300 MB"}}, 409, "", "memory_limit is 0.3 GiB"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "param", "says"), [row[1:] for row in WRONG], ids=[r[0] for r in WRONG])
+async def test_what_is_wrong_is_one_clear_answer_and_leaves_nothing(
+    desk: Desk, fields: dict[str, Any], status: int, param: str, says: str
+) -> None:
+    body = {"id": new_id(), "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}} | fields
+    got, told = await desk.ask("POST", "/api/train", body)
+    assert (got, told["error"]["param"] or "") == (status, param), told
+    assert says in told["error"]["message"], told
+    assert str(desk.state) not in told["error"]["message"]
+    assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": []}
+    assert not list((desk.state / "jobs").glob("*"))
+
+
+async def test_data_is_sent_first_and_verified(desk: Desk, tmp_path: Path) -> None:
+    file = write_data(tmp_path / "data.jsonl", 20_000).read_bytes()
+    digest = hashlib.sha256(file).hexdigest()
+    path = f"/api/data/{digest}"
+    assert (await desk.ask("GET", path))[0] == 404
+    status, told = await desk.ask("PUT", path, file[:-1], STREAM)
+    assert (status, told["error"]["type"]) == (400, "data_unusable")
+    assert (await desk.ask("PUT", path, file, JSON))[0] == 415
+    assert (await desk.ask("PUT", "/api/data/nonsense", file, STREAM))[0] == 404
+    assert await desk.ask("PUT", path, file, STREAM) == (200, {"sha256": digest, "size_bytes": len(file)})
+    assert await desk.ask("GET", path) == (200, {"sha256": digest, "size_bytes": len(file)})
+    job = await desk.train(DONE, data={"sha256": digest, "name": "../data.jsonl"})
+    assert (await desk.until(job["id"], "completed"))["data"]["name"] == "data.jsonl"
+    assert (await desk.ask("POST", "/api/train", b"{}", STREAM))[0] == 415, "the exception is the data's alone"
+
+
+async def test_ten_gigabytes_are_refused_before_they_come(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk.daemon._training.shelf, "_cap_bytes", 10**9)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(desk.url.rsplit(":", 1)[1]))
+    writer.write(
+        f"PUT /api/data/{'0' * 64} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000000000\r\n"
+        "Content-Type: application/octet-stream\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(LIMIT_S):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+    writer.close()
+    await writer.wait_closed()
+    assert not list((desk.state / "data").iterdir())
+
+
+async def test_a_typed_failure_is_told_with_what_helps(desk: Desk) -> None:
+    job = await desk.train([{"say": STEP}, {"say": FAILED}, {"exit": 3}])
+    failed = await desk.until(job["id"], "failed")
+    assert (failed["failure"], failed["reason"]) == ("diverged", "the loss jumped 6 times. lower learning_rate")
+
+
+async def test_a_worker_that_somebody_killed_is_started_again(desk: Desk) -> None:
+    job = await desk.train([{"say": STEP}, {"signal": 9}], DONE)
+    assert (await desk.until(job["id"], "completed", "failed"))["state"] == "completed"
+    assert len(starts(desk.run(job["id"]))) == 2
+
+
+async def test_one_that_dies_again_and_again_is_given_up(desk: Desk) -> None:
+    job = await desk.train([{"say": STEP}, {"signal": 9}])
+    failed = await desk.until(job["id"], "failed")
+    assert "again and again" in failed["reason"]
+    assert len(starts(desk.run(job["id"]))) == jobs.MAX_INTERRUPTIONS + 1
+
+
+async def test_jobs_are_done_one_after_the_other(desk: Desk) -> None:
+    first, second = await desk.train(LONG, name="a"), await desk.train(DONE, name="a")
+    assert second["name"] == "a-2"
+    await desk.until_step(first["id"])
+    assert (await desk.until("a-2", "queued"))["reason"] == "waits: desk trains a, and has one training slot"
+    status, told = await desk.ask("POST", "/api/jobs/a/cancel")
+    assert (status, told["state"]) == (200, "cancelling")
+    assert (await desk.until("a", "cancelled"))["reason"] == "stopped after step 7"
+    assert (await desk.until("a-2", "completed"))["attempt"] == 1
+    status, told = await desk.ask("POST", "/api/jobs/a-2/cancel")
+    assert (status, told["error"]["type"]) == (409, "not_possible_now")
+    assert (await desk.ask("POST", "/api/jobs/nobody/cancel"))[0] == 404
+
+
+async def test_what_does_not_fit_now_waits_with_a_reason(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [GIB // 4]
+    monkeypatch.setattr(desk.daemon._training.attempts, "_memory", lambda: Machine(8 * GIB, free[0]))
+    job = await desk.train(DONE)
+    async with asyncio.timeout(LIMIT_S):
+        while "free now" not in (report := (await desk.ask("GET", f"/api/jobs/{job['id']}"))[1])["reason"]:
+            await asyncio.sleep(0.02)
+    assert (report["state"], report["reason"]) == (
+        "queued",
+        "waits: it needs at least 0.6 GiB, and 0.2 GiB are free now",
+    )
+    free[0] = 4 * GIB
+    await desk.until(job["id"], "completed")
+
+
+async def test_events_are_streamed_from_any_number(desk: Desk) -> None:
+    job = await desk.train([{"say": STEP}, {"tear": "torn\n"}, {"say": STEP}, {"until": "go"}, {"say": COMPLETED}])
+    await desk.until_step(job["id"])
+
+    async def told(**asked: Any) -> str:
+        async with desk.http.get(f"{desk.url}/api/jobs/{job['id']}/events", **asked) as response:
+            assert response.headers["Content-Type"] == "text/event-stream"
+            return (await response.read()).decode()
+
+    follower = asyncio.create_task(told())
+    (desk.run(job["id"]) / "go").touch()
+    async with asyncio.timeout(LIMIT_S):
+        whole = await follower
+    lines = whole.splitlines()
+    assert [line for line in lines if line.startswith("id: ")] == ["id: 1", "id: 3", "id: 4"]
+    assert lines[0] == "event: job"
+    assert json.loads(lines[-2].removeprefix("data: "))["state"] == "completed"
+    assert [line for line in (await told(headers={"Last-Event-ID": "3"})).splitlines() if line.startswith("id")] == [
+        "id: 4"
+    ]
+    assert "id: " not in await told(params={"after": "99"})
+    for wrong in ("-1", "x", "1e3", "9" * 40):
+        assert (await desk.ask("GET", f"/api/jobs/{job['id']}/events?after={wrong}"))[0] == 400
+    assert (await desk.ask("GET", "/api/jobs/nobody/events"))[0] == 404
+
+
+async def test_jobs_outlive_the_daemon(tmp_path: Path, cluster: str) -> None:
+    async with opened(tmp_path, cluster) as desk:
+        job = await desk.train(LONG, DONE, name="long")
+        waiting = await desk.train(DONE, name="waiting")
+        await desk.until_step(job["id"])
+        follower = asyncio.create_task(desk.http.get(f"{desk.url}/api/jobs/long/events"))
+        await (await follower).content.readany()
+    async with opened(tmp_path, cluster) as desk:
+        await desk.until("waiting", "completed")
+        done = await desk.until("long", "completed")
+        assert (done["id"], done["attempt"]) == (job["id"], 1)
+        again = {"id": waiting["id"], "spec": SPEC, "data": {"name": "faq.jsonl", "sha256": DIGEST}}
+        assert (await desk.ask("POST", "/api/train", again))[1]["state"] == "completed"
+
+
+async def test_a_result_that_nobody_heard_of_is_no_reason_to_train_again(tmp_path: Path, cluster: str) -> None:
+    async with opened(tmp_path, cluster) as desk:
+        job = await desk.train(LONG)
+        await desk.until_step(job["id"])
+    run = desk.run(job["id"])
+    (run / "result").mkdir()
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps(COMPLETED) + "\n")
+    async with opened(tmp_path, cluster) as desk:
+        assert (await desk.until(job["id"], "completed"))["result"]["step"] == 9
+    assert len(starts(run)) == 1
+
+
+@pytest.fixture
+def order(desk: Desk, cluster: str) -> Callable[..., Any]:
+    """Give an order at the peers' door, as another node."""
+    passport = Passport(cluster, NodeId("b" * 32), SessionId("0000000000001-00000000"))
+
+    async def give(job: str, *, term: int = 2**60, **fields: Any) -> tuple[int, Any]:
+        data = {"sha256": DIGEST, "name": "faq.jsonl"}
+        spec = SPEC | {"dataset_path": "faq.jsonl"}
+        body = {"ballot": {"term": term, "node_id": "b" * 32}, "job": job, "attempt": 1, "spec": spec, "data": data}
+        return await desk.ask("POST", ATTEMPTS_PATH, body | fields, JSON | passport.headers)
+
+    return give
+
+
+async def test_orders_are_taken_once_and_refused_with_a_reason(desk: Desk, order: Callable[..., Any]) -> None:
+    assert (await desk.ask("POST", ATTEMPTS_PATH, {}))[0] == 403, "no peer"
+    async with asyncio.timeout(LIMIT_S):
+        while (await desk.ask("GET", "/api/cluster"))[1]["ballot"]["term"] == 0:
+            await asyncio.sleep(0.02)
+    job = new_id()
+    assert (await order(job))[1]["error"]["type"] == "data_unusable"
+    await desk.ask("PUT", f"/api/data/{DIGEST}", TEXT.encode(), STREAM)
+
+    status, told = await order(job, term=0)
+    assert (status, told["error"]["type"]) == (409, "stale_order")
+    write_script(desk.run(job, 2), LONG)
+    status, report = await order(job, attempt=2)
+    assert (status, report["state"], report["attempt"]) == (200, "running", 2)
+    assert (await order(job, attempt=2))[1]["job"] == job
+    status, told = await order(job, attempt=1)
+    assert (status, told["error"]["type"]) == (409, "stale_order")
+    status, told = await order(new_id())
+    assert (status, told["error"]["type"]) == (409, "slot_taken")
+    assert f"trains job {job}" in told["error"]["message"]
+    async with asyncio.timeout(LIMIT_S):
+        while not starts(desk.run(job, 2)):
+            await asyncio.sleep(0.02)
+    assert len(starts(desk.run(job, 2))) == 1
+
+
+async def test_orders_that_can_not_be_obeyed(
+    desk: Desk, order: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.ask("PUT", f"/api/data/{DIGEST}", TEXT.encode(), STREAM)
+    assert (await order(new_id(), attempt=0))[0] == 400
+    assert (await order(new_id(), spec={"model_name": "/srv"}))[0] == 400
+    monkeypatch.setattr(desk.daemon._training.attempts, "_memory", lambda: Machine(8 * GIB, 0))
+    assert (await order(new_id()))[1]["error"]["type"] == "slot_taken"
+    monkeypatch.setattr(desk.daemon._training.attempts, "_memory", lambda: Machine(GIB // 4, 0))
+    status, told = await order(new_id())
+    assert (status, told["error"]["type"]) == (409, "job_refused")
+    assert "this machine has 0.2 GiB" in told["error"]["message"]
+    monkeypatch.setattr(attempts, "trainable_model", None)
+    desk.daemon._nodes.drain_here(True)
+    assert (await order(new_id()))[0] == 503
+
+
+async def test_without_the_token_nothing_is_told(tmp_path: Path, cluster: str) -> None:
+    async with opened(tmp_path, cluster, token="secret") as desk:
+        for method, path in (
+            ("POST", "/api/train"),
+            ("GET", "/api/jobs"),
+            ("GET", "/api/jobs/x"),
+            ("GET", "/api/jobs/x/events"),
+            ("POST", "/api/jobs/x/cancel"),
+            ("PUT", f"/api/data/{DIGEST}"),
+            ("GET", f"/api/data/{DIGEST}"),
+            ("POST", ATTEMPTS_PATH),
+        ):
+            assert (await desk.ask(method, path))[0] == 401, path
