@@ -13,8 +13,10 @@ from tests.training.runs import Rows, Spoiled, digest_of, run_of, spec_of, weigh
 
 from tiermesh.core.relief import Taken
 from tiermesh.errors import Diverged, NonFinite, OutOfMemory
+from tiermesh.kernel.training import evaluation
 from tiermesh.kernel.training.data.batches import MicroBatch
 from tiermesh.kernel.training.failures import translate
+from tiermesh.kernel.training.loss import TokenLoss
 from tiermesh.kernel.training.memory import Usage
 from tiermesh.kernel.training.models import Trainee
 from tiermesh.kernel.training.run import Progress, Run
@@ -275,6 +277,10 @@ def test_an_early_stop_ends_a_run_whose_held_out_loss_rises(model: Path, tmp_pat
     held_out = [event for event in events if isinstance(event, Evaluated)]
     assert run.progress.step < 100
     assert not any(event.best for event in held_out[-2:])
+    best = min(event.loss or math.nan for event in held_out)
+    found = evaluation.held_out(run.trainee, TokenLoss(), Rows(6, seed=9), 2)
+    assert found is not None
+    assert found.loss == pytest.approx(best, rel=1e-5), "the result is not the best state"
 
 
 def test_evaluating_changes_nothing(model: Path, tmp_path: Path) -> None:

@@ -157,15 +157,16 @@ class Run:
     _mapped: MappedState | None = None
 
     def go(self) -> Ending:
-        """Train until the last step, an early stop, or an order to stop; then the newest checkpoint is the state."""
+        """Train until the last step, an early stop, or an order to stop; all of it is in the newest checkpoint then."""
         progress = self.progress
         self._keep_in_memory()
         while not self.stopping():
             if self._evaluation_due() and not self._evaluate():
                 break
-            if progress.step > 0 and (self._finished() or self._due(self.spec.save_interval)):
+            if self._saving_due():
                 self.save()
             if self._finished():
+                self._take_best()
                 return "done"
             if not self._take_step():
                 break
@@ -363,7 +364,7 @@ class Run:
             self.optimizer,
             step=self.progress.step,
             position=self.progress.position,
-            loss=self.progress.held_out,
+            loss=self.progress.held_out if self.progress.evaluated_at == self.progress.step else None,
             facts=facts,
             copy=copy,
         )
@@ -417,6 +418,20 @@ class Run:
         stop = self.spec.early_stop
         learned_enough = stop is not None and self.progress.evaluations_since_best >= stop.patience
         return self.progress.step >= self.steps or learned_enough
+
+    def _saving_due(self) -> bool:
+        progress = self.progress
+        new_best = progress.evaluated_at == progress.step and progress.evaluations_since_best == 0
+        if self.spec.early_stop is not None and new_best:
+            return True
+        return progress.step > 0 and (self._finished() or self._due(self.spec.save_interval))
+
+    def _take_best(self) -> None:
+        """A run that may stop early gives the weights of its lowest held-out loss, not those of its end."""
+        path = self.checkpoints.best() if self.progress.evaluations_since_best > 0 else None
+        if self.spec.early_stop is not None and path is not None:
+            restore(self.checkpoints.read(path), self.trainee.trainables, self.optimizer)
+            self.progress.held_out = self.progress.best
 
     def _evaluation_due(self) -> bool:
         """Before the first step, at the intervals, after the last step."""
