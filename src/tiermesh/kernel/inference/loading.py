@@ -17,13 +17,14 @@ import transformers
 
 from tiermesh.errors import EngineFailed
 from tiermesh.kernel.inference import decoder, linear, lora
-from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, WholeSequence, attending
+from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, attending
 from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
 from tiermesh.kernel.inference.decoder import Decoder
 from tiermesh.kernel.inference.encoder import Encoder
 from tiermesh.kernel.inference.lora import Rows
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
 from tiermesh.kernel.inference.progress import OnProgress, ignored, weights_counted
+from tiermesh.kernel.inference.trial import Trial, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,10 @@ def load(
     if device.type == "cpu":
         _pack(model)
     end_tokens = _end_tokens(model, tokenizer)
-    shapes = _probe(model, device)
+    trial = _try(model)
     size = plan_size(
         context_length=_context_length(model.config, tokenizer),
-        token_bytes=token_bytes(shapes, dtype),
+        token_bytes=token_bytes(trial.shapes, dtype),
         memory_bytes=_free_bytes(device) // FREE_SHARE if memory_bytes is None else memory_bytes,
     )
     adapter_rows = lora.attach(model, adapters, device)
@@ -136,10 +137,10 @@ def load(
         dtype=dtype,
         encoder=Encoder(tokenizer, size.capacity, end_tokens, model.config.get_text_config().vocab_size),
         end_tokens=end_tokens,
-        shapes=shapes,
+        shapes=trial.shapes,
         size=size,
         adapter_rows=adapter_rows,
-        decoder=decoder.recognise(model),
+        decoder=decoder.recognise(model, trial),
         _decoder=copy.deepcopy(tokenizer),
     )
 
@@ -157,34 +158,22 @@ def _pack(model: Any) -> None:
     log.info("%d groups of layers joined, %d packed in %.2f s", joined, packed, time.perf_counter() - started)
 
 
-def _probe(model: Any, device: torch.device) -> Shapes:
-    """Compute two tokens, which touches every weight, so that a model that can't run fails here."""
-    batch = WholeSequence()
+def _try(model: Any) -> Trial:
+    """A model that can't run fails here, and one that would be computed wrongly is refused."""
+    refused = f"{type(model).__name__} can't be served by the built-in kernel"
     try:
-        with attending(batch), torch.inference_mode():
-            model(**_inputs([0, 0], device))
-    except (NotImplementedError, AssertionError) as error:
-        raise EngineFailed(f"{type(model).__name__} can't be served by the built-in kernel: {error}") from error
+        trial = run_trial(model)
+    except NotImplementedError as error:
+        raise EngineFailed(f"{refused}: {error}") from error
     config = model.config.get_text_config()
     layers = config.num_hidden_layers
     types = dict(enumerate(getattr(config, "layer_types", None) or ()))
-    if any(types.get(layer) in LIMITED_LAYERS and rule.window is None for layer, rule in batch.rules.items()):
-        raise EngineFailed(
-            f"{type(model).__name__} can't be served by the built-in kernel: its layers look at a window of the text "
-            "and do not say how long it is"
-        )
-    if len(batch.shapes) != layers:
-        raise EngineFailed(
-            f"{type(model).__name__} can't be served by the built-in kernel: {layers - len(batch.shapes)} of its "
-            f"{layers} layers do not attend through transformers' interface"
-        )
-    return batch.shapes
-
-
-def _inputs(tokens: Sequence[int], device: torch.device) -> dict[str, object]:
-    tokens_1T = torch.tensor([list(tokens)], device=device)
-    positions_1T = torch.arange(len(tokens), device=device)[None]
-    return {"input_ids": tokens_1T, "position_ids": positions_1T, "use_cache": False}
+    if any(types.get(layer) in LIMITED_LAYERS and rule.window is None for layer, rule in trial.rules.items()):
+        raise EngineFailed(f"{refused}: its layers look at a window of the text and do not say how long it is")
+    if len(trial.shapes) != layers:
+        missing = layers - len(trial.shapes)
+        raise EngineFailed(f"{refused}: {missing} of its {layers} layers do not attend through transformers' interface")
+    return trial
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
