@@ -196,27 +196,26 @@ class Generator:
     def _step(self) -> None:
         started = time.perf_counter()
         generating = [run for run in self._runs if run.remaining == 1]
-        shares = self._prefill_shares(may_prefill=not generating or self._share.may_prefill)
-        work = {run.slot.index: (run, share) for run, share in shares if share}
+        prompts = self._prefill_shares(shared=bool(generating))
+        work = [*((run, 1) for run in generating), *prompts]
         spans = [
-            Span(index, run.computed, run.tokens[run.computed : run.computed + n], run.sequence.adapter)
-            for index, (run, n) in work.items()
+            Span(run.slot.index, run.computed, run.tokens[run.computed : run.computed + n], run.sequence.adapter)
+            for run, n in work
         ]
         try:
-            self._compute(spans, {index: run for index, (run, _) in work.items()})
+            self._compute(spans, {run.slot.index: run for run, _ in work})
         except Exception as error:
             log.exception("a step failed")
-            self._fail([run for run, _ in work.values()], f"the model failed: {type(error).__name__}: {error}")
-        prefilled = len(work) > len(generating) or any(share > 1 for _, share in work.values())
-        self._share.stepped(time.perf_counter() - started, prefilled=prefilled, generated=bool(generating))
+            self._fail([run for run, _ in work], f"the model failed: {type(error).__name__}: {error}")
+        self._share.stepped(time.perf_counter() - started, prefilled=bool(prompts), generated=bool(generating))
 
-    def _prefill_shares(self, *, may_prefill: bool) -> list[tuple[Run, int]]:
-        """How many tokens of each run are computed in this step."""
+    def _prefill_shares(self, *, shared: bool) -> list[tuple[Run, int]]:
+        """How many tokens of which prompts are computed in this step; `shared` with those who generate."""
+        if shared and not self._share.may_prefill:
+            return []
         prompts = [run for run in self._runs if run.remaining > 1]
-        alone = len(prompts) == len(self._runs)
-        budget = (PREFILL_TOKENS if alone else SHARED_PREFILL_TOKENS) if may_prefill else 0
-        shares = share_prefill([run.remaining for run in prompts], budget)
-        return [(run, 1) for run in self._runs if run.remaining == 1] + list(zip(prompts, shares, strict=True))
+        shares = share_prefill([run.remaining for run in prompts], SHARED_PREFILL_TOKENS if shared else PREFILL_TOKENS)
+        return [(run, share) for run, share in zip(prompts, shares, strict=True) if share]
 
     def _compute(self, spans: list[Span], runs: dict[int, Run]) -> None:
         batch = PackedBatch(spans, self._cache, self._model.device)
