@@ -103,8 +103,9 @@ class PackedBatch:
         """In the order in which they are packed."""
         self._cache = cache
         tokens = [token for span in self.spans for token in span.tokens]
-        positions = [position for span in self.spans for position in range(span.start, span.length)]
-        rows = [span.slot * cache.size.capacity + position for span in self.spans for position in range(span.start, span.length)]
+        places = [(span.slot, position) for span in self.spans for position in range(span.start, span.length)]
+        positions = [position for _, position in places]
+        rows = [slot * cache.size.capacity + position for slot, position in places]
         packed = torch.tensor([tokens, positions, rows], device=device)
         self.tokens_1T, self.positions_1T, self.rows_T = packed[0:1], packed[1:2], packed[2]
         self._parts = [*_neighbours(single), *_alone(self.spans, first=len(single))]
