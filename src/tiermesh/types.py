@@ -25,6 +25,7 @@ Tier = Literal[0, 1, 2]
 MemberState = Literal["up", "draining", "down"]
 ModelState = Literal["warm", "cold", "loading"]
 EngineState = Literal["ready", "starting", "down"]
+HealthState = Literal["healthy", "degraded", "unhealthy", "unknown"]
 
 TIERS: tuple[Tier, ...] = (0, 1, 2)
 
