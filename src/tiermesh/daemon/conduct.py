@@ -34,6 +34,7 @@ class Conduct:
         self._moving: set[CandidateKey] = set()
         """Whose facts change by time alone."""
         self._sessions: dict[NodeId, SessionId] = {}
+        self._down: set[NodeId] = set()
 
     def set_rule(self, rule: BreakerRule) -> None:
         """Judge by this from now on; what was judged by another rule is forgotten."""
@@ -42,10 +43,13 @@ class Conduct:
             self._forget(set(self._records))
 
     def view_changed(self, view: View) -> None:
-        """Nodes that are gone are forgotten, and so are those that were started anew."""
+        """Nodes that are gone are forgotten, and so are those that were started anew or are back: who was frozen or cut
+        off failed every request that it had, and none of them says how it does now."""
         sessions = {node: member.session for node, member in view.members.items()}
+        down = {node for node, member in view.members.items() if member.state == "down"}
         changed = {node for node, session in self._sessions.items() if sessions.get(node) != session}
-        self._sessions = sessions
+        changed |= self._down - down
+        self._sessions, self._down = sessions, down
         if changed:
             self._forget({key for key in self._records if key.node in changed})
 
