@@ -144,15 +144,15 @@ class Dispatch:
         """What this node has measured of every candidate that it has asked."""
         return self.conduct.facts(self._loop.time())
 
-    def hopeful(self, request: RouteRequest, without: Collection[CandidateKey]) -> bool:
-        """Would there be somebody else, if all nodes that are known were up and all breakers closed?"""
+    def hopeful(self, request: RouteRequest, fits: Callable[[Candidate], bool]) -> bool:
+        """Would there be somebody who fits, if all nodes that are known were up and all breakers closed?"""
         view = self._view()
         members = {
             node: replace(member, state="up", down_since=None, status=replace(member.status, state="up"))
             for node, member in view.members.items()
         }
         plan = Router(self._me).plan(replace(view, members=members), request, self.routing)
-        return isinstance(plan, Route) and any(candidate.key not in without for candidate in plan.candidates)
+        return isinstance(plan, Route) and any(map(fits, plan.candidates))
 
     def reserve(self, candidate: Candidate, deadline: float) -> Trial:
         """Take a slot of it."""

@@ -10,17 +10,17 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import replace
 from functools import partial
 
 from tiermesh.core.routing import Candidate, CandidateKey
-from tiermesh.daemon.ask import Answer, Ask, Caller, Task
+from tiermesh.daemon.ask import Answer, Ask, Task
 from tiermesh.daemon.choice import Choice
 from tiermesh.daemon.dispatch import Dispatch, Trial
 from tiermesh.daemon.metrics import Record, outcome_of, usage_in
 from tiermesh.daemon.replies import first_event, read_answer, read_verdict
 from tiermesh.daemon.resume import SWITCH, Told, Way
 from tiermesh.daemon.sse import whole_events
+from tiermesh.daemon.waiting import Wish
 from tiermesh.errors import EngineFailed, TiermeshError, Unavailable
 from tiermesh.types import Model, NodeId
 
@@ -106,20 +106,24 @@ class Errand:
 
     async def _reserve(self) -> Trial | None:
         """The next candidate, waited for where there is hope; None: there is nobody left to ask."""
-        waiting, model = self._dispatch.waiting, self._ask.route.model
-        in_turn = self._choice.attempts > 0 or not waiting.anybody(model)
+        wish = self._choice.wish
+        in_turn = self._choice.attempts > 0 or not self._dispatch.waiting.anybody(wish)
         self._trial = self._ready() if in_turn else None
         if self._trial is None and not self._choice.attempts:
             self._choice.check()
         if self._trial is None and self._choice.has_hope():
-            self._trial = await self._wait(model, self._ask.caller, self._ready)
+            limits, size_bytes = self._limits, self._ask.caller.size_bytes
+            apart = self._choice.attempts > 0
+            self._trial = await self._wait(wish, self._ready, limits.queue_length, size_bytes, apart=apart)
         return self._trial
 
     def _ready(self) -> Trial | None:
         candidate = self._choice.first()
         return None if candidate is None else self._dispatch.reserve(candidate, self._deadline)
 
-    async def _wait(self, model: str, caller: Caller, ready: Callable[[], Trial | None]) -> Trial | None:
+    async def _wait(
+        self, wish: Wish, ready: Callable[[], Trial | None], length: int | None, size_bytes: int, *, apart: bool
+    ) -> Trial | None:
         """Stand in the queue for what is left of the time for it."""
         since = self._loop.time()
         left_s = min(self._limits.queue_timeout_s - self._waited_s, self._deadline - since)
@@ -127,12 +131,13 @@ class Errand:
             return None
         try:
             return await self._dispatch.waiting.turn(
-                model,
-                caller,
+                wish,
+                self._ask.caller,
                 ready,
                 timeout_s=left_s,
-                length=self._limits.queue_length,
-                size_bytes=caller.size_bytes,
+                length=length,
+                size_bytes=size_bytes,
+                apart=apart,
             )
         finally:
             self._waited_s += self._loop.time() - since
@@ -250,8 +255,9 @@ class Errand:
             return self._dispatch.reserve(found[0], self._deadline)
 
         trial = ready()
-        if trial is None and self._told.ways() and self._choice.has_hope_for(model):
-            trial = await self._wait(model.name, replace(self._ask.caller, priority="high"), ready)
+        if trial is None and self._choice.has_hope_for(self._told.ways(), model):
+            # What has begun is not refused for want of room: it takes hardly any.
+            trial = await self._wait(self._choice.wish, ready, None, 0, apart=True)
         self._trial = trial
         return None if trial is None else (trial, ways[-1])
 
