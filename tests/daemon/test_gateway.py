@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from tests.daemon.still_mesh import StillMesh, still_mesh, until
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.core.routing import RouteRequest
-from tiermesh.daemon import ask as ask_module
+from tiermesh.daemon.api import public
+from tiermesh.daemon.ask import Ask
 from tiermesh.errors import WorkerDied
 
 CHAT = "/v1/chat/completions"
@@ -233,8 +235,7 @@ async def test_a_talking_stream_outlives_a_wrong_view() -> None:
 
 
 async def test_a_request_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = ask_module.Ask.__init__.__kwdefaults__ or {}
-    monkeypatch.setattr(ask_module.Ask.__init__, "__kwdefaults__", {**defaults, "timeout_s": 0.1})
+    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=0.1))
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m+hang",)}) as mesh:
         status, answer, _ = await mesh.post("desk", CHAT, ask("m+hang"))
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from aiohttp import web
 from tests.daemon.still_mesh import StillMesh, still_mesh
 
 from tiermesh.core.routing import RouteRequest
+from tiermesh.daemon.api import public
 from tiermesh.daemon.ask import Ask
 
 CHAT = "/v1/chat/completions"
@@ -128,8 +130,7 @@ async def test_who_misbehaves_before_it_answered_is_left_for_another(
 
 
 async def test_a_stream_without_end_ends_with_the_requests_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = Ask.__init__.__kwdefaults__ or {}
-    monkeypatch.setattr(Ask.__init__, "__kwdefaults__", {**defaults, "timeout_s": 0.3})
+    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=0.3))
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m",)}) as mesh:
         fake = mesh.nodes["one"].fake
         assert fake is not None
