@@ -21,7 +21,7 @@ from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, att
 from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
 from tiermesh.kernel.inference.decoder import Decoder
 from tiermesh.kernel.inference.encoder import Encoder
-from tiermesh.kernel.inference.lora import Rows
+from tiermesh.kernel.inference.lora import InvalidAdapter, Rows
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
 from tiermesh.kernel.inference.progress import OnProgress, ignored, weights_counted
 from tiermesh.kernel.inference.trial import Trial, run_trial
@@ -45,7 +45,7 @@ class LoadedModel:
 
     `decoder` None: transformers computes its layers. `encoder` and `decode` have a tokenizer each: they are used by
     different threads at the same time. `shapes` are those of its layers' keys and values, `size` that of the cache for
-    them; its capacity is the context that can be served.
+    them; its capacity is the context that can be served. `refused_adapters` are the reasons by the adapters' names.
     """
 
     model: Any
@@ -56,6 +56,7 @@ class LoadedModel:
     shapes: Shapes
     size: Size
     adapter_rows: Rows
+    refused_adapters: Mapping[str, str]
     decoder: Decoder | None
     _decoder: Any
 
@@ -105,9 +106,9 @@ def load(
 ) -> LoadedModel:
     """Load weights and tokenizer from a local folder; raises what transformers raises when it is not a model.
 
-    `memory_bytes` is for the cache; None: a quarter of what is free. `adapters` are folders of LoRAs by their names.
-    Raises `EngineFailed` for a model whose attention this kernel can't compute, or whose cache has no room, and
-    `InvalidAdapter`.
+    `memory_bytes` is for the cache; None: a quarter of what is free. `adapters` are folders of LoRAs by their names; a
+    bad one is refused, and the model is served without it. Raises `EngineFailed` for a model whose attention this
+    kernel can't compute, or whose cache has no room.
     """
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
@@ -130,7 +131,7 @@ def load(
         token_bytes=token_bytes(trial.shapes, dtype),
         memory_bytes=_free_bytes(device) // FREE_SHARE if memory_bytes is None else memory_bytes,
     )
-    adapter_rows = lora.attach(model, adapters, device)
+    adapter_rows, refused = _attach(model, adapters)
     return LoadedModel(
         model=model,
         device=device,
@@ -140,6 +141,7 @@ def load(
         shapes=trial.shapes,
         size=size,
         adapter_rows=adapter_rows,
+        refused_adapters=refused,
         decoder=decoder.recognise(model, trial),
         _decoder=copy.deepcopy(tokenizer),
     )
@@ -174,6 +176,18 @@ def _try(model: Any) -> Trial:
         missing = layers - len(trial.shapes)
         raise EngineFailed(f"{refused}: {missing} of its {layers} layers do not attend through transformers' interface")
     return trial
+
+
+def _attach(model: Any, adapters: Mapping[str, Path]) -> tuple[Rows, Mapping[str, str]]:
+    """What selects the rows of the adapters, and why some are refused."""
+    rows, refused = Rows(), {}
+    for name, folder in adapters.items():
+        try:
+            lora.attach(model, rows, name, folder)
+        except InvalidAdapter as error:
+            log.warning("the adapter %s is not served: %s", name, error)
+            refused[name] = str(error)
+    return rows, refused
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
