@@ -35,6 +35,9 @@ MAX_RUNNING = 16
 """Sequences computed at the same time: more gain little on a CPU, and each waits longer for its tokens."""
 MAX_QUEUED = 32
 """Two more batches: whoever comes later is better served by another node, or told to come back."""
+MIN_SHARED_TOKENS = 256
+"""Shorter equal prompts are cheaper side by side in one step than one computed and then copied by the others in the
+next. Measured, 8 answers to one prompt in bf16: 64 tokens take 0.25 s against 0.40 s, 512 take 4.6 s against 0.7 s."""
 RETRY_AFTER_S = 5.0
 """About one short answer of the small model on a CPU."""
 
@@ -139,9 +142,18 @@ class Generator:
                     self._step()
 
     def _take_queued(self) -> list[Sequence]:
-        """Those that get a slot now, first come first served."""
+        """Those that get a slot now, first come first served; who has the prompt of another waits to copy it."""
         room = min(self.slots - len(self._runs), self._slots.free)
-        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+        begun = [run.sequence for run in self._runs if run.remaining > 1]
+        come: list[Sequence] = []
+        for sequence in self._queue:
+            waits = len(sequence.prompt) >= MIN_SHARED_TOKENS and any(map(sequence.begins_like, begun))
+            if len(come) < room and not waits:
+                come.append(sequence)
+                begun.append(sequence)
+        for sequence in come:
+            self._queue.remove(sequence)
+        return come
 
     def _admit(self, sequence: Sequence) -> None:
         tokens = [*sequence.prompt, *sequence.resumed]
