@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from tiermesh.core.candidate import UNMEASURED, WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
 from tiermesh.core.complexity import Complexity, ComplexityRule, assess
@@ -84,8 +84,7 @@ class RoutingPolicy:
     """None: the prompt's complexity chooses nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class RouteRequest:
+class RouteRequest(NamedTuple):
     """What a caller wants. `tier` narrows `auto`, and prefers among nodes that serve one name in different tiers.
 
     `complexity` chooses the tier for `auto` where no tier was asked for, and is else ignored.
@@ -96,8 +95,7 @@ class RouteRequest:
     complexity: Complexity | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Candidates, best first; never empty. `left_out` would be there but for their breakers."""
 
     candidates: Sequence[Candidate]
@@ -118,8 +116,7 @@ class Refusal:
     left_out: Sequence[Candidate] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(NamedTuple):
     """A request after aliases: a name, or any model; and the tier, if one is wanted."""
 
     name: str | None
@@ -150,7 +147,7 @@ def assessed(request: RouteRequest, body: Mapping[str, object], policy: RoutingP
     wish = _resolve(request, policy)
     if isinstance(wish, Refusal) or wish.name is not None or wish.tier is not None:
         return request
-    return replace(request, complexity=assess(body["messages"], policy.complexity, tools=bool(body.get("tools"))))
+    return request._replace(complexity=assess(body["messages"], policy.complexity, tools=bool(body.get("tools"))))
 
 
 class Router:
@@ -214,7 +211,7 @@ def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
 
 def _let_through(offers: list[Offer], facts: Facts) -> tuple[list[Offer], list[Offer]]:
     """Those whose breakers let somebody through, and the others."""
-    shut = {key for key, fact in facts.items() if fact.shut}
+    shut = [key for key, fact in facts.items() if fact.shut]
     if not shut:
         return offers, []
     return [o for o in offers if o.key not in shut], [o for o in offers if o.key in shut]
@@ -267,7 +264,7 @@ def _ranked(
 
 def _slowness(offers: list[Offer], facts: Facts) -> list[float]:
     """How many times slower than the quickest each one is, in powers of two."""
-    if not facts:
+    if not facts or len(offers) == 1:
         return [1.0] * len(offers)
     known = [facts.get(offer.key, UNMEASURED).answer_s for offer in offers]
     measured = [time_s for time_s in known if time_s is not None]
@@ -306,6 +303,8 @@ def _wait(marks: float) -> float:
 
 def _shut_out(shut: list[Offer], facts: Facts) -> tuple[Candidate, ...]:
     """Those whose breakers are against them, the first to come back first; none of them has a score."""
+    if not shut:
+        return ()
     made = [candidate_of(offer, offer.told_active, facts[offer.key], WORST) for offer in shut]
     return tuple(sorted(made, key=lambda candidate: candidate.fact.retry_after_s))
 

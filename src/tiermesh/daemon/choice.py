@@ -140,9 +140,11 @@ class Choice:
         return RouteRequest(AUTO, self._request.tier) if way == "text" else RouteRequest(model.name)
 
     def _excluded(self, without: CandidateKey | None) -> set[CandidateKey]:
+        excluded = self._gone if without is None else self._gone | {without}
+        if not self._back_at:
+            return excluded
         now = self._now()
-        busy = {key for key, back_at in self._back_at.items() if now < back_at}
-        return self._gone | busy | ({without} if without is not None else set())
+        return excluded | {key for key, back_at in self._back_at.items() if now < back_at}
 
 
 def _able(candidate: Candidate, way: Way, model: Model) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tiermesh.core.breaker import Breaker, BreakerRule
+from tiermesh.core.breaker import Breaker, BreakerRule, BreakerState
 from tiermesh.core.routing import CandidateKey, Fact
 from tiermesh.types import NodeId, SessionId, View
 
@@ -18,6 +18,8 @@ class _Record:
     breaker: Breaker
     first_token_s: float | None = None
     tokens_per_s: float | None = None
+    told: tuple[float | None, float | None, BreakerState, float] | None = None
+    """What its `Fact` was last made of; most requests change nothing."""
 
 
 class Conduct:
@@ -97,13 +99,16 @@ class Conduct:
         self._note(key, record, now)
 
     def _record(self, key: CandidateKey) -> _Record:
-        if key not in self._records:
-            self._records[key] = _Record(Breaker(self._rule))
-        return self._records[key]
+        record = self._records.get(key)
+        if record is None:
+            record = self._records[key] = _Record(Breaker(self._rule))
+        return record
 
     def _note(self, key: CandidateKey, record: _Record, now: float) -> None:
         state, retry_after_s = record.breaker.state(now), record.breaker.retry_after_s(now)
-        self._facts[key] = Fact(record.first_token_s, record.tokens_per_s, state, retry_after_s)
+        known = (record.first_token_s, record.tokens_per_s, state, retry_after_s)
+        if record.told != known:
+            record.told, self._facts[key] = known, Fact(*known)
         if state == "closed" and not retry_after_s:
             self._moving.discard(key)
         else:
