@@ -179,7 +179,7 @@ class Errand:
                 return 200, "application/json", await read_answer(reply, ANSWER_HOLDS[ask.task])
             if not reply.content_type.startswith(EVENTS):
                 raise EngineFailed(f"answered with {reply.content_type} where a stream was asked for")
-            trial.source = whole_events(reply.chunks)
+            trial.source = whole_events(reply.chunks, self._told.choices)
             return 200, EVENTS, await first_event(trial.source)
 
     def _body(self, candidate: Candidate, way: Way) -> dict[str, object]:
