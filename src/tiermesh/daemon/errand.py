@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 
 from tiermesh.core.routing import Candidate, CandidateKey
 from tiermesh.daemon.ask import Answer, Ask, Task
@@ -21,7 +21,7 @@ from tiermesh.daemon.replies import first_event, read_answer, read_verdict
 from tiermesh.daemon.resume import SWITCH, Told, Way
 from tiermesh.daemon.sse import whole_events
 from tiermesh.daemon.waiting import Wish
-from tiermesh.errors import EngineFailed, TiermeshError, Unavailable
+from tiermesh.errors import DeadlineExceeded, EngineFailed, TiermeshError, Unavailable
 from tiermesh.types import Model, NodeId
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,10 @@ class Errand:
         self._limits = dispatch.policy.limits
         self._deadline = self._loop.time() + ask.timeout_s
         self._may_switch = ask.body.get(SWITCH) is True
-        self._told = Told(ask.body, may_switch=self._may_switch)
         self._choice = Choice(
             dispatch, ask.route, now=self._loop.time, may_switch=self._may_switch, preferred=preferred
         )
         self._events: AsyncGenerator[bytes, None] | None = None
-        self._seed = secrets.randbits(SEED_BITS)
         self._trial: Trial | None = None
         self._moves = 0
         self._waited_s = 0.0
@@ -74,8 +72,10 @@ class Errand:
     @property
     def usage(self) -> Mapping[str, int]:
         """The tokens of what was answered, as far as they can be told."""
-        counted = {"completion_tokens": len(self._told.ids)} if self._told.ids else {}
-        return counted | usage_in(self._last)
+        told = usage_in(self._last)
+        if self._ask.stream and self._told.ids:
+            told.setdefault("completion_tokens", len(self._told.ids))
+        return told
 
     async def run(self) -> Answer:
         """The answer of the first candidate that can give one.
@@ -93,6 +93,10 @@ class Errand:
                 return await self._answer(trial)
             except (EngineFailed, Unavailable) as error:
                 await self._failed(trial, error)
+            except DeadlineExceeded as error:
+                if self._loop.time() - trial.since >= self._dispatch.policy.routing.breaker.slow_first_token_s:
+                    self._dispatch.failed(trial, error)  # who has so long nothing to say, has failed
+                raise
 
     async def close(self) -> None:
         """Stop the work, wherever it is done."""
@@ -103,6 +107,16 @@ class Errand:
             trial, self._trial = self._trial, None
             if trial is not None:
                 await trial.close()
+
+    @cached_property
+    def _told(self) -> Told:
+        """Of a stream; what comes whole needs none."""
+        return Told(self._ask.body, may_switch=self._may_switch)
+
+    @cached_property
+    def _seed(self) -> int:
+        """Of all that answer, so that what one has begun another can go on with."""
+        return secrets.randbits(SEED_BITS)
 
     async def _reserve(self) -> Trial | None:
         """The next candidate, waited for where there is hope; None: there is nobody left to ask."""
@@ -144,8 +158,8 @@ class Errand:
 
     async def _answer(self, trial: Trial) -> Answer:
         """One candidate, until it counts as having answered. Raises `EngineFailed` or `Unavailable`."""
-        candidate, key = trial.candidate, trial.candidate.key
-        loading = self._dispatch.is_loading(candidate)
+        candidate, key = trial.candidate, trial.key
+        loading = candidate.model.state != "warm"
         self._bound(trial, lambda: self._choice.first(without=key) is not None)
         status, content_type, body = await self._heard(trial, "anew")
         streamed = trial.source is not None
@@ -184,9 +198,13 @@ class Errand:
 
     def _body(self, candidate: Candidate, way: Way) -> dict[str, object]:
         """What the candidate is asked. A stream that may have to go on elsewhere needs its ids, and a seed to keep."""
+        if not self._ask.stream:
+            body = {**self._ask.body, "model": candidate.model.name}
+            body.pop(SWITCH, None)
+            return body
         body = self._told.request(way)
         body["model"] = candidate.model.name
-        if self._ask.stream and candidate.model.can_continue:
+        if candidate.model.can_continue:
             body["return_token_ids"] = True
             if body.get("seed") is None:
                 body["seed"] = self._seed

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import web
 
 from tiermesh.daemon.api.context import CONTEXT
-from tiermesh.daemon.ask import PRIORITIES, Caller
+from tiermesh.daemon.ask import PRIORITIES, Caller, Priority
 from tiermesh.errors import InvalidInput
 from tiermesh.protocol import headers
+
+_PRIORITIES: Mapping[str, Priority] = {priority: priority for priority in PRIORITIES}
 
 
 def caller_of(request: web.Request) -> Caller:
@@ -15,8 +19,7 @@ def caller_of(request: web.Request) -> Caller:
 
     Raises `InvalidInput` for a priority that is none.
     """
-    given = request.headers.get(headers.PRIORITY, "normal").lower()
-    priority = next((each for each in PRIORITIES if each == given), None)
+    priority = _PRIORITIES.get(request.headers.get(headers.PRIORITY, "normal").lower())
     if priority is None:
         raise InvalidInput(f"{headers.PRIORITY}: must be high, normal or low", param=headers.PRIORITY)
     key = request.headers.get("Authorization", "").removeprefix("Bearer ") or request.headers.get("X-Api-Key", "")
