@@ -138,6 +138,16 @@ async def test_who_is_busy_is_asked_again_when_it_said() -> None:
         assert int(headers["X-Mesh-Attempts"]) >= 2
 
 
+async def test_who_is_busy_until_now_is_not_asked_again_and_again() -> None:
+    async with kernel_mesh({"one": "d"}) as (mesh, kernels):
+        mesh.set_policy({"limits": {"queue_timeout_s": 0.5}})
+        kernels["one"].script.refuse, kernels["one"].script.retry_after_s = 503, 0.0
+        async with asyncio.timeout(5):
+            status, _, _ = await mesh.post("one", CHAT, ask())
+        assert status == 503
+        assert len(kernels["one"].requests) <= 12
+
+
 async def test_an_engine_with_a_queue_of_its_own_is_never_held_back_for() -> None:
     """Nobody knows how many a plain server takes at once; it is asked, and may say 429."""
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m",)}) as mesh:

@@ -16,6 +16,10 @@ MAX_DEATHS = 2
 risked."""
 
 
+LEAST_PAUSE_S = 0.05
+"""Before somebody who was busy is asked again, even if it says that it will be free at once."""
+
+
 class Choice:
     """Of one request. `now` gives the loop's time; `may_switch`: the request allows another model."""
 
@@ -93,7 +97,7 @@ class Choice:
         self._failures.append((candidate, error))
         self._spoke.discard(candidate.key)
         if isinstance(error, Unavailable):
-            self._back_at[candidate.key] = self._now() + error.retry_after_s
+            self._back_at[candidate.key] = self._now() + max(LEAST_PAUSE_S, error.retry_after_s)
         else:
             self._gone.add(candidate.key)
             if spoke:
