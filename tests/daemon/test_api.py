@@ -6,15 +6,19 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 from tests.daemon.still_mesh import MAX_BODY_BYTES, StillMesh, still_mesh, until
 
 from tiermesh.core.routing import Candidate
 from tiermesh.daemon.api import bodies, relay
+from tiermesh.daemon.api.bodies import BODY_LIMIT
 from tiermesh.daemon.api.complete import Assembly
+from tiermesh.daemon.ask import Answer, Ask
 from tiermesh.errors import EngineFailed
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteDone, CompleteResponse
@@ -257,6 +261,71 @@ async def test_a_body_that_does_not_come_is_not_waited_for(mesh: StillMesh, monk
     async with mesh.http.post(mesh.nodes["desk"].url + "/api/complete", data=drip(), headers=JSON) as reply:
         assert reply.status == 400
         assert "did not come within" in (await reply.json())["error"]["message"]
+
+
+async def test_bodies_of_all_requests_together_have_a_bound(mesh: StillMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one, app) = mesh.nodes["one"], app_of(mesh, "one")
+    monkeypatch.setattr(app[BODY_LIMIT], "_most_held", 3000)
+    big = {"model": "m", "messages": [{"role": "user", "content": "x" * 2000}]}
+    assert one.fake is not None
+    one.fake.behaviour = "hang"
+    first = asyncio.create_task(mesh.post("one", "/v1/chat/completions", big))
+    await one.fake.wait_until("started")
+    one.fake.behaviour = ""
+    status, answer, headers = await mesh.post("one", "/v1/chat/completions", big)
+    assert (status, answer["error"]["code"], "Retry-After" in headers) == (503, "unavailable", True)
+    assert (await mesh.post("one", "/v1/chat/completions", {"model": "m", "messages": HELLO}))[0] == 200
+    first.cancel()
+    await until(lambda: app[BODY_LIMIT]._held == 0)
+    assert (await mesh.post("one", "/v1/chat/completions", big))[0] == 200, "one alone always fits"
+
+
+def app_of(mesh: StillMesh, name: str) -> web.Application:
+    runner = mesh.nodes[name].runner
+    assert runner is not None
+    return runner.app
+
+
+async def test_a_body_in_chunks_counts_in_the_queue_as_any_other(
+    mesh: StillMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    gateway = mesh.nodes["one"].gateway
+    asked = gateway.chat
+
+    def watched(ask: Ask) -> AbstractAsyncContextManager[Answer]:
+        sizes.append(ask.caller.size_bytes)
+        return asked(ask)
+
+    monkeypatch.setattr(gateway, "chat", watched)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield chat()[:10]
+        yield chat()[10:]
+
+    url = mesh.nodes["one"].url + "/v1/chat/completions"
+    async with mesh.http.post(url, data=chunks(), headers=JSON) as reply:
+        assert (reply.status, sizes) == (200, [len(chat())])
+
+
+@pytest.mark.parametrize("model", ["m", "m+400", "no-such"])
+async def test_errors_too_carry_the_id_of_their_request(mesh: StillMesh, model: str) -> None:
+    body = {"model": model, "messages": HELLO}
+    _, _, headers = await mesh.post("desk", "/v1/chat/completions", body, headers={"X-Request-Id": "mine-1"})
+    assert headers["X-Request-Id"] == "mine-1"
+    _, _, headers = await mesh.post("desk", "/v1/chat/completions", body)
+    assert len(headers["X-Request-Id"]) == 32
+
+
+async def test_every_route_but_health_demands_the_token() -> None:
+    async with still_mesh({"one": 1}, {"one": ("m",)}, token="secret") as mesh:
+        routes = [r for r in app_of(mesh, "one").router.routes() if r.resource is not None and r.method != "HEAD"]
+        assert len(routes) > 20
+        for route in routes:
+            assert route.resource is not None
+            path = route.resource.canonical.replace("{id}", "m").replace("{name}", "one")
+            async with mesh.http.request(route.method, mesh.nodes["one"].url + path, data=b"{}", headers=JSON) as reply:
+                assert reply.status == (200 if path == "/health" else 401), path
 
 
 async def test_a_client_that_takes_nothing_loses_its_place(mesh: StillMesh, monkeypatch: pytest.MonkeyPatch) -> None:

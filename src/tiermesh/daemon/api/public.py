@@ -76,7 +76,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
                 async for piece in answer.events:
                     await send(response, piece)
             except TiermeshError as error:
-                await response.write(event(error_data(request, error)) + DONE)
+                await send(response, event(error_data(request, error)) + DONE)
         return response
 
 
