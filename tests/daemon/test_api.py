@@ -17,8 +17,10 @@ from tests.daemon.still_mesh import MAX_BODY_BYTES, StillMesh, still_mesh, until
 from tiermesh.core.routing import Candidate
 from tiermesh.daemon.api import bodies, relay
 from tiermesh.daemon.api.bodies import BODY_LIMIT
-from tiermesh.daemon.api.complete import Assembly
+from tiermesh.daemon.api.complete import CompleteTelling
+from tiermesh.daemon.api.said import pieces_of
 from tiermesh.daemon.ask import Answer, Ask
+from tiermesh.daemon.sse import event
 from tiermesh.errors import EngineFailed
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteDone, CompleteResponse
@@ -152,6 +154,7 @@ async def test_a_name_that_no_header_can_hold_is_shown_without_what_is_wrong(mes
     mesh.mark("one", "up", name="o\r\nSet-Cookie: n\x00\x1b\ud800e")
     status, _, headers = await mesh.post("desk", "/api/complete", {"messages": HELLO})
     assert (status, headers["X-Mesh-Node"]) == (200, "o Set-Cookie: n e")
+    assert (await events(mesh, {"messages": HELLO, "stream": True}))[-1]["type"] == "done"
 
 
 async def test_complete_passes_on_exactly_what_was_given(mesh: StillMesh) -> None:
@@ -220,11 +223,12 @@ async def events(mesh: StillMesh, body: dict[str, Any]) -> list[dict[str, Any]]:
 def test_pieces_that_make_no_answer_are_the_engines_failure(pieces: list[dict[str, Any]]) -> None:
     candidate = Candidate(NodeId("a" * 32), "one", Model("m", "", 1, "fake", "warm"), 0, 4, None, True)
 
-    def put_together() -> CompleteDone:
-        assembly = Assembly()
+    def put_together() -> bytes:
+        telling = CompleteTelling(candidate, str)
         for piece in pieces:
-            assembly.add(json.dumps({"choices": [piece]}))
-        return assembly.whole(candidate)
+            for each in pieces_of(event(json.dumps({"choices": [piece]}))):
+                telling.take(each)
+        return telling.end()
 
     with pytest.raises(EngineFailed, match="can't be read"):
         put_together()

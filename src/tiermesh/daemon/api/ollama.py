@@ -128,8 +128,8 @@ async def _answered(
     return await answered(
         request,
         ask,
-        lambda model: OllamaTelling(
-            asked, model, said_in=said_in, created_at=created_at, now=loop.time, asked_at=asked_at
+        lambda candidate: OllamaTelling(
+            asked, candidate.model.name, said_in=said_in, created_at=created_at, now=loop.time, asked_at=asked_at
         ),
     )
 
