@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def test_a_model_that_computes_something_else_is_left_to_transformers() -> None:
     for layer in model.model.layers:
         layer.mlp.forward = lambda rows, mlp=layer.mlp: 2 * original(mlp, rows)
     assert recognise(model, run_trial(model)) is None
+
+
+@pytest.mark.parametrize(("tokens", "recognised"), [(range(2, 3), True), (range(7), False)])
+def test_rounding_that_is_large_at_a_token_does_not_decide(tokens: range, recognised: bool) -> None:
+    """In bf16 it is, and transformers' own logits are then as far from the truth."""
+    model = joined(relative("llama"))
+    trial = run_trial(model)
+    logits_TV = trial.logits_TV.clone()
+    logits_TV[list(tokens)] *= -1
+    assert (recognise(model, replace(trial, logits_TV=logits_TV)) is not None) == recognised
 
 
 @pytest.mark.parametrize("kind", ["gpt2"])
