@@ -142,10 +142,7 @@ def assessed(request: RouteRequest, body: Mapping[str, object], policy: RoutingP
     """`request` with the complexity of the chat `body`, where that is to choose the tier; anywhere else, as it is."""
     if policy.complexity is None or request.complexity is not None or request.tier is not None:
         return request
-    if "messages" not in body:  # an embedding: the same everywhere
-        return request
-    wish = _resolve(request, policy)
-    if isinstance(wish, Refusal) or wish.name is not None or wish.tier is not None:
+    if "messages" not in body or _name(request, policy) != AUTO:  # without messages, an embedding: the same everywhere
         return request
     return request._replace(complexity=assess(body["messages"], policy.complexity, tools=bool(body.get("tools"))))
 
@@ -194,9 +191,15 @@ class Router:
         return known[1]
 
 
-def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
+def _name(request: RouteRequest, policy: RoutingPolicy) -> str:
+    """What is asked for, after aliases."""
     name = bare_name(request.model)
-    name = bare_name(policy.aliases.get(name, name))
+    alias = policy.aliases.get(name)
+    return name if alias is None else bare_name(alias)
+
+
+def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
+    name = _name(request, policy)
     if name == AUTO:
         if request.tier is None and request.complexity is not None:
             return _Wish(None, request.complexity.tier, assessed=True)

@@ -320,5 +320,5 @@ def usage_in(answer: bytes) -> dict[str, int]:
 
 
 def _count(usage: Mapping[str, object] | None, name: str) -> int:
-    value = usage.get(name) if isinstance(usage, Mapping) else None
+    value = None if usage is None else usage.get(name)
     return value if isinstance(value, int) and value > 0 else 0
