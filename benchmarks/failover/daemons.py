@@ -74,12 +74,6 @@ class Machine:
             self._signal(signal.SIGKILL)
             await self._running.wait()
 
-    async def stop(self) -> None:
-        """As a person does, with what runs finished first."""
-        self.deaths.append((time.monotonic(), float("inf")))
-        self._signal(signal.SIGTERM)
-        await self._running.wait()
-
     def freeze(self) -> None:
         """It is there, and says nothing; its worker goes on until it has to wait for it."""
         self._signal(signal.SIGSTOP)
@@ -87,6 +81,13 @@ class Machine:
     def thaw(self) -> None:
         """It goes on as if nothing had been."""
         self._signal(signal.SIGCONT)
+
+    def family(self) -> set[int]:
+        """The process and all below it."""
+        with contextlib.suppress(psutil.Error):
+            me = psutil.Process(self._running.pid)
+            return {me.pid, *(child.pid for child in me.children(recursive=True))}
+        return set()
 
     def worker(self) -> psutil.Process | None:
         """Its kernel's process, if there is one now."""
