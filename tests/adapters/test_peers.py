@@ -13,8 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
-from tiermesh.adapters import peers
-from tiermesh.adapters import prompt
+from tiermesh.adapters import peers, prompt
 from tiermesh.adapters.passport import Passport, Stamp, read_stamp
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.messages import PROTOCOL
