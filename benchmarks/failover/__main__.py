@@ -42,7 +42,7 @@ LEADER_PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table; `kept` is None where nothing was promised."""
+    """One line of the table."""
 
     what: str
     wanted: str
@@ -150,7 +150,8 @@ def _lost_row(trials: Sequence[Lost]) -> Row:
         "coordinator SIGKILLed under 20 requests/s, half of them streams",
         f"0 failed, none paused over {LEADER_PAUSE_S:g} s",
         f"{failed} of {sum(trial.requests for trial in trials)} failed; longest pause "
-        f"{max(trial.pause_s for trial in trials):.2f} s, n = {len(trials)}",
+        f"{max(trial.pause_s for trial in trials):.2f} s ({max(trial.before_s for trial in trials):.2f} s before it), "
+        f"n = {len(trials)}",
         not failed and all(trial.pause_s <= LEADER_PAUSE_S for trial in trials),
     )
 

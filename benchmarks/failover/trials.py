@@ -23,7 +23,7 @@ BEGUN = 5
 STALL_S = 2.0
 RATE = 20.0
 """Requests a second while a coordinator dies."""
-SHORT = 24
+SHORT = 12
 """Tokens of each of them."""
 
 Fault = Literal["SIGKILL", "SIGSTOP"]
@@ -60,11 +60,13 @@ class Survived:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What clients saw of a coordinator's death."""
+    """What clients saw of a coordinator's death. `before_s`: the longest pause in answers that were whole before it,
+    which is the machine's own doing."""
 
     requests: int
     failures: list[str]
     pause_s: float
+    before_s: float
     served_by_it: int
 
 
@@ -132,7 +134,7 @@ async def coordinator_lost(served: Served, seconds: float) -> Lost:
     assert leader is not None, "a mesh that is well has a coordinator"
     entries = [machine for machine in served.machines.values() if machine.name != leader]
     loop, asked, heard = asyncio.get_running_loop(), list[asyncio.Task[Heard]](), list[Heard]()
-    began, count = loop.time(), int(seconds * RATE)
+    began, count, before_s = loop.time(), int(seconds * RATE), 0.0
     for number in range(count):
         await asyncio.sleep(began + number / RATE - loop.time())
         body = question(served.model, f"number {number} of {began}", SHORT)
@@ -141,12 +143,14 @@ async def coordinator_lost(served: Served, seconds: float) -> Lost:
         asking = listen(served.http, url, body, one) if number % 2 else _whole(served.http, url, body, one)
         asked.append(asyncio.create_task(asking))
         if number == count // 2:
+            before_s = max((one.pause_s for one in heard if one.done), default=0.0)
             await served.machines[leader].kill()
     await asyncio.gather(*asked)
     await served.machines[leader].start()
     await served.until_well()
     failures = [one.error or "not whole" for one in heard if not one.whole or one.told != SHORT]
-    return Lost(count, failures, max(one.pause_s for one in heard), sum(one.node == leader for one in heard))
+    longest_s, served_by_it = max(one.pause_s for one in heard), sum(one.node == leader for one in heard)
+    return Lost(count, failures, longest_s, before_s, served_by_it)
 
 
 async def _whole(http: aiohttp.ClientSession, url: str, body: dict[str, object], heard: Heard) -> Heard:
