@@ -113,12 +113,30 @@ async def test_a_draining_node_shows_as_draining(mesh: StillMesh) -> None:
 
 async def test_models_are_those_of_nodes_that_are_up(mesh: StillMesh) -> None:
     _, body, _ = await mesh.get("desk", "/v1/models")
-    assert [card["id"] for card in body["data"]] == ["m", "m+400", "m+half", "m+tool"]
+    assert [card["id"] for card in body["data"]] == ["auto", "tier:1", "m", "m+400", "m+half", "m+tool"]
     assert (await mesh.get("desk", "/v1/models/m:latest"))[1]["owned_by"] == "one"
     mesh.mark("one", "down")
     assert (await mesh.get("desk", "/v1/models"))[1] == {"object": "list", "data": []}
     status, body, _ = await mesh.get("desk", "/v1/models/m")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_lists_of_models_have_all_names_that_a_request_may_have(mesh: StillMesh) -> None:
+    mesh.set_policy(
+        {"routing": {"aliases": {"gpt-4o:latest": "m", "best": "tier:1", "gone": "no-such", "m+tool": "m"}}}
+    )
+    names = ["auto", "best", "gpt-4o", "m+tool", "tier:1", "m", "m+400", "m+half"]
+    _, body, _ = await mesh.get("desk", "/v1/models")
+    assert [(card["id"], card["owned_by"]) for card in body["data"]] == [(name, "one") for name in names]
+    _, body, _ = await mesh.get("desk", "/api/tags")
+    tags = [name if ":" in name else f"{name}:latest" for name in names]
+    assert [card["model"] for card in body["models"]] == tags
+    for path, listed in [("/v1/chat/completions", names), ("/api/chat", tags)]:
+        for name in listed:
+            status, _, _ = await mesh.post("desk", path, {"model": name, "messages": HELLO, "stream": False})
+            failing = {"m+400": 400, "m+half": 502}
+            assert status == failing.get(name.removesuffix(":latest"), 200), name
+    assert (await mesh.get("desk", "/v1/models/gpt-4o"))[0] == 200
 
 
 @pytest.mark.parametrize("asked", ["desk", "one"])

@@ -34,7 +34,18 @@ from typing import Literal, NamedTuple
 
 from tiermesh.core.candidate import UNMEASURED, WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
 from tiermesh.core.complexity import Complexity, ComplexityRule, assess
-from tiermesh.core.offers import CandidateKey, Offer, Offers, bare_name, default_models, is_up, models_of, tiers_of
+from tiermesh.core.offers import (
+    AUTO,
+    CandidateKey,
+    Offer,
+    Offers,
+    bare_name,
+    default_models,
+    is_up,
+    models_of,
+    names_of,
+    tiers_of,
+)
 from tiermesh.types import TIERS, Member, NodeId, Tier, View
 
 __all__ = [
@@ -53,13 +64,12 @@ __all__ = [
     "default_models",
     "is_up",
     "models_of",
+    "names_of",
     "plan_route",
 ]
 
 FALLBACK: Mapping[Tier, tuple[Tier, ...]] = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 1, 2)}
 """The tier wanted, then the others in the order in which they may stand in for it."""
-
-AUTO = "auto"
 
 BUSIER = 1.5
 """A cache saves reading the conversation again; at half as much waiting again, that is lost elsewhere."""
@@ -79,7 +89,7 @@ class RoutingPolicy:
     fallback_strategy: Literal["graceful", "strict"] = "graceful"
     load_balance: bool = True
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Alias to a model's name, `tier:N` or `auto`; an alias of an alias is not followed."""
+    """Alias, without `:latest`, to a model's name, `tier:N` or `auto`; an alias of an alias is not followed."""
     complexity: ComplexityRule | None = field(default_factory=ComplexityRule)
     """None: the prompt's complexity chooses nothing."""
 
