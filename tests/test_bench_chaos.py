@@ -27,7 +27,7 @@ WHOLE = HEAD + chunk("three") + USAGE + DONE
 
 def entry(received: bytes = WHOLE, *, took_s: float | None = 1.0, status: int | None = 200, **more: Any) -> Entry:
     ended = None if took_s is None else 100.0 + took_s
-    return Entry("1", "chat, streamed", "desk", "q", 100.0, status, bytearray(received), ended, **more)
+    return Entry("1", "chat, streamed", "desk", "tiny", "q", 100.0, status, bytearray(received), ended, **more)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,13 @@ def test_only_the_death_of_its_own_node_excuses_a_cut(died: tuple[float, float],
     assert (judge([cut], EXPECTED, {"desk": [died]}).violations == []) is excused
     assert judge([cut], EXPECTED, {"door": [died]}).violations
     assert judge([entry(chunk("two "), trouble="reset")], EXPECTED, {"desk": [died]}).violations, "other words"
+
+
+def test_shares_leave_out_who_went() -> None:
+    cut, failed = entry(HEAD, trouble="reset"), entry(HEAD + FAILURE + DONE)
+    verdict = judge([entry(), entry(HEAD, left=True), cut, failed], EXPECTED, {"desk": [(100.5, 110.0)]})
+    assert verdict.share_whole("tiny") == 0.5
+    assert verdict.share_whole("another") == 0.0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ DIALECT_OF = {dialect.name: dialect for dialect in DIALECTS}
 HANG_S = 60.0
 """More than everything that may be waited for, one after the other: a queue of 15 s, a stall, a worker's start."""
 
+LEFT, CUT = "left", "cut with its node"
+GONE = frozenset({LEFT, CUT})
+
 Deaths = Mapping[str, Sequence[tuple[float, float]]]
 """By entry: the times in which there was no such daemon."""
 
@@ -42,6 +45,7 @@ class Entry:
     id: str
     dialect: str
     through: str
+    model: str
     question: str
     sent: float
     status: int | None = None
@@ -53,34 +57,40 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`ends` counts ways to end, by the reason where one was given."""
+    """`ends` counts ways to end by model, with the reason where one was given."""
 
     requests: int
-    whole: int
-    ends: Counter[str]
+    ends: Counter[tuple[str, str]]
     longest_s: float
     violations: list[str]
+
+    def share_whole(self, model: str) -> float:
+        """Of the answers of this model, not counting those whose client or whose own node went."""
+        ends = {end: count for (asked, end), count in self.ends.items() if asked == model and end not in GONE}
+        return ends.get("whole", 0) / max(1, sum(ends.values()))
 
     @property
     def told(self) -> str:
         """For a person."""
-        ends = ", ".join(f"{count} {end}" for end, count in self.ends.most_common())
-        lines = [f"{self.requests} requests: {ends}", f"longest {self.longest_s:.1f} s"]
+        lines = [f"{self.requests} requests, the longest {self.longest_s:.1f} s"]
+        for model in sorted({model for model, _ in self.ends}):
+            ends = [f"{count} {end}" for (asked, end), count in self.ends.most_common() if asked == model]
+            lines.append(f"{model}: {', '.join(ends)}")
         return "\n".join([*lines, f"{len(self.violations)} violations", *self.violations[:20]])
 
 
 def judge(ledger: Iterable[Entry], expected: Mapping[str, Expected], deaths: Deaths) -> Verdict:
     """Of all entries, after the last one has ended."""
-    entries, ends, violations = list(ledger), Counter[str](), list[str]()
+    entries, ends, violations = list(ledger), Counter[tuple[str, str]](), list[str]()
     for entry in entries:
         end, problem = _end_of(entry, expected[entry.question], deaths)
-        ends[end] += 1
+        ends[entry.model, end] += 1
         if problem:
             took = "never ended" if entry.ended is None else f"{entry.ended - entry.sent:.1f} s"
             where = f"{entry.id}, {entry.dialect} through {entry.through}, sent at {entry.sent:.2f}, {took}"
             violations.append(f"{where}: {problem}")
     longest_s = max((entry.ended - entry.sent for entry in entries if entry.ended is not None), default=0.0)
-    return Verdict(len(entries), ends["whole"], ends, longest_s, violations)
+    return Verdict(len(entries), ends, longest_s, violations)
 
 
 def _end_of(entry: Entry, expected: Expected, deaths: Deaths) -> tuple[str, str]:
@@ -98,9 +108,9 @@ def _end_of(entry: Entry, expected: Expected, deaths: Deaths) -> tuple[str, str]
     if reading.ended:
         return "whole", _changed(reading, expected)
     if entry.left:
-        return "left", _partial(reading, expected)
+        return LEFT, _partial(reading, expected)
     if _excused(entry, deaths):
-        return "cut with its node", _partial(reading, expected)
+        return CUT, _partial(reading, expected)
     return "torn", f"torn after {len(entry.received)} bytes: {entry.trouble or 'the stream just ends'}"
 
 

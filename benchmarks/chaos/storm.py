@@ -120,7 +120,7 @@ class Storm:
             self._expected[question] = Expected(f"parrot: {' '.join(words)}", 1 + len(words))
         leaves = "streamed" in dialect.name and model == "tiny" and chance.random() < LEAVES
         share = 1.0 - (count * CLIENTS + client + 1) / 10_000_000
-        entry = Entry(f"{client}-{count}", dialect.name, through.name, question, time.monotonic())
+        entry = Entry(f"{client}-{count}", dialect.name, through.name, model, question, time.monotonic())
         self._ledger.append(entry)
         await self._exchange(entry, dialect, through.url, dialect.body(model, question, TOKENS, share), leaves=leaves)
         return entry
@@ -173,11 +173,11 @@ class Storm:
         for machine in self._machines.values():
             for model, text in (("tiny", "the quick brown fox number 0"), ("parrot", "still there")):
                 self._expected.setdefault("still there", Expected("parrot: still there", 3))
-                entry = Entry("after", DIALECTS[0].name, machine.name, text, time.monotonic())
+                entry = Entry("after", DIALECTS[0].name, machine.name, model, text, time.monotonic())
                 body = DIALECTS[0].body(model, text, TOKENS, random.uniform(0.9, 1.0))
                 await self._exchange(entry, DIALECTS[0], machine.url, body, leaves=False)
                 verdict = judge([entry], self._expected, {})
-                if not verdict.whole or verdict.violations:
+                if verdict.share_whole(model) < 1 or verdict.violations:
                     problems.append(f"{model} through {machine.name}: {verdict.told} {bytes(entry.received[:300])!r}")
         return problems
 
