@@ -25,6 +25,7 @@ from statistics import median
 import aiohttp
 import psutil
 
+from benchmarks.kernel.machine import BUSY, load
 from benchmarks.kernel.prompts import prompts
 from tiermesh.adapters.model_source import pull
 
@@ -129,14 +130,19 @@ def main() -> None:
     parser.add_argument("--starts", type=_count, default=STARTS)
     options = parser.parse_args()
     pull(MODEL)
+    if (busy := load()) > BUSY:
+        _say(f"load {busy:.1f} before anything began: the figures will be other programs' as well")
     figures = Figures()
+    status = 1
     try:
         asyncio.run(run(options.kills, options.starts, figures))
+        status = 0 if figures.kept else 1
     except KeyboardInterrupt:
-        report(figures)
-        sys.exit(INTERRUPTED)
+        status = INTERRUPTED
+    except TimeoutError:
+        _say(f"given up: what was waited for did not happen within {DEADLINE_S:.0f} s")
     report(figures)
-    sys.exit(0 if figures.kept else 1)
+    sys.exit(status)
 
 
 async def run(kills: int, starts: int, figures: Figures) -> None:
