@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from tests.daemon.still_mesh import StillMesh, still_mesh, until
 
 from tiermesh.adapters.engines import Reply
@@ -341,3 +342,12 @@ async def stream(mesh: StillMesh, node: str, body: dict[str, Any]) -> tuple[str,
                 text += choice["delta"].get("content") or ""
     assert done
     return text, error
+
+
+async def test_names_that_callers_make_up_are_no_labels_of_metrics(mesh: StillMesh) -> None:
+    for number in range(20):
+        await mesh.post("desk", CHAT, ask(f"made-up-{number}"), headers={"X-Request-Id": f"made-up-{number}"})
+    await mesh.post("desk", CHAT, ask("m"))
+    text = generate_latest(mesh.nodes["desk"].gateway._log.registry).decode()
+    assert "made-up" not in text
+    assert 'tiermesh_requests_total{api="/v1/chat/completions",model="none",node="none",outcome="refused"} 20.0' in text
