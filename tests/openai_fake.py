@@ -36,7 +36,8 @@ class _HungUp(asyncio.CancelledError):
 
 
 class FakeOpenAI:
-    """One server. `requests`: the chat bodies it got. `started`, `finished`, `abandoned`: what became of them."""
+    """One server. `requests`: the chat bodies it got. `started`, `finished`, `abandoned`, `hung_up`:
+    what became of them."""
 
     def __init__(
         self, name: str = "fake", *models: str, delay_s: float = 0.0, token: str | None = None, behaviour: str = ""
@@ -51,6 +52,7 @@ class FakeOpenAI:
         self.started = 0
         self.finished = 0
         self.abandoned = 0
+        self.hung_up = 0
         self.changed = asyncio.Event()
         self.app = web.Application(client_max_size=64 * 1024 * 1024)
         self.app.router.add_get("/v1/models", self._list)
@@ -108,6 +110,7 @@ class FakeOpenAI:
         try:
             response = await self._answer(request, body)
         except _HungUp:
+            self._count("hung_up")
             raise
         except (asyncio.CancelledError, ConnectionError):
             self._count("abandoned")

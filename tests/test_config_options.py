@@ -142,6 +142,8 @@ def test_an_adapters_base_is_a_model_of_this_node(tmp_path: Path) -> None:
         ({"join": ("host:port",)}, "--join"),
         ({"join": ("",)}, "--join"),
         ({"engines": ("ftp://h",)}, "--engine"),
+        ({"model": ""}, "--model"),
+        ({"model": "x" * 300}, "--model"),
     ],
 )
 def test_a_wrong_option_is_named(tmp_path: Path, flags: dict[str, Any], param: str) -> None:

@@ -25,9 +25,10 @@ from aiohttp import web
 
 
 class Worker:
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, adapters: list[str]) -> None:
         self.folder = folder
         self.name = name
+        self.adapters = adapters
         self.active = 0
 
     async def health(self, _: web.Request) -> web.Response:
@@ -42,7 +43,7 @@ class Worker:
                 "progress": float(progress or 1.0),
                 "precision": "fp32",
                 "context_length": 4096,
-                "adapters": [],
+                "adapters": self.adapters,
             }
         )
 
@@ -83,7 +84,7 @@ class Worker:
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    worker = Worker(options.model, options.name)
+    worker = Worker(options.model, options.name, [adapter.partition("=")[0] for adapter in options.adapter])
     app = web.Application()
     app.router.add_get("/health", worker.health)
     app.router.add_post("/v1/chat/completions", worker.chat)
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--name")
+    parser.add_argument("--adapter", action="append", default=[])
     options, _ = parser.parse_known_args()
     with (options.model / "started").open("a") as file:
         file.write(json.dumps(sys.argv[1:]) + "\n")

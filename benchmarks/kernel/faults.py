@@ -25,17 +25,22 @@ from statistics import median
 import aiohttp
 import psutil
 
+from benchmarks.kernel.machine import BUSY, load
 from benchmarks.kernel.prompts import prompts
 from tiermesh.adapters.model_source import pull
 
 MODEL = "smollm2:135m"
 HOST = "127.0.0.1"
 CLIENTS = 8
-KILLS, STARTS = 20, 5
+KILLS, STARTS = 8, 3
+"""A kill takes some 10 s: until enough is answered again, until the worker is back, until those that ran have ended."""
 ANSWER_TOKENS = 60
 DEADLINE_S = 120.0
+READY_LIMIT_S = 5.0
 POLL_S = 0.02
 WORKER = "tiermesh.kernel.inference"
+INTERRUPTED = 130
+"""As shells have it."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,27 @@ class Ledger:
     ends: Counter[str] = field(default_factory=Counter)
     unexplained: list[str] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Figures:
+    """What was measured so far, in seconds: starts, and for each kill until the worker was back and until the last of
+    those that ran had ended."""
+
+    ready: list[float] = field(default_factory=list)
+    back: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def limit_s(self) -> float:
+        """Within which a worker must be back: a load, and a second."""
+        return max(self.ready) + 1.0
+
+    @property
+    def kept(self) -> bool:
+        """Was every promise kept?"""
+        return max(self.ready) <= READY_LIMIT_S and not self.ledger.unexplained and max(self.back) <= self.limit_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,59 +126,75 @@ class Node:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=KILLS)
-    parser.add_argument("--starts", type=int, default=STARTS)
+    parser.add_argument("--kills", type=_count, default=KILLS)
+    parser.add_argument("--starts", type=_count, default=STARTS)
     options = parser.parse_args()
     pull(MODEL)
-    sys.exit(0 if asyncio.run(run(options.kills, options.starts)) else 1)
+    if (busy := load()) > BUSY:
+        _say(f"load {busy:.1f} before anything began: the figures will be other programs' as well")
+    figures = Figures()
+    status = 1
+    try:
+        asyncio.run(run(options.kills, options.starts, figures))
+        status = 0 if figures.kept else 1
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except TimeoutError:
+        _say(f"given up: what was waited for did not happen within {DEADLINE_S:.0f} s")
+    report(figures)
+    sys.exit(status)
 
 
-async def run(kills: int, starts: int) -> bool:
-    """Measure and print; gives whether every promise was kept."""
-    ready = [await _start_only() for _ in range(starts)]
+async def run(kills: int, starts: int, figures: Figures) -> None:
+    """Measure, and say so as it goes."""
+    for number in range(1, starts + 1):
+        async with opened() as node:
+            figures.ready.append(node.ready_s)
+        _say(f"start {number} of {starts}: ready after {figures.ready[-1]:.2f} s")
+    async with opened() as node:
+        await _kill_again_and_again(node, kills, figures)
+
+
+def report(figures: Figures) -> None:
+    """Print a table of what there is."""
+    ready, back, ended, ledger = figures.ready, figures.back, figures.ended, figures.ledger
     print("| what | must reach | measured |\n|---|---|---|")
-    print(
-        f"| `mesh up` to a ready model | <= 5 s | median {median(ready):.2f} s, max {max(ready):.2f} s, n = {starts} |"
-    )
-    async with opened() as node:
-        ledger, back, ended = await _kill_again_and_again(node, kills)
-    limit = max(ready) + 1.0
-    told = ", ".join(f"{count} {end}" for end, count in ledger.ends.most_common())
-    print(f"| {kills} SIGKILLs under {CLIENTS} clients: every request | answered or typed | {told}; "
-          f"{len(ledger.unexplained)} unexplained |")  # fmt: skip
-    print(
-        f"| those that ran have ended, or gone on and ended | | median {median(ended):.2f} s, max {max(ended):.2f} s |"
-    )
-    print(f"| worker back | <= model load + 1 s = {limit:.2f} s | median {median(back):.2f} s, max {max(back):.2f} s |")
+    if ready:
+        print(f"| `mesh up` to a ready model | <= {READY_LIMIT_S:.0f} s | {_spread(ready)} |")
+    if back:
+        told = ", ".join(f"{count} {end}" for end, count in ledger.ends.most_common())
+        print(f"| {len(back)} SIGKILLs under {CLIENTS} clients: every request | answered or typed | {told}; "
+              f"{len(ledger.unexplained)} unexplained |")  # fmt: skip
+        print(f"| those that ran have ended, or gone on and ended | | {_spread(ended)} |")
+        print(f"| worker back | <= model load + 1 s = {figures.limit_s:.2f} s | {_spread(back)} |")
     for problem in ledger.unexplained[:5]:
-        print(f"· unexplained: {problem}", file=sys.stderr)
-    return max(ready) <= 5 and not ledger.unexplained and max(back) <= limit
+        _say(f"unexplained: {problem}")
 
 
-async def _start_only() -> float:
-    async with opened() as node:
-        return node.ready_s
-
-
-async def _kill_again_and_again(node: Node, kills: int) -> tuple[Ledger, list[float], list[float]]:
-    """The ledger, the seconds until the worker was back, and until the last of those that ran had ended, each time."""
-    ledger, back, ended = Ledger(), [], []
+async def _kill_again_and_again(node: Node, kills: int, figures: Figures) -> None:
+    ledger = figures.ledger
     clients = [asyncio.create_task(_client(node, ledger, number)) for number in range(CLIENTS)]
-    for _ in range(kills):
-        await _until_more_answers(ledger)
-        victim, running = node.worker(), set(ledger.running)
-        assert victim is not None
-        os.kill(victim, signal.SIGKILL)
-        killed = time.monotonic()
-        ended_s, back_s = await asyncio.gather(
-            _seconds_until(killed, _until_ended(ledger, running)), _seconds_until(killed, _until_started(node, victim))
-        )
-        ended.append(ended_s)
-        back.append(back_s)
-    for client in clients:
-        client.cancel()
-    await asyncio.gather(*clients, return_exceptions=True)
-    return ledger, back, ended
+    try:
+        for number in range(1, kills + 1):
+            answered_s = await _seconds_until(time.monotonic(), _until_more_answers(ledger))
+            victim, running = node.worker(), set(ledger.running)
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            ended_s, back_s = await asyncio.gather(
+                _seconds_until(killed, _until_ended(ledger, running)),
+                _seconds_until(killed, _until_started(node, victim)),
+            )
+            figures.ended.append(ended_s)
+            figures.back.append(back_s)
+            _say(
+                f"kill {number} of {kills}, after {answered_s:.1f} s of answers: "
+                f"back after {back_s:.2f} s, the last of those that ran ended after {ended_s:.2f} s"
+            )
+    finally:
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 async def _client(node: Node, ledger: Ledger, number: int) -> None:
@@ -180,7 +222,8 @@ async def opened() -> AsyncIterator[Node]:
                 await _until_warm(node)
                 yield Node(node.url, node.pid, http, time.monotonic() - began)
         finally:
-            daemon.terminate()
+            with contextlib.suppress(ProcessLookupError):  # Ctrl-C reaches it as well.
+                daemon.terminate()
             await daemon.wait()
 
 
@@ -221,6 +264,21 @@ async def _until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
             if met if isinstance(met, bool) else await met:
                 return
             await asyncio.sleep(POLL_S)
+
+
+def _spread(values: list[float]) -> str:
+    return f"median {median(values):.2f} s, max {max(values):.2f} s, n = {len(values)}"
+
+
+def _say(text: str) -> None:
+    print(f"· {text}", file=sys.stderr, flush=True)
+
+
+def _count(text: str) -> int:
+    """Raises `ValueError` for what nothing can be measured with."""
+    if (count := int(text)) < 1:
+        raise ValueError(text)
+    return count
 
 
 def _free_port() -> int:

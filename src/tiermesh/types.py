@@ -28,6 +28,7 @@ JobState = Literal["queued", "running", "cancelling", "completed", "failed", "ca
 AttemptState = Literal["running", "completed", "failed", "stopped"]
 """`stopped`: before its end, after a checkpoint; ordered again, it goes on."""
 EngineState = Literal["ready", "starting", "down"]
+HealthState = Literal["healthy", "degraded", "unhealthy", "unknown"]
 
 TIERS: tuple[Tier, ...] = (0, 1, 2)
 

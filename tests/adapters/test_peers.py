@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
-from tiermesh.adapters import peers
+from tiermesh.adapters import peers, prompt
 from tiermesh.adapters.passport import Passport, Stamp, read_stamp
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.messages import PROTOCOL
@@ -79,6 +79,8 @@ class End:
         self.told = Told()
         self.peers = Peers(passport, self.told)
         self.address = Address("")
+        self.asked_over: list[object] = []
+        """The connection of each prompt."""
 
     @property
     def id(self) -> NodeId:
@@ -114,10 +116,17 @@ async def end(cluster: str = "home", node_id: str | None = None, session: str | 
         return web.json_response(asked if asked == {"n": 1} else wrong, status=200 if asked == {"n": 1} else 400)
 
     async def generate(request: web.Request) -> web.StreamResponse:
+        one.asked_over.append(request.transport)
         response = web.StreamResponse()
         await response.prepare(request)
+        asked = await request.json()
+        if asked.get("stream"):
+            await response.write(b"data: {}\n\n")
+            await response.write(b"data: [DONE]\n\n")
+            await asyncio.sleep(0.02)  # the end of the body comes in a packet of its own
+            return response
         await response.write(b"one ")
-        if (await request.json()).get("break"):
+        if asked.get("break"):
             assert request.transport is not None
             request.transport.abort()
         await response.write(b"two")
@@ -337,6 +346,18 @@ async def test_a_prompt_travels_beside_the_links() -> None:
         with pytest.raises(EngineFailed, match="another node answers"):
             async with a.peers.generate(NodeId("c" * 32), (b.address,), {}, request_id="r", deadline_s=5):
                 pass
+
+
+async def test_the_connection_of_a_stream_that_has_said_all_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt, "END_S", 5.0)
+    async with end() as a, end() as b:
+        for _ in range(3):
+            async with a.peers.generate(b.id, (b.address,), {"stream": True}, request_id="r", deadline_s=5) as reply:
+                said = b""
+                while not said.endswith(b"[DONE]\n\n"):  # as whoever reads events: what comes after is not waited for
+                    said += await anext(reply.chunks)
+        assert len(b.asked_over) == 3
+        assert len(set(b.asked_over)) == 1
 
 
 async def test_a_broken_answer_is_an_error_and_no_short_answer() -> None:

@@ -74,6 +74,7 @@ def test_a_file_is_read(home: Path, alone: Mesh, started: list[DaemonOptions], m
     [
         (("--name", "a b"), "--name is 'a b'"),
         (("--join", ":"), "--join is ':'"),
+        (("--model", ""), "--model is '', but must be a name from `mesh model list`, a folder, or ORG/NAME"),
         (("--engine", "h:x"), "--engine is 'h:x'"),
         (("--engine", "h", "--no-engine"), "contradict"),
         (("--config", "none.yaml"), "can't read the configuration none.yaml"),
@@ -87,6 +88,19 @@ def test_a_mistake_is_one_line_and_2(
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert started == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--precision", "fp8"), "Invalid value for '--precision': 'fp8' is not one of 'auto', 'fp32', 'bf16'."),
+        (("--port", "99999"), "Invalid value for '--port': must be less than or equal to 65535"),
+    ],
+)
+def test_a_value_that_is_none_is_told_in_plain_words(alone: Mesh, arguments: tuple[str, ...], said: str) -> None:
+    done = alone("up", *arguments)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == f"Error: {said}"
 
 
 def test_the_token_is_no_option_since_others_can_read_a_command_line(alone: Mesh) -> None:

@@ -20,6 +20,7 @@ from tiermesh.core.routing import (
     RoutingPolicy,
     assessed,
     models_of,
+    names_of,
     plan_route,
 )
 from tiermesh.types import (
@@ -431,6 +432,15 @@ def test_equal_views_give_equal_routes_in_whatever_order_members_stand() -> None
 def test_models_are_listed_with_the_nodes_that_are_up() -> None:
     two = view(member("b", model("m:latest", 1)), member("a", model("m", 1), SMALL), member("c", BIG, state="down"))
     assert models_of(two, ME) == {"m": ["a", "b"], "small": ["a"]}
+
+
+def test_names_are_those_that_a_request_may_have() -> None:
+    two = view(member("b", model("m:latest", 1)), member("a", model("m", 1), SMALL), member("c", BIG, state="down"))
+    aliases = {"gpt": "m:latest", "large": "tier:2", "quick": "tier:0", "small": "m"}
+    names = names_of(two, ME, aliases)
+    assert list(names) == ["auto", "gpt", "quick", "small", "tier:0", "tier:1", "m"]
+    assert (names["auto"], names["quick"], names["small"]) == (["a", "b"], ["a"], ["a", "b"])
+    assert names_of(View(), ME, aliases) == {}
 
 
 def random_mesh(rng: random.Random) -> tuple[View, dict[CandidateKey, Fact], dict[NodeId, int]]:

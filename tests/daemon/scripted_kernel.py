@@ -42,6 +42,8 @@ class Script:
     """An error event before this token."""
     refuse: int | None = None
     """Answers with this status."""
+    retry_after_s: float = 0.05
+    """What it says then, if it is 503."""
     mute: bool = False
     """Never says anything."""
     pace_s: float = 0.0
@@ -84,7 +86,7 @@ class ScriptedKernel:
         ended = False
         try:
             if self.script.refuse == 503:
-                raise Unavailable("busy", retry_after_s=0.05)
+                raise Unavailable("busy", retry_after_s=self.script.retry_after_s)
             if self.script.refuse is not None:
                 yield Reply(self.script.refuse, "application/json", _bytes(b'{"error": {"message": "no"}}'))
                 return

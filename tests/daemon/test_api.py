@@ -6,15 +6,21 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 from tests.daemon.still_mesh import MAX_BODY_BYTES, StillMesh, still_mesh, until
 
 from tiermesh.core.routing import Candidate
 from tiermesh.daemon.api import bodies, relay
-from tiermesh.daemon.api.complete import Assembly
+from tiermesh.daemon.api.bodies import BODY_LIMIT
+from tiermesh.daemon.api.complete import CompleteTelling
+from tiermesh.daemon.api.said import pieces_of
+from tiermesh.daemon.ask import Answer, Ask
+from tiermesh.daemon.sse import event
 from tiermesh.errors import EngineFailed
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteDone, CompleteResponse
@@ -107,12 +113,30 @@ async def test_a_draining_node_shows_as_draining(mesh: StillMesh) -> None:
 
 async def test_models_are_those_of_nodes_that_are_up(mesh: StillMesh) -> None:
     _, body, _ = await mesh.get("desk", "/v1/models")
-    assert [card["id"] for card in body["data"]] == ["m", "m+400", "m+half", "m+tool"]
+    assert [card["id"] for card in body["data"]] == ["auto", "tier:1", "m", "m+400", "m+half", "m+tool"]
     assert (await mesh.get("desk", "/v1/models/m:latest"))[1]["owned_by"] == "one"
     mesh.mark("one", "down")
     assert (await mesh.get("desk", "/v1/models"))[1] == {"object": "list", "data": []}
     status, body, _ = await mesh.get("desk", "/v1/models/m")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_lists_of_models_have_all_names_that_a_request_may_have(mesh: StillMesh) -> None:
+    mesh.set_policy(
+        {"routing": {"aliases": {"gpt-4o:latest": "m", "best": "tier:1", "gone": "no-such", "m+tool": "m"}}}
+    )
+    names = ["auto", "best", "gpt-4o", "m+tool", "tier:1", "m", "m+400", "m+half"]
+    _, body, _ = await mesh.get("desk", "/v1/models")
+    assert [(card["id"], card["owned_by"]) for card in body["data"]] == [(name, "one") for name in names]
+    _, body, _ = await mesh.get("desk", "/api/tags")
+    tags = [name if ":" in name else f"{name}:latest" for name in names]
+    assert [card["model"] for card in body["models"]] == tags
+    for path, listed in [("/v1/chat/completions", names), ("/api/chat", tags)]:
+        for name in listed:
+            status, _, _ = await mesh.post("desk", path, {"model": name, "messages": HELLO, "stream": False})
+            failing = {"m+400": 400, "m+half": 502}
+            assert status == failing.get(name.removesuffix(":latest"), 200), name
+    assert (await mesh.get("desk", "/v1/models/gpt-4o"))[0] == 200
 
 
 @pytest.mark.parametrize("asked", ["desk", "one"])
@@ -148,6 +172,7 @@ async def test_a_name_that_no_header_can_hold_is_shown_without_what_is_wrong(mes
     mesh.mark("one", "up", name="o\r\nSet-Cookie: n\x00\x1b\ud800e")
     status, _, headers = await mesh.post("desk", "/api/complete", {"messages": HELLO})
     assert (status, headers["X-Mesh-Node"]) == (200, "o Set-Cookie: n e")
+    assert (await events(mesh, {"messages": HELLO, "stream": True}))[-1]["type"] == "done"
 
 
 async def test_complete_passes_on_exactly_what_was_given(mesh: StillMesh) -> None:
@@ -216,11 +241,12 @@ async def events(mesh: StillMesh, body: dict[str, Any]) -> list[dict[str, Any]]:
 def test_pieces_that_make_no_answer_are_the_engines_failure(pieces: list[dict[str, Any]]) -> None:
     candidate = Candidate(NodeId("a" * 32), "one", Model("m", "", 1, "fake", "warm"), 0, 4, None, True)
 
-    def put_together() -> CompleteDone:
-        assembly = Assembly()
+    def put_together() -> bytes:
+        telling = CompleteTelling(candidate, str)
         for piece in pieces:
-            assembly.add(json.dumps({"choices": [piece]}))
-        return assembly.whole(candidate)
+            for each in pieces_of(event(json.dumps({"choices": [piece]}))):
+                telling.take(each)
+        return telling.end()
 
     with pytest.raises(EngineFailed, match="can't be read"):
         put_together()
@@ -257,6 +283,71 @@ async def test_a_body_that_does_not_come_is_not_waited_for(mesh: StillMesh, monk
     async with mesh.http.post(mesh.nodes["desk"].url + "/api/complete", data=drip(), headers=JSON) as reply:
         assert reply.status == 400
         assert "did not come within" in (await reply.json())["error"]["message"]
+
+
+async def test_bodies_of_all_requests_together_have_a_bound(mesh: StillMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    (one, app) = mesh.nodes["one"], app_of(mesh, "one")
+    monkeypatch.setattr(app[BODY_LIMIT], "_most_held", 3000)
+    big = {"model": "m", "messages": [{"role": "user", "content": "x" * 2000}]}
+    assert one.fake is not None
+    one.fake.behaviour = "hang"
+    first = asyncio.create_task(mesh.post("one", "/v1/chat/completions", big))
+    await one.fake.wait_until("started")
+    one.fake.behaviour = ""
+    status, answer, headers = await mesh.post("one", "/v1/chat/completions", big)
+    assert (status, answer["error"]["code"], "Retry-After" in headers) == (503, "unavailable", True)
+    assert (await mesh.post("one", "/v1/chat/completions", {"model": "m", "messages": HELLO}))[0] == 200
+    first.cancel()
+    await until(lambda: app[BODY_LIMIT]._held == 0)
+    assert (await mesh.post("one", "/v1/chat/completions", big))[0] == 200, "one alone always fits"
+
+
+def app_of(mesh: StillMesh, name: str) -> web.Application:
+    runner = mesh.nodes[name].runner
+    assert runner is not None
+    return runner.app
+
+
+async def test_a_body_in_chunks_counts_in_the_queue_as_any_other(
+    mesh: StillMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    gateway = mesh.nodes["one"].gateway
+    asked = gateway.chat
+
+    def watched(ask: Ask) -> AbstractAsyncContextManager[Answer]:
+        sizes.append(ask.caller.size_bytes)
+        return asked(ask)
+
+    monkeypatch.setattr(gateway, "chat", watched)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield chat()[:10]
+        yield chat()[10:]
+
+    url = mesh.nodes["one"].url + "/v1/chat/completions"
+    async with mesh.http.post(url, data=chunks(), headers=JSON) as reply:
+        assert (reply.status, sizes) == (200, [len(chat())])
+
+
+@pytest.mark.parametrize("model", ["m", "m+400", "no-such"])
+async def test_errors_too_carry_the_id_of_their_request(mesh: StillMesh, model: str) -> None:
+    body = {"model": model, "messages": HELLO}
+    _, _, headers = await mesh.post("desk", "/v1/chat/completions", body, headers={"X-Request-Id": "mine-1"})
+    assert headers["X-Request-Id"] == "mine-1"
+    _, _, headers = await mesh.post("desk", "/v1/chat/completions", body)
+    assert len(headers["X-Request-Id"]) == 32
+
+
+async def test_every_route_but_health_demands_the_token() -> None:
+    async with still_mesh({"one": 1}, {"one": ("m",)}, token="secret") as mesh:
+        routes = [r for r in app_of(mesh, "one").router.routes() if r.resource is not None and r.method != "HEAD"]
+        assert len(routes) > 20
+        for route in routes:
+            assert route.resource is not None
+            path = route.resource.canonical.replace("{id}", "m").replace("{name}", "one")
+            async with mesh.http.request(route.method, mesh.nodes["one"].url + path, data=b"{}", headers=JSON) as reply:
+                assert reply.status == (200 if path == "/health" else 401), path
 
 
 async def test_a_client_that_takes_nothing_loses_its_place(mesh: StillMesh, monkeypatch: pytest.MonkeyPatch) -> None:

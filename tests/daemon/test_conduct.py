@@ -5,14 +5,14 @@ from __future__ import annotations
 from tiermesh.core.breaker import BreakerRule
 from tiermesh.core.routing import CandidateKey, Fact
 from tiermesh.daemon.conduct import Conduct
-from tiermesh.types import Member, NodeId, SessionId, Status, View
+from tiermesh.types import Member, MemberState, NodeId, SessionId, Status, View
 
 A = CandidateKey(NodeId("a"), "kernel", "m")
 
 
-def view(**sessions: str) -> View:
+def view(state: MemberState = "up", **sessions: str) -> View:
     members = {
-        NodeId(node): Member(NodeId(node), SessionId(session), Status(node, ()), 0)
+        NodeId(node): Member(NodeId(node), SessionId(session), Status(node, ()), 0, state)
         for node, session in sessions.items()
     }
     return View(members=members)
@@ -82,6 +82,16 @@ def test_who_was_started_anew_is_judged_anew_and_who_left_is_forgotten() -> None
     assert A not in conduct.facts(0)
     fail(conduct, 3)
     conduct.view_changed(view())
+    assert A not in conduct.facts(0)
+
+
+def test_who_was_down_and_is_back_is_judged_anew() -> None:
+    conduct = Conduct()
+    conduct.view_changed(view(a="1"))
+    fail(conduct, 3)
+    conduct.view_changed(view("down", a="1"))
+    assert conduct.facts(0)[A].shut
+    conduct.view_changed(view(a="1"))
     assert A not in conduct.facts(0)
 
 

@@ -8,14 +8,17 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from tests.daemon.still_mesh import StillMesh, still_mesh, until
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.core.routing import RouteRequest
-from tiermesh.daemon import ask as ask_module
+from tiermesh.daemon.api import public
+from tiermesh.daemon.ask import Ask
 from tiermesh.errors import WorkerDied
 
 CHAT = "/v1/chat/completions"
@@ -233,8 +236,7 @@ async def test_a_talking_stream_outlives_a_wrong_view() -> None:
 
 
 async def test_a_request_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = ask_module.Ask.__init__.__kwdefaults__ or {}
-    monkeypatch.setattr(ask_module.Ask.__init__, "__kwdefaults__", {**defaults, "timeout_s": 0.1})
+    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=0.1))
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m+hang",)}) as mesh:
         status, answer, _ = await mesh.post("desk", CHAT, ask("m+hang"))
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
@@ -340,3 +342,12 @@ async def stream(mesh: StillMesh, node: str, body: dict[str, Any]) -> tuple[str,
                 text += choice["delta"].get("content") or ""
     assert done
     return text, error
+
+
+async def test_names_that_callers_make_up_are_no_labels_of_metrics(mesh: StillMesh) -> None:
+    for number in range(20):
+        await mesh.post("desk", CHAT, ask(f"made-up-{number}"), headers={"X-Request-Id": f"made-up-{number}"})
+    await mesh.post("desk", CHAT, ask("m"))
+    text = generate_latest(mesh.nodes["desk"].gateway._log.registry).decode()
+    assert "made-up" not in text
+    assert 'tiermesh_requests_total{api="/v1/chat/completions",model="none",node="none",outcome="refused"} 20.0' in text

@@ -221,10 +221,10 @@ async def test_when_only_the_end_is_missing_it_is_given() -> None:
 @pytest.mark.parametrize(("one", "two"), [("d", "other"), ("d", "x"), ("llama", "llama")])
 async def test_other_weights_and_engines_that_cant_go_on_end_it_with_an_error(one: str, two: str) -> None:
     async with kernel_mesh({"one": one, "two": two}) as (mesh, kernels):
-        mesh.set_policy({"limits": {"queue_timeout_s": 0}})
         for kernel in kernels.values():
             kernel.script.break_at, kernel.script.breaks = 5, 2
-        seen = await read(mesh, "desk", ask())
+        async with asyncio.timeout(5):  # nobody is waited for who could not go on either
+            seen = await read(mesh, "desk", ask())
         assert seen.text == text_of(ask(), 5)
         assert seen.error is not None
         assert seen.error["code"] == "engine_failed"
@@ -297,6 +297,24 @@ async def test_another_model_goes_on_only_when_the_request_allows_it_and_says_so
         assert seen.dones == 1
 
 
+async def test_another_model_that_begins_hears_the_request_itself() -> None:
+    async with kernel_mesh({"one": "d", "two": "other"}) as (mesh, kernels):
+        kernels["one"].script.break_at, kernels["one"].script.breaks = 0, 2
+        seen = await read(mesh, "desk", ask(allow_model_switch=True))
+        (second,) = kernels["two"].requests
+        assert second["messages"] == ask()["messages"]
+        assert (seen.error, seen.text, seen.dones) == (None, text_of(second), 1)
+        assert seen.chunks[-1]["model"] == "o"
+
+
+async def test_half_of_a_json_text_is_ended_by_no_other_model() -> None:
+    async with kernel_mesh({"one": "d", "two": "other"}) as (mesh, kernels):
+        kernels["one"].script.break_at, kernels["one"].script.breaks = 5, 2
+        seen = await read(mesh, "desk", ask(allow_model_switch=True, response_format={"type": "json_object"}))
+        assert seen.error is not None
+        assert (seen.text, kernels["two"].requests) == (text_of(ask(), 5), [])
+
+
 async def test_a_client_that_leaves_stops_the_work_where_it_went_on() -> None:
     async with kernel_mesh(SAME) as (mesh, kernels):
         first, second = preferred(mesh, kernels)
@@ -307,6 +325,28 @@ async def test_a_client_that_leaves_stops_the_work_where_it_went_on() -> None:
         await asyncio.gather(client, return_exceptions=True)
         await until(lambda: not mesh.nodes["desk"].gateway.dispatch.attempts)
         await until(lambda: second.active == 0)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_whenever_a_client_leaves_nothing_is_held(streamed: bool) -> None:
+    """Reserved, asked, waiting, in the stream, on the way to the next one: `kernel_mesh` looks for what is left."""
+    async with kernel_mesh(SAME) as (mesh, kernels):
+        mesh.set_policy({"routing": {"breaker": {"failures": 1000, "failure_rate": 1.0}}})
+        for number in range(70):
+            steps = round(1.12**number)  # of the loop: most happens in the first ones
+            for kernel in kernels.values():
+                kernel.script = Script(break_at=4, slots=2, refuse=None if number % 3 else 503)
+            publish(mesh, kernels)
+            clients = [asyncio.create_task(read(mesh, node, ask(stream=streamed))) for node in ("desk", "one", "two")]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for client in clients:
+                client.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+        await until(lambda: all(kernel.active == 0 for kernel in kernels.values()))
+        asked = [body for kernel in kernels.values() for body in kernel.requests]
+        assert len(asked) > 20, "some were far enough to be asked"
+        assert not streamed or any("resume_token_ids" in body for body in asked), "or to go on elsewhere"
 
 
 async def test_sixteen_streams_on_one_node_all_survive_it() -> None:

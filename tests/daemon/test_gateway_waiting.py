@@ -138,6 +138,16 @@ async def test_who_is_busy_is_asked_again_when_it_said() -> None:
         assert int(headers["X-Mesh-Attempts"]) >= 2
 
 
+async def test_who_is_busy_until_now_is_not_asked_again_and_again() -> None:
+    async with kernel_mesh({"one": "d"}) as (mesh, kernels):
+        mesh.set_policy({"limits": {"queue_timeout_s": 0.5}})
+        kernels["one"].script.refuse, kernels["one"].script.retry_after_s = 503, 0.0
+        async with asyncio.timeout(5):
+            status, _, _ = await mesh.post("one", CHAT, ask())
+        assert status == 503
+        assert len(kernels["one"].requests) <= 12
+
+
 async def test_an_engine_with_a_queue_of_its_own_is_never_held_back_for() -> None:
     """Nobody knows how many a plain server takes at once; it is asked, and may say 429."""
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m",)}) as mesh:
@@ -216,3 +226,58 @@ async def test_a_client_that_leaves_the_queue_leaves_nothing(streamed: bool) -> 
         pending.cancel()
         await asyncio.gather(pending, return_exceptions=True)
         await waiting_on(mesh, "desk", 0)
+
+
+async def test_who_waits_for_somebody_in_particular_holds_nobody_up() -> None:
+    """The first one failed at the node that is free, and waits for the one that is full: the others need not."""
+    async with kernel_mesh({"one": "d", "two": "d"}) as (mesh, kernels):
+        kernels["two"].script.slots, kernels["two"].script.stall_at, kernels["one"].script.refuse = 1, 2, 500
+        publish(mesh, kernels)
+        holder = asyncio.create_task(stream(mesh))
+        await kernels["two"].stalled.wait()
+        unlucky = asyncio.create_task(mesh.post("desk", CHAT, ask("unlucky")))
+        await waiting_on(mesh, "desk", 1)
+        kernels["one"].script.refuse = None
+        async with asyncio.timeout(5):
+            status, _, headers = await mesh.post("desk", CHAT, ask("lucky"))
+        assert (status, headers["X-Mesh-Node"], "X-Mesh-Waited-Ms" in headers) == (200, "one", False)
+        holder.cancel()
+        assert (await unlucky)[2]["X-Mesh-Node"] == "two"
+
+
+async def test_a_full_queue_is_nothing_to_a_stream_that_has_begun() -> None:
+    async with kernel_mesh({"one": "d", "two": "d"}) as (mesh, kernels):
+        mesh.set_policy({"limits": {"queue_length": 0}})
+        mesh.mark("two", "down")
+        kernels["one"].script.pace_s, kernels["one"].script.break_at, kernels["one"].script.breaks = 0.01, 4, 1
+        kernels["one"].script.dies = True
+        pending = asyncio.create_task(stream(mesh))
+        await until(lambda: bool(kernels["one"].requests))
+        mesh.mark("one", "down")
+        await waiting_on(mesh, "desk", 1)
+        mesh.mark("two", "up")
+        assert (await pending)["X-Mesh-Node"] == "one"
+        assert "resume_token_ids" in kernels["two"].requests[0]
+
+
+async def test_who_allows_another_model_is_not_behind_those_who_dont() -> None:
+    async with kernel_mesh({"one": "d", "two": "other"}) as (mesh, _):
+        mesh.mark("one", "down")
+        patient = asyncio.create_task(mesh.post("desk", CHAT, ask()))
+        await waiting_on(mesh, "desk", 1)
+        status, _, headers = await mesh.post("desk", CHAT, ask(allow_model_switch=True))
+        assert (status, headers["X-Mesh-Model"]) == (200, "o")
+        mesh.mark("one", "up")
+        assert (await patient)[0] == 200
+
+
+async def test_a_full_queue_is_full_under_all_of_its_models_names() -> None:
+    async with kernel_mesh({"one": "d"}) as (mesh, _):
+        mesh.set_policy({"limits": {"queue_length": 1}})
+        mesh.mark("one", "down")
+        first = asyncio.create_task(mesh.post("desk", CHAT, ask()))
+        await waiting_on(mesh, "desk", 1)
+        status, _, _ = await mesh.post("desk", CHAT, ask() | {"model": "m:latest"})
+        assert status == 503
+        mesh.mark("one", "up")
+        assert (await first)[0] == 200

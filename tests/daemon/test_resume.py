@@ -121,7 +121,7 @@ def test_how_a_traced_stream_may_go_on(pieces: list[bytes], ways: tuple[str, ...
 @pytest.mark.parametrize(
     ("pieces", "ways"),
     [
-        ([ROLE], ("anew",)),
+        ([ROLE], ("anew", "text")),
         ([chunk({"content": "x"})], ("text",)),
         ([ROLE, chunk({"content": "x"})], ("text",)),
         ([ROLE, chunk({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{"}}]})], ()),
@@ -133,6 +133,57 @@ def test_how_another_model_may_go_on(pieces: list[bytes], ways: tuple[str, ...])
     for piece in pieces:
         told.pass_on(piece)
     assert told.ways() == ways
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "ways"),
+    [
+        ({"n": 2}, "x", ()),
+        ({"response_format": {"type": "json_object"}}, '{"x', ()),
+        ({"response_format": {"type": "json_object"}}, "", ("anew", "text")),
+        ({"response_format": {"type": "text"}}, "x", ("text",)),
+        ({"guided_regex": "x+"}, "x", ()),
+    ],
+)
+def test_half_of_what_has_a_shape_is_for_no_other_model(more: dict[str, Any], said: str, ways: tuple[str, ...]) -> None:
+    told = begun(ASKED | more, traced=False, may_switch=True)
+    told.pass_on(ROLE + (chunk({"content": said}) if said else b""))
+    assert told.ways() == ways
+
+
+def test_another_model_that_begins_is_asked_as_the_first_one_was() -> None:
+    told = begun(traced=False, may_switch=True)
+    told.pass_on(ROLE)
+    assert told.request("text") == ASKED
+
+
+def test_of_several_answers_one_end_is_not_all() -> None:
+    told = begun(ASKED | {"n": 2}, traced=False)
+    told.pass_on(chunk({"content": "a"}) + END)
+    assert not told.complete
+    told.pass_on(chunk(choices=[{"index": 1, "delta": {}, "finish_reason": "length"}]))
+    assert told.complete
+
+
+def test_an_end_without_a_reason_is_given_once() -> None:
+    told = begun(traced=False)
+    assert told.pass_on(chunk({"content": "a"}) + DONE).endswith(DONE)
+    assert told.end() == b""
+
+
+def test_an_empty_reason_ends_nothing() -> None:
+    told = begun(traced=False)
+    told.pass_on(chunk({"content": "a"}, reason=""))
+    assert not told.complete
+
+
+@pytest.mark.parametrize("counted", ["many", {}, [1], 1.5])
+def test_figures_that_are_none_count_as_nothing(counted: object) -> None:
+    told = begun(WITH_USAGE)
+    told.pass_on(ROLE + chunk({"content": "a"}, [4]))
+    told.begin("ids", traced=True)
+    out = told.pass_on(chunk(choices=[], usage={"prompt_tokens": counted, "completion_tokens": 2}))
+    assert parsed(out)[0]["usage"] == {"prompt_tokens": 0, "completion_tokens": 2, "total_tokens": 2}
 
 
 def test_what_the_next_source_says_is_in_the_first_ones_name() -> None:

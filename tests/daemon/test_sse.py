@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,8 +33,8 @@ class Source:
             self.closed = True
 
 
-async def pieces(*chunks: bytes) -> list[bytes]:
-    return [piece async for piece in whole_events(Source(*chunks)())]
+async def pieces(*chunks: bytes, choices: int = 1) -> list[bytes]:
+    return [piece async for piece in whole_events(Source(*chunks)(), choices)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 1000])
@@ -73,6 +75,31 @@ async def test_a_finished_stream_without_done_gets_one() -> None:
 async def test_a_stream_that_ends_before_the_answer_raises(chunks: tuple[bytes, ...]) -> None:
     with pytest.raises(EngineFailed, match="ended before"):
         await pieces(*chunks)
+
+
+def ends(index: int) -> bytes:
+    return b'data: {"choices": [{"index": %d, "delta": {}, "finish_reason": "stop"}]}\n\n' % index
+
+
+async def test_of_several_answers_each_must_have_its_end() -> None:
+    both = ends(1) + ends(0)
+    assert b"".join(await pieces(FIRST, both, choices=2)) == FIRST + both + DONE
+    for cut in (ends(0), ends(0) + ends(0)):
+        with pytest.raises(EngineFailed, match="ended before"):
+            await pieces(FIRST, cut, choices=2)
+
+
+async def test_an_empty_reason_is_no_end() -> None:
+    with pytest.raises(EngineFailed, match="ended before"):
+        await pieces(b'data: {"choices": [{"delta": {"content": "x"}, "finish_reason": ""}]}\n\n')
+
+
+async def test_an_endless_event_of_the_smallest_parts_takes_no_time() -> None:
+    """Each part is looked at once: 4 MB by the byte would take hours otherwise."""
+    parts = itertools.repeat(b"x", 300_000)
+    started = time.process_time()
+    assert b"".join(await pieces(b"data: ", *parts, b"\n\n", LAST)).endswith(LAST + DONE)
+    assert time.process_time() - started < 5
 
 
 async def test_an_endless_event_raises() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from tiermesh.daemon.ask import Caller, Priority
-from tiermesh.daemon.waiting import Waiting
+from tiermesh.daemon.waiting import LOOKED_AT, Waiting, Wish
 from tiermesh.errors import Unavailable
+from tiermesh.types import Tier
 
 
 class Slots:
@@ -35,34 +37,41 @@ class Queue:
         self.order: list[str] = []
         self.tasks: dict[str, asyncio.Task[str | None]] = {}
 
-    async def join(
+    async def join(self, name: str, *how: Any, **more: Any) -> None:
+        """Stand in the queue; returns when that is so."""
+        self.enter(name, *how, **more)
+        await asyncio.sleep(0)
+
+    def enter(
         self,
         name: str,
         caller: str = "",
         priority: Priority = "normal",
         *,
         model: str = "m",
+        tier: Tier | None = None,
         timeout_s: float = 60.0,
-        length: int = 100,
+        length: int | None = 100,
         size_bytes: int = 1,
+        apart: bool = False,
     ) -> None:
-        """Stand in the queue; returns when that is so."""
+        """Go and stand in it."""
 
         async def wait() -> str | None:
             got = await self.waiting.turn(
-                model,
+                Wish(model, tier),
                 Caller(caller, priority),
                 lambda: self.slots.ready(name),
                 timeout_s=timeout_s,
                 length=length,
                 size_bytes=size_bytes,
+                apart=apart,
             )
             if got is not None:
                 self.order.append(got)
             return got
 
         self.tasks[name] = asyncio.create_task(wait())
-        await asyncio.sleep(0)
 
     async def free(self, count: int) -> None:
         """Slots become free, one after the other."""
@@ -176,11 +185,80 @@ async def test_what_nobody_tells_is_looked_for() -> None:
 async def test_one_that_cant_begin_does_not_block_other_callers() -> None:
     queue = Queue()
     stuck = asyncio.create_task(
-        queue.waiting.turn("m", Caller("a"), lambda: None, timeout_s=60, length=9, size_bytes=0)
+        queue.waiting.turn(Wish("m"), Caller("a"), lambda: None, timeout_s=60, length=9, size_bytes=0)
     )
     queue.tasks["stuck"] = stuck
     await asyncio.sleep(0)
     await queue.join("free", "b")
     await queue.free(1)
     assert queue.order == ["free"]
+    await queue.close()
+
+
+async def test_who_stands_apart_goes_first_and_holds_nobody_up() -> None:
+    queue = Queue()
+    for number in range(2 * LOOKED_AT):
+        stuck = queue.waiting.turn(
+            Wish("m"), Caller("a"), lambda: None, timeout_s=60, length=99, size_bytes=0, apart=True
+        )
+        queue.tasks[f"stuck {number}"] = asyncio.create_task(stuck)
+    await asyncio.sleep(0)
+    assert not queue.waiting.anybody(Wish("m")), "they are waited behind by nobody"
+    await queue.join("in line", "a")
+    await queue.free(1)
+    await queue.join("next in line", "a")
+    await queue.join("apart", "a", apart=True)
+    for _ in range(3):  # a few are looked at each time, in turn
+        queue.waiting.poke()
+    await queue.free(1)
+    queue.slots.free = 1
+    for _ in range(3):
+        queue.waiting.poke()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert sorted(queue.order) == ["apart", "in line", "next in line"]
+    await queue.close()
+
+
+async def test_who_must_be_served_is_refused_by_no_bound() -> None:
+    queue = Queue(max_bytes=1)
+    await queue.join("first", length=1)
+    await queue.join("begun", length=None, size_bytes=0, apart=True)
+    await queue.free(2)
+    assert queue.order == ["begun", "first"]
+    await queue.close()
+
+
+async def test_other_wishes_are_other_lines_within_the_bound_of_their_model() -> None:
+    queue = Queue()
+    await queue.join("tier 1", tier=1, length=2)
+    assert not queue.waiting.anybody(Wish("m", 2))
+    await queue.join("tier 2", tier=2, length=2)
+    await queue.join("tier 0", tier=0, length=2)
+    with pytest.raises(Unavailable, match="2 requests wait for m"):
+        await queue.tasks["tier 0"]
+    assert queue.waiting.lengths() == {"m": 2}
+    await queue.close()
+
+
+async def test_the_end_of_one_line_is_not_that_of_the_next() -> None:
+    """Two of one line are served; between their ways home the next one comes, and stands in a line of its own."""
+    queue = Queue()
+    await queue.join("first")
+    await queue.join("second")
+
+    def serve_one() -> None:
+        queue.slots.free += 1
+        queue.waiting.poke()
+
+    loop = asyncio.get_running_loop()
+    loop.call_soon(serve_one)
+    loop.call_soon(queue.enter, "third")
+    loop.call_soon(serve_one)
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert queue.order == ["first", "second"]
+    assert queue.waiting.anybody(Wish("m")), "the third one waits, and is known to"
+    await queue.free(1)
+    assert queue.order == ["first", "second", "third"]
     await queue.close()

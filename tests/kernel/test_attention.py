@@ -10,7 +10,7 @@ import torch
 from tests import tiny_model
 
 from tiermesh.errors import EngineFailed
-from tiermesh.kernel.inference.attention import PackedBatch, Span
+from tiermesh.kernel.inference.attention import PackedBatch, Span, attention
 from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.embedding import Embedding
 from tiermesh.kernel.inference.loading import LoadedModel, load
@@ -18,6 +18,8 @@ from tiermesh.kernel.inference.slots import Slot
 
 TOLERANCE = 2e-4
 """Rounding of fp32, after layers whose weights are made large on purpose."""
+SHAPE = {"vocab_size": tiny_model.VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
 
 
@@ -96,18 +98,8 @@ def test_a_window_hides_what_is_further_back(tmp_path: Path) -> None:
 
     tiny_model.build_folder(tmp_path)
     torch.manual_seed(0)
-    MistralForCausalLM(
-        MistralConfig(
-            vocab_size=tiny_model.VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=16,
-            initializer_range=0.3,
-        )
-    ).save_pretrained(tmp_path)
+    config = MistralConfig(**SHAPE, sliding_window=16, initializer_range=0.3)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
     model = load(tmp_path, threads=1, precision="fp32", memory_bytes=32 << 20)
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     cache = Cache(model.size, model.shapes, model.dtype, model.device)
@@ -123,17 +115,7 @@ def test_an_attention_that_is_not_computed_here_is_refused_when_the_model_is_loa
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     tiny_model.build_folder(tmp_path)
-    Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=tiny_model.VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-        )
-    ).save_pretrained(tmp_path)
+    Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8)).save_pretrained(tmp_path)
     with pytest.raises(EngineFailed, match="softcap"):
         load(tmp_path, threads=1, precision="fp32", memory_bytes=32 << 20)
 
@@ -142,9 +124,25 @@ def test_a_window_that_only_a_mask_would_tell_of_is_refused_when_the_model_is_lo
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     folder = tiny_model.build_folder(tmp_path)
-    shape = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    shape |= {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
-    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"]}
-    Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, **window)).save_pretrained(folder)
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention"] * 2}
+    Qwen2MoeForCausalLM(Qwen2MoeConfig(**SHAPE, **experts, **window)).save_pretrained(folder)
     with pytest.raises(EngineFailed, match="do not say how long it is"):
         load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)
+
+
+def test_keys_and_values_of_different_sizes_are_refused_when_the_model_is_loaded(tmp_path: Path) -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    folder = tiny_model.build_folder(tmp_path)
+    latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    shape = SHAPE | {"num_key_value_heads": 4, "first_k_dense_replace": 2}
+    DeepseekV3ForCausalLM(DeepseekV3Config(**shape, **latent)).save_pretrained(folder)
+    with pytest.raises(EngineFailed, match="keys and values have different sizes"):
+        load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)
+
+
+def test_a_mask_that_a_model_makes_itself_is_refused() -> None:
+    rows_BHTD = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(NotImplementedError, match="a mask of its own"):
+        attention(None, rows_BHTD, rows_BHTD, rows_BHTD, attention_mask=torch.zeros(1, 1, 3, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tiermesh.kernel.inference.attention import IMPLEMENTATION, WholeSequence, a
 from tiermesh.kernel.inference.decoder import Decoder, recognise
 from tiermesh.kernel.inference.linear import join
 from tiermesh.kernel.inference.loading import load
+from tiermesh.kernel.inference.trial import run_trial
 
 TOKENS_1T = torch.tensor([[5, 99, 7, 300, 12, 5, 5, 41]])
 POSITIONS_1T = torch.arange(TOKENS_1T.shape[1])[None]
@@ -62,7 +64,7 @@ def relative(kind: str) -> Any:
 @pytest.mark.parametrize("kind", ["llama", "llama3", "wide heads", "mistral", "qwen2"])
 def test_the_logits_are_the_models_own(kind: str) -> None:
     model = joined(relative(kind))
-    decoder = recognise(model)
+    decoder = recognise(model, run_trial(model))
     assert isinstance(decoder, Decoder)
     with torch.inference_mode():
         with attending(WholeSequence()):
@@ -75,10 +77,21 @@ def test_a_model_that_computes_something_else_is_left_to_transformers() -> None:
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     model = joined(relative("llama"))
+    assert recognise(model, run_trial(model)) is not None
     original = LlamaMLP.forward
     for layer in model.model.layers:
         layer.mlp.forward = lambda rows, mlp=layer.mlp: 2 * original(mlp, rows)
-    assert recognise(model) is None
+    assert recognise(model, run_trial(model)) is None
+
+
+@pytest.mark.parametrize(("tokens", "recognised"), [(range(2, 3), True), (range(7), False)])
+def test_rounding_that_is_large_at_a_token_does_not_decide(tokens: range, recognised: bool) -> None:
+    """In bf16 it is, and transformers' own logits are then as far from the truth."""
+    model = joined(relative("llama"))
+    trial = run_trial(model)
+    logits_TV = trial.logits_TV.clone()
+    logits_TV[list(tokens)] *= -1
+    assert (recognise(model, replace(trial, logits_TV=logits_TV)) is not None) == recognised
 
 
 @pytest.mark.parametrize("kind", ["gpt2"])

@@ -246,6 +246,27 @@ async def test_adapters_and_embeddings_come_from_the_models_worker(tiny_folder: 
         assert len(pids(tmp_path)) == 1
 
 
+async def test_an_adapter_that_is_refused_leaves_its_model_in_service(
+    tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is of another architecture, which only the worker can see."""
+    fitting = read_adapter("pirate", str(tiny_model.build_adapter(tmp_path / "pirate")))
+    stranger = read_adapter("stranger", str(tiny_model.build_adapter(tmp_path / "stranger", "gpt2")))
+    async with opened(tmp_path, tiny_folder, adapters=[stranger, fitting]) as engine:
+        await until(lambda: len(engine.models) == 3)
+        body = question("x", max_tokens=1) | {"model": "stranger"}
+        async with engine.chat(body) as reply:
+            told = json.loads(b"".join([chunk async for chunk in reply.chunks]))
+        assert (reply.status, told["error"]["code"]) == (404, "model_not_found")
+        assert "for another model: this one has no transformer" in told["error"]["message"]
+        assert [model.name for model in engine.models] == [engine.models[0].name, "pirate"]
+        assert engine.info.state == "ready"
+        assert (await ask(engine, max_tokens=1))[0] == 200
+        async with engine.chat(body | {"model": "pirate"}) as reply:
+            assert reply.status == 200
+    assert f"does not take the adapter stranger; its log says why: {tmp_path}" in caplog.text
+
+
 async def test_closing_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     async with opened(tmp_path, tiny_folder, pinned=True) as engine:
         await until(lambda: bool(engine.models) and engine.models[0].state == "warm")

@@ -117,6 +117,27 @@ def test_a_bounded_number_runs_a_bounded_number_waits_and_the_rest_is_refused(ge
     eventually(lambda: (generator.active, generator.queued) == (0, 0))
 
 
+def test_equal_prompts_are_computed_once_even_when_they_come_together(generator: Generator) -> None:
+    alone = started(generator, 1, 5, length=300)
+    alone.finished()
+    together = [started(generator, 2, 5, length=300) for _ in range(4)]
+    other = started(generator, 3, 5, length=300)
+    for listener in (*together, other):
+        assert isinstance(listener.finished(), Finished)
+    assert [listener.sequence.cached_tokens for listener in together] == [0, 299, 299, 299]
+    assert other.sequence.cached_tokens == 0
+    assert len({tuple(listener.tokens) for listener in together}) == 1
+
+
+def test_who_waits_for_anothers_prompt_does_not_end_with_it(generator: Generator) -> None:
+    first = started(generator, 1, 5, length=4000)
+    waiting = [started(generator, 1, 5, length=4000) for _ in range(2)]
+    eventually(lambda: generator.active == 1)
+    generator.cancel(first.sequence)
+    for listener in waiting:
+        assert isinstance(listener.finished(), Finished)
+
+
 def test_a_client_that_leaves_frees_its_slot_at_the_next_token(generator: Generator) -> None:
     listeners = [started(generator, number, ENDLESS) for number in range(MAX_RUNNING)]
     eventually(lambda: generator.active == MAX_RUNNING)

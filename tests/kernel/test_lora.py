@@ -19,7 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
 TOKENS = torch.arange(5, 25).view(1, -1)
-CPU = torch.device("cpu")
 
 
 def by_peft(kind: tiny_model.Kind, folder: Path, tokens_BT: torch.Tensor = TOKENS) -> torch.Tensor:
@@ -35,8 +34,10 @@ def logits(model: Any, tokens_BT: torch.Tensor = TOKENS) -> torch.Tensor:
 
 
 def with_adapters(kind: tiny_model.Kind, **folders: Path) -> tuple[Any, Rows]:
-    model = tiny_model.build_model(kind).eval()
-    return model, attach(model, folders, CPU)
+    model, rows = tiny_model.build_model(kind).eval(), Rows()
+    for name, folder in folders.items():
+        attach(model, rows, name, folder)
+    return model, rows
 
 
 def every(tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -86,7 +87,9 @@ def test_layers_that_were_joined_and_packed_take_adapters(tmp_path: Path, dtype:
     with torch.inference_mode():
         assert linear.join(model) == 2 * tiny_model.LAYERS
         linear.pack(model)
-    attach(model, {"mine": folder}, CPU).set({"mine": every(TOKENS)})
+    rows = Rows()
+    attach(model, rows, "mine", folder)
+    rows.set({"mine": every(TOKENS)})
     expected = by_peft("qwen2", folder)
     error = (logits(model).float() - expected).abs().mean() / expected.abs().mean()
     assert error < (1e-5 if dtype == torch.float32 else 0.05)
@@ -162,6 +165,17 @@ def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
     folder = tiny_model.build_adapter(tmp_path, "qwen2", seed=1, target_modules=["k_proj"])
     with pytest.raises(InvalidAdapter, match=r"k_proj is \(32, 32\) here and \(32, 16\) there"):
         with_adapters("llama", mine=folder)
+
+
+def test_an_adapter_that_is_refused_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    """What fits comes first in it."""
+    folder = tiny_model.build_adapter(tmp_path, "llama", seed=1, target_modules=["q_proj", "up_proj"])
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({name.replace("up_proj", "zz_proj"): tensor for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    model = tiny_model.build_model().eval()
+    with pytest.raises(InvalidAdapter, match="zz_proj"):
+        attach(model, Rows(), "mine", folder)
+    assert not any(isinstance(module, LoraLinear) for module in model.modules())
 
 
 @pytest.mark.parametrize("missing", [CONFIG_FILE, WEIGHTS_FILE])

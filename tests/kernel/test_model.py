@@ -10,6 +10,8 @@ from tests.kernel.workers import WorkerProcess, start_worker, stop_worker, strea
 
 from tiermesh.adapters.model_source import LocalModel, resolve
 from tiermesh.errors import UnknownModel
+from tiermesh.kernel.inference.loading import load
+from tiermesh.kernel.inference.precision import Precision
 
 pytestmark = pytest.mark.model
 MODEL = "smollm2:135m"
@@ -36,6 +38,11 @@ def real(local: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_it_is_what_the_catalogue_says(local: LocalModel) -> None:
     assert (local.parameters, local.context_length, local.tier) == (134_515_008, 8192, 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_its_layers_take_the_short_way(local: LocalModel, precision: Precision) -> None:
+    assert load(local.path, threads=1, precision=precision, memory_bytes=256 << 20).decoder is not None
 
 
 async def test_it_knows_the_capital_of_france(real: WorkerProcess) -> None:

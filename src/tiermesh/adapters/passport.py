@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from tiermesh.core.messages import PROTOCOL, PROTOCOL_MINIMUM
 from tiermesh.errors import DuplicateNode, Forbidden, IncompatibleVersion, WrongCluster
@@ -20,6 +21,9 @@ HEADER_CLUSTER = "X-Mesh-Cluster"
 HEADER_PEER = "X-Mesh-Peer"
 HEADER_SESSION = "X-Mesh-Session"
 
+
+STAMPS = 1024
+"""Read ones that are remembered, as many as the largest mesh has: a peer shows the same one with every prompt."""
 
 _NODE_ID = re.compile(r"[0-9a-f]{32}")
 _SESSION = re.compile(r"[0-9]{13}-[0-9a-f]{8}")
@@ -77,17 +81,22 @@ class Passport:
 def read_stamp(given: Mapping[str, str]) -> Stamp:
     """The peer's stamp. Raises `Forbidden` when it is missing or unreadable: no daemon speaks there."""
     try:
-        return Stamp(
-            protocol=int(given[HEADER_PROTOCOL]),
-            minimum=int(given[HEADER_PROTOCOL_MINIMUM]),
-            cluster=given[HEADER_CLUSTER],
-            node_id=checked_node_id(given[HEADER_PEER]),
-            session=checked_session(given[HEADER_SESSION]),
+        return _stamp(
+            given[HEADER_PROTOCOL],
+            given[HEADER_PROTOCOL_MINIMUM],
+            given[HEADER_CLUSTER],
+            given[HEADER_PEER],
+            given[HEADER_SESSION],
         )
     except KeyError as error:
         raise Forbidden(f"not a Tiermesh peer: header {error} is missing") from None
     except ValueError as error:
         raise Forbidden(f"not a Tiermesh peer: {error}") from None
+
+
+@lru_cache(maxsize=STAMPS)
+def _stamp(protocol: str, minimum: str, cluster: str, node_id: str, session: str) -> Stamp:
+    return Stamp(int(protocol), int(minimum), cluster, checked_node_id(node_id), checked_session(session))
 
 
 def checked_node_id(text: str) -> NodeId:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import json
 import logging
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Protocol
 
 import aiohttp
@@ -27,6 +28,7 @@ from tiermesh.adapters.background import Background
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.link import Link
 from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
+from tiermesh.adapters.prompt import Prompt, written
 from tiermesh.adapters.reasons import reason_of
 from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable
 from tiermesh.protocol import headers
@@ -91,12 +93,16 @@ class Peers:
         self._told: set[str] = set()
         self._closing = False
         self._http: aiohttp.ClientSession | None = None
+        self._stamped = passport.headers | {"Content-Type": "application/json"}
+        """Headers of every prompt."""
 
     async def open(self) -> None:
         """Call once, on the loop, before anything else."""
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=_impatient_socket)
         self._http = aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(None, sock_connect=DIAL_S)
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(None, sock_connect=DIAL_S),
         )
         self._background.start(self._run_sweeps())
 
@@ -138,8 +144,7 @@ class Peers:
         await self._serve(Link(ws, read_stamp(request.headers)))
         return ws
 
-    @contextlib.asynccontextmanager
-    async def generate(
+    def generate(
         self,
         node: NodeId,
         addresses: tuple[Address, ...],
@@ -148,32 +153,36 @@ class Peers:
         path: str = GENERATE_PATH,
         request_id: str,
         deadline_s: float,
-    ) -> AsyncIterator[Reply]:
+    ) -> AbstractAsyncContextManager[Reply]:
         """Have `node` answer with its own engines: a chat request, or at `EMBED_PATH` one for embeddings.
 
-        Raises `EngineFailed` when no head comes.
+        Entering raises `EngineFailed` when no head comes.
         """
-        stamped = self._passport.headers | {headers.REQUEST_ID: request_id, headers.DEADLINE: f"{deadline_s:.3f}"}
-        stamped["Content-Type"] = "application/json"
-        data = json.dumps(body).encode()
+        stamped = {**self._stamped, headers.REQUEST_ID: request_id, headers.DEADLINE: f"{deadline_s:.3f}"}
+        return Prompt("the node", partial(self._post, node, addresses, path, body, stamped))
+
+    async def _post(
+        self,
+        node: NodeId,
+        addresses: tuple[Address, ...],
+        path: str,
+        body: Mapping[str, object],
+        stamped: Mapping[str, str],
+    ) -> aiohttp.ClientResponse:
         assert self._http is not None, "open() comes first"
         failures = []
-        async with contextlib.AsyncExitStack() as stack:
-            for address in self._preferred(node, addresses):
-                try:
-                    response = await stack.enter_async_context(
-                        self._http.post(f"http://{address}{path}", data=io.BytesIO(data), headers=stamped)
-                    )
-                except UNREACHABLE as error:
-                    failures.append(f"{address}: {reason_of(error)}")
-                    if not isinstance(error, _NEVER_ARRIVED):
-                        break  # it may have begun to work: another address of the same node is no remedy
-                    continue
-                if response.headers.get(HEADER_PEER) != node:
-                    failures.append(f"{address}: another node answers there")
-                    continue
-                yield Reply(response.status, response.content_type, _chunks(response), response.headers)
-                return
+        for address in self._preferred(node, addresses):
+            try:
+                response = await self._http.post(f"http://{address}{path}", data=written(body), headers=stamped)
+            except UNREACHABLE as error:
+                failures.append(f"{address}: {reason_of(error)}")
+                if not isinstance(error, _NEVER_ARRIVED):
+                    break  # it may have begun to work: another address of the same node is no remedy
+                continue
+            if response.headers.get(HEADER_PEER) == node:
+                return response
+            response.close()
+            failures.append(f"{address}: another node answers there")
         raise EngineFailed(f"node {node[:8]} can't be reached ({'; '.join(failures) or 'no known address'})")
 
     async def ask(
@@ -362,14 +371,6 @@ class Peers:
 
 _NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, UnicodeError)
 """Of these, those after which nobody can have begun to work."""
-
-
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.content.iter_any():
-            yield chunk
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise EngineFailed(f"the answer broke off: {reason_of(error)}") from error
 
 
 def _refusal(status: int, answer: object) -> TiermeshError:

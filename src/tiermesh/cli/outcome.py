@@ -26,6 +26,9 @@ class MeshGroup(TyperGroup):
         except TiermeshError as error:
             say_error(str(error))
             raise typer.Exit(USAGE if isinstance(error, InvalidConfig | InvalidSpec) else FAILED) from error
+        except typer.BadParameter as error:
+            error.message = _in_plain_words(error.message)
+            raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -37,3 +40,8 @@ class MeshGroup(TyperGroup):
 def say_error(text: str) -> None:
     """One line on stderr."""
     print(f"mesh: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _in_plain_words(message: str) -> str:
+    """typer passes on what pydantic says of a value."""
+    return message.removeprefix("Value error, ").replace("Input should be ", "must be ", 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from platformdirs import user_state_path
+from pydantic import ValidationError
 
 from tiermesh.config.address import DEFAULT_PORT, check_url, parse_address
 from tiermesh.config.file import (
@@ -104,7 +105,7 @@ def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> Daemon
         port=DEFAULT_PORT if port is None else port,
         port_may_move=port is None,
         tier=_first(flags.tier, file.tier, own_tier),
-        models=_models(_first(flags.model, file.model, own_model), file),
+        models=_models(_first(_model(flags.model), file.model, own_model), file),
         adapters=file.adapters,
         memory_limit_bytes=file.memory_limit,
         precision=_first(flags.precision, file.precision) or "auto",
@@ -149,6 +150,15 @@ def _engines(flags: Flags, file: ClusterFile) -> tuple[EngineEntry, ...]:
     known = file.engine_entries()
     urls = dict.fromkeys(_url(text) for text in flags.engines)
     return tuple(EngineEntry(url=url) for url in urls if url not in {e.url for e in known}) + known
+
+
+def _model(said: str | None) -> str | None:
+    """What the command line names, checked as the file's is."""
+    try:
+        return None if said is None else ModelEntry(name=said).name
+    except ValidationError as error:
+        right = "a name from `mesh model list`, a folder, or ORG/NAME"
+        raise InvalidConfig(f"--model is {said!r:.60}, but must be {right}", param="--model") from error
 
 
 def _models(first: str | None, file: ClusterFile) -> tuple[ModelEntry, ...]:

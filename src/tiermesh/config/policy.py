@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tiermesh.config.explain import explain
 from tiermesh.core.breaker import BreakerRule
 from tiermesh.core.complexity import ComplexityRule
-from tiermesh.core.routing import RoutingPolicy
+from tiermesh.core.routing import RoutingPolicy, bare_name
 
 ALIAS_LIMIT = 1000
 """More than any catalogue of models; the policy travels whole, between all nodes."""
@@ -107,7 +107,7 @@ class Routing(Section):
             prefer_local=self.prefer_local,
             fallback_strategy=self.fallback_strategy,
             load_balance=self.load_balance,
-            aliases=self.aliases,
+            aliases={bare_name(alias): name for alias, name in self.aliases.items()},
             complexity=self.complexity.rule(),
         )
 

@@ -59,6 +59,8 @@ class Breaker:
 
     def state(self, now: float) -> BreakerState:
         """What holds at `now`."""
+        if self._open_until is None and self._paused_until is None:  # as nearly always
+            return "closed"
         until = self.opens_until
         if until is not None and now < until:
             return "open"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import NamedTuple, overload
 
 from tiermesh.core.breaker import BreakerState
 from tiermesh.core.offers import CandidateKey, Offer
@@ -45,9 +45,9 @@ Facts = Mapping[CandidateKey, Fact]
 UNMEASURED = Fact()
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One model on one engine of one node, with the facts it was ranked by."""
+class Candidate(NamedTuple):
+    """One model on one engine of one node, with the facts it was ranked by. Every request makes one: a tuple is made
+    four times as fast as a frozen dataclass."""
 
     node: NodeId
     node_name: str
@@ -114,6 +114,9 @@ class Ranking(Sequence[Candidate]):
     def __len__(self) -> int:
         return len(self._ranks)
 
+    def __iter__(self) -> Iterator[Candidate]:
+        return map(self._candidate, self._ranks)
+
     @overload
     def __getitem__(self, index: int) -> Candidate: ...
     @overload
@@ -134,7 +137,7 @@ def candidate_of(offer: Offer, active: int, fact: Fact, marks: float, *, preferr
     """`offer` with what was found out about it; `marks` make its score."""
     status = offer.member.status
     return Candidate(
-        node=offer.key.node,
+        node=offer.node,
         node_name=status.name,
         model=offer.model,
         active=active,

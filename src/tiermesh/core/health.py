@@ -29,9 +29,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from tiermesh.types import Health
+from tiermesh.types import Health, HealthState
 
-HealthState = Literal["healthy", "degraded", "unhealthy", "unknown"]
 Level = Literal["warning", "critical"]
 
 HEALTHY = 80

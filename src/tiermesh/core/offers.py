@@ -14,6 +14,9 @@ from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Tier, View
 WARMTH: Mapping[ModelState, int] = {"warm": 0, "loading": 1, "cold": 2}
 _FAR_MS = 1e9
 
+AUTO = "auto"
+"""Names whatever the mesh chooses."""
+
 
 class CandidateKey(NamedTuple):
     """Names one candidate: the model by the name that its node gives it."""
@@ -98,6 +101,23 @@ def models_of(view: View, me: NodeId) -> dict[str, list[str]]:
             for model in member.status.models:
                 served.setdefault(bare_name(model.name), set()).add(member.status.name)
     return {name: sorted(served[name]) for name in sorted(served)}
+
+
+def names_of(view: View, me: NodeId, aliases: Mapping[str, str]) -> dict[str, list[str]]:
+    """What a request may name now, and the nodes that could answer it: `auto`, aliases, tiers, then models. Programs
+    let people choose from such a list, and begin with the first one."""
+    served = models_of(view, me)
+    in_tiers: dict[str, set[str]] = defaultdict(set)
+    for member in view.members.values():
+        if is_up(member, me):
+            for model in member.status.models:
+                in_tiers[f"tier:{model.tier}"].add(member.status.name)
+    tiers = {tier: sorted(in_tiers[tier]) for tier in sorted(in_tiers)}
+    auto = {AUTO: sorted(set().union(*in_tiers.values()))} if in_tiers else {}
+    there = served | tiers | auto
+    named = {alias: bare_name(aliases[alias]) for alias in sorted(aliases)}
+    others = {alias: there[name] for alias, name in named.items() if name in there}
+    return auto | others | tiers | served | others
 
 
 def tiers_of(offers: Iterable[Offer]) -> set[Tier]:

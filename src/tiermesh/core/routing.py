@@ -29,12 +29,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 from tiermesh.core.candidate import UNMEASURED, WORST, Candidate, Fact, Facts, Rank, Ranking, candidate_of
 from tiermesh.core.complexity import Complexity, ComplexityRule, assess
-from tiermesh.core.offers import CandidateKey, Offer, Offers, bare_name, default_models, is_up, models_of, tiers_of
+from tiermesh.core.offers import (
+    AUTO,
+    CandidateKey,
+    Offer,
+    Offers,
+    bare_name,
+    default_models,
+    is_up,
+    models_of,
+    names_of,
+    tiers_of,
+)
 from tiermesh.types import TIERS, Member, NodeId, Tier, View
 
 __all__ = [
@@ -53,13 +64,12 @@ __all__ = [
     "default_models",
     "is_up",
     "models_of",
+    "names_of",
     "plan_route",
 ]
 
 FALLBACK: Mapping[Tier, tuple[Tier, ...]] = {2: (2, 1, 0), 1: (1, 2, 0), 0: (0, 1, 2)}
 """The tier wanted, then the others in the order in which they may stand in for it."""
-
-AUTO = "auto"
 
 BUSIER = 1.5
 """A cache saves reading the conversation again; at half as much waiting again, that is lost elsewhere."""
@@ -79,13 +89,12 @@ class RoutingPolicy:
     fallback_strategy: Literal["graceful", "strict"] = "graceful"
     load_balance: bool = True
     aliases: Mapping[str, str] = field(default_factory=dict)
-    """Alias to a model's name, `tier:N` or `auto`; an alias of an alias is not followed."""
+    """Alias, without `:latest`, to a model's name, `tier:N` or `auto`; an alias of an alias is not followed."""
     complexity: ComplexityRule | None = field(default_factory=ComplexityRule)
     """None: the prompt's complexity chooses nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class RouteRequest:
+class RouteRequest(NamedTuple):
     """What a caller wants. `tier` narrows `auto`, and prefers among nodes that serve one name in different tiers.
 
     `complexity` chooses the tier for `auto` where no tier was asked for, and is else ignored.
@@ -96,8 +105,7 @@ class RouteRequest:
     complexity: Complexity | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Candidates, best first; never empty. `left_out` would be there but for their breakers."""
 
     candidates: Sequence[Candidate]
@@ -118,8 +126,7 @@ class Refusal:
     left_out: Sequence[Candidate] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Wish:
+class _Wish(NamedTuple):
     """A request after aliases: a name, or any model; and the tier, if one is wanted."""
 
     name: str | None
@@ -145,12 +152,9 @@ def assessed(request: RouteRequest, body: Mapping[str, object], policy: RoutingP
     """`request` with the complexity of the chat `body`, where that is to choose the tier; anywhere else, as it is."""
     if policy.complexity is None or request.complexity is not None or request.tier is not None:
         return request
-    if "messages" not in body:  # an embedding: the same everywhere
+    if "messages" not in body or _name(request, policy) != AUTO:  # without messages, an embedding: the same everywhere
         return request
-    wish = _resolve(request, policy)
-    if isinstance(wish, Refusal) or wish.name is not None or wish.tier is not None:
-        return request
-    return replace(request, complexity=assess(body["messages"], policy.complexity, tools=bool(body.get("tools"))))
+    return request._replace(complexity=assess(body["messages"], policy.complexity, tools=bool(body.get("tools"))))
 
 
 class Router:
@@ -197,9 +201,15 @@ class Router:
         return known[1]
 
 
-def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
+def _name(request: RouteRequest, policy: RoutingPolicy) -> str:
+    """What is asked for, after aliases."""
     name = bare_name(request.model)
-    name = bare_name(policy.aliases.get(name, name))
+    alias = policy.aliases.get(name)
+    return name if alias is None else bare_name(alias)
+
+
+def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
+    name = _name(request, policy)
     if name == AUTO:
         if request.tier is None and request.complexity is not None:
             return _Wish(None, request.complexity.tier, assessed=True)
@@ -214,7 +224,7 @@ def _resolve(request: RouteRequest, policy: RoutingPolicy) -> _Wish | Refusal:
 
 def _let_through(offers: list[Offer], facts: Facts) -> tuple[list[Offer], list[Offer]]:
     """Those whose breakers let somebody through, and the others."""
-    shut = {key for key, fact in facts.items() if fact.shut}
+    shut = [key for key, fact in facts.items() if fact.shut]
     if not shut:
         return offers, []
     return [o for o in offers if o.key not in shut], [o for o in offers if o.key in shut]
@@ -267,7 +277,7 @@ def _ranked(
 
 def _slowness(offers: list[Offer], facts: Facts) -> list[float]:
     """How many times slower than the quickest each one is, in powers of two."""
-    if not facts:
+    if not facts or len(offers) == 1:
         return [1.0] * len(offers)
     known = [facts.get(offer.key, UNMEASURED).answer_s for offer in offers]
     measured = [time_s for time_s in known if time_s is not None]
@@ -306,6 +316,8 @@ def _wait(marks: float) -> float:
 
 def _shut_out(shut: list[Offer], facts: Facts) -> tuple[Candidate, ...]:
     """Those whose breakers are against them, the first to come back first; none of them has a score."""
+    if not shut:
+        return ()
     made = [candidate_of(offer, offer.told_active, facts[offer.key], WORST) for offer in shut]
     return tuple(sorted(made, key=lambda candidate: candidate.fact.retry_after_s))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from hashlib import blake2b
+
+import msgspec
 
 from tiermesh.protocol import quick_json
 from tiermesh.types import NodeId
@@ -16,8 +17,7 @@ LONGEST = 64
 """Turns looked back: whoever removes more than that from a conversation has begun another one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(msgspec.Struct, frozen=True):
     """A conversation up to now, and the node that has read most of it."""
 
     digest: bytes
@@ -38,9 +38,11 @@ class Affinity:
         digests = _digests(model, messages)
         if not digests:
             return Prefix(b"", None)
-        earlier = digests[-2 : -2 - LONGEST : -1]
-        node = next((self._nodes[digest] for digest in earlier if digest in self._nodes), None)
-        return Prefix(digests[-1], node)
+        nodes = self._nodes
+        for digest in digests[-2 : -2 - LONGEST : -1]:
+            if digest in nodes:
+                return Prefix(digests[-1], nodes[digest])
+        return Prefix(digests[-1], None)
 
     def note(self, prefix: Prefix, node: NodeId) -> None:
         """The conversation was answered there."""

@@ -1,10 +1,14 @@
-"""What the gateway is asked, and what it answers."""
+"""What the gateway is asked, and what it answers.
+
+Values on the way of every prompt are msgspec's structs: made in a tenth of the time of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from tiermesh.core.complexity import Complexity
 from tiermesh.core.routing import Candidate, RouteRequest
@@ -19,8 +23,7 @@ PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 """The first is served first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Whose request it is: callers take turns in a queue, within one priority."""
 
     key: str = ""
@@ -31,8 +34,7 @@ class Caller:
     """The route by which it came, for the metrics."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `body` is an OpenAI request, for what `task` says, whose `model` the gateway replaces."""
 
     body: Mapping[str, object]
@@ -44,8 +46,7 @@ class Ask:
     caller: Caller = Caller()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a candidate said. Either `events` (a stream, whole events a piece, read once) or a whole `body`.
 
     `status` is 200, or the engine's 4xx verdict on the request.

@@ -25,11 +25,28 @@ class Attempt:
     One timer serves all waits of an attempt and is moved rarely: a stream waits thousands of times.
     """
 
+    __slots__ = (
+        "_cancelling",
+        "_deadline",
+        "_down_at",
+        "_ends",
+        "_grace_s",
+        "_loop",
+        "_since",
+        "_task",
+        "_timer",
+        "_why",
+        "begun",
+        "gives_up",
+        "node",
+        "patience_s",
+    )
+
     def __init__(self, node: NodeId, *, deadline: float, grace_s: float) -> None:
         self.node = node
         self.begun = False
         self.patience_s: float | None = None
-        self.gives_up: Callable[[float], bool] = lambda _: True
+        self.gives_up: Callable[[float], bool] = _always
         self._deadline = deadline
         self._grace_s = grace_s
         self._down_at: float | None = None
@@ -109,3 +126,7 @@ class Attempt:
 
     def _grace(self) -> float:
         return self._grace_s if self.begun else 0.0
+
+
+def _always(silent_s: float) -> bool:
+    return True

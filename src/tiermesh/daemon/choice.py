@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
-from tiermesh.core.routing import AUTO, Candidate, CandidateKey, Refusal, RouteRequest
+from tiermesh.core.routing import AUTO, Candidate, CandidateKey, Refusal, RouteRequest, bare_name
 from tiermesh.daemon.dispatch import Dispatch
 from tiermesh.daemon.resume import Way
+from tiermesh.daemon.waiting import Wish
 from tiermesh.errors import EngineFailed, PoisonedRequest, TiermeshError, Unavailable, UnknownModel, WorkerDied
 from tiermesh.types import Model, NodeId
 
 MAX_DEATHS = 2
 """One worker may die by chance while it computes an answer. After a second one it is the request, and no third is
 risked."""
+
+
+LEAST_PAUSE_S = 0.05
+"""Before somebody who was busy is asked again, even if it says that it will be free at once."""
 
 
 class Choice:
@@ -45,6 +50,14 @@ class Choice:
         """How many have failed so far."""
         return len(self._failures)
 
+    @property
+    def wish(self) -> Wish:
+        """What the request waits for, where it has to: requests of one wish have the same candidates."""
+        request, tier = self._request, None
+        if self._dispatch.routing.fallback_strategy == "strict":
+            tier = request.tier if request.tier is not None or request.complexity is None else request.complexity.tier
+        return Wish(bare_name(request.model), tier, self._may_switch)
+
     def check(self) -> None:
         """Raises `UnknownModel` for a model that nobody has, up or not."""
         route = self._dispatch.plan(self._request)
@@ -63,11 +76,10 @@ class Choice:
 
     def next(self, way: Way, model: Model, without: CandidateKey | None = None) -> Candidate | None:
         """Who can go on with a stream of `model`. Slots don't matter: what has begun goes before what waits."""
-        request = RouteRequest(AUTO, self._request.tier) if way == "text" else RouteRequest(model.name)
-        route = self._dispatch.plan(request)
+        route = self._dispatch.plan(self._successors(way, model))
         if isinstance(route, Refusal):
             return None
-        able = [c for c in route.candidates if way in ("anew", "text") or _continues(c.model, model)]
+        able = [c for c in route.candidates if _able(c, way, model)]
         excluded = self._excluded(without)
         fresh = next((c for c in able if c.key not in excluded), None)
         return fresh or next((c for c in able if c.key in self._spoke and c.key != without), None)
@@ -76,16 +88,16 @@ class Choice:
         """May somebody be there later: one who is busy, or said when to come back, or whose node is down?"""
         return any(self._may_come(request) for request in self._wishes())
 
-    def has_hope_for(self, model: Model) -> bool:
-        """The same for a stream of this model that has begun."""
-        return self._may_come(RouteRequest(model.name))
+    def has_hope_for(self, ways: Collection[Way], model: Model) -> bool:
+        """The same for a stream of this model that has begun, and can go on in these ways."""
+        return any(self._may_succeed(way, model) for way in ways)
 
     def failed(self, candidate: Candidate, error: TiermeshError, *, spoke: bool) -> None:
         """It did not answer, or broke off. Raises `PoisonedRequest` when the request is to blame."""
         self._failures.append((candidate, error))
         self._spoke.discard(candidate.key)
         if isinstance(error, Unavailable):
-            self._back_at[candidate.key] = self._now() + error.retry_after_s
+            self._back_at[candidate.key] = self._now() + max(LEAST_PAUSE_S, error.retry_after_s)
         else:
             self._gone.add(candidate.key)
             if spoke:
@@ -118,14 +130,28 @@ class Choice:
     def _may_come(self, request: RouteRequest) -> bool:
         route = self._dispatch.plan(request)
         if isinstance(route, Refusal):
-            return self._dispatch.hopeful(request, self._gone)
+            return self._dispatch.hopeful(request, lambda c: c.key not in self._gone)
         return any(c.key not in self._gone for c in (*route.candidates, *route.left_out))
 
+    def _may_succeed(self, way: Way, model: Model) -> bool:
+        def fits(candidate: Candidate) -> bool:
+            return candidate.key not in self._gone and _able(candidate, way, model)
+
+        return self._dispatch.hopeful(self._successors(way, model), fits)
+
+    def _successors(self, way: Way, model: Model) -> RouteRequest:
+        """Among whose candidates there may be somebody who goes on with a stream of `model`."""
+        return RouteRequest(AUTO, self._request.tier) if way == "text" else RouteRequest(model.name)
+
     def _excluded(self, without: CandidateKey | None) -> set[CandidateKey]:
+        excluded = self._gone if without is None else self._gone | {without}
+        if not self._back_at:
+            return excluded
         now = self._now()
-        busy = {key for key, back_at in self._back_at.items() if now < back_at}
-        return self._gone | busy | ({without} if without is not None else set())
+        return excluded | {key for key, back_at in self._back_at.items() if now < back_at}
 
 
-def _continues(other: Model, model: Model) -> bool:
-    return other.can_continue and other.digest == model.digest
+def _able(candidate: Candidate, way: Way, model: Model) -> bool:
+    """Can it go on with a stream of `model` in this way?"""
+    other = candidate.model
+    return way in ("anew", "text") or (other.can_continue and other.digest == model.digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tiermesh.core.breaker import Breaker, BreakerRule
+from tiermesh.core.breaker import Breaker, BreakerRule, BreakerState
 from tiermesh.core.routing import CandidateKey, Fact
 from tiermesh.types import NodeId, SessionId, View
 
@@ -18,6 +18,8 @@ class _Record:
     breaker: Breaker
     first_token_s: float | None = None
     tokens_per_s: float | None = None
+    told: tuple[float | None, float | None, BreakerState, float] | None = None
+    """What its `Fact` was last made of; most requests change nothing."""
 
 
 class Conduct:
@@ -34,6 +36,7 @@ class Conduct:
         self._moving: set[CandidateKey] = set()
         """Whose facts change by time alone."""
         self._sessions: dict[NodeId, SessionId] = {}
+        self._down: set[NodeId] = set()
 
     def set_rule(self, rule: BreakerRule) -> None:
         """Judge by this from now on; what was judged by another rule is forgotten."""
@@ -42,10 +45,13 @@ class Conduct:
             self._forget(set(self._records))
 
     def view_changed(self, view: View) -> None:
-        """Nodes that are gone are forgotten, and so are those that were started anew."""
+        """Nodes that are gone are forgotten, and so are those that were started anew or are back: who was frozen or cut
+        off failed every request that it had, and none of them says how it does now."""
         sessions = {node: member.session for node, member in view.members.items()}
+        down = {node for node, member in view.members.items() if member.state == "down"}
         changed = {node for node, session in self._sessions.items() if sessions.get(node) != session}
-        self._sessions = sessions
+        changed |= self._down - down
+        self._sessions, self._down = sessions, down
         if changed:
             self._forget({key for key in self._records if key.node in changed})
 
@@ -93,13 +99,16 @@ class Conduct:
         self._note(key, record, now)
 
     def _record(self, key: CandidateKey) -> _Record:
-        if key not in self._records:
-            self._records[key] = _Record(Breaker(self._rule))
-        return self._records[key]
+        record = self._records.get(key)
+        if record is None:
+            record = self._records[key] = _Record(Breaker(self._rule))
+        return record
 
     def _note(self, key: CandidateKey, record: _Record, now: float) -> None:
         state, retry_after_s = record.breaker.state(now), record.breaker.retry_after_s(now)
-        self._facts[key] = Fact(record.first_token_s, record.tokens_per_s, state, retry_after_s)
+        known = (record.first_token_s, record.tokens_per_s, state, retry_after_s)
+        if record.told != known:
+            record.told, self._facts[key] = known, Fact(*known)
         if state == "closed" and not retry_after_s:
             self._moving.discard(key)
         else:

@@ -31,12 +31,29 @@ DOWN_GRACE_S = 2.0
 
 
 class Trial:
-    """One candidate, reserved for one request. `close` ends all that it began."""
+    """One candidate, reserved for one request since `since`. `close` ends all that it began."""
 
-    def __init__(self, dispatch: Dispatch, candidate: Candidate, attempt: Attempt) -> None:
+    __slots__ = (
+        "_dispatch",
+        "_question",
+        "attempt",
+        "begun_at",
+        "begun_with",
+        "candidate",
+        "judged",
+        "key",
+        "sent",
+        "since",
+        "source",
+    )
+
+    def __init__(
+        self, dispatch: Dispatch, candidate: Candidate, key: CandidateKey, attempt: Attempt, since: float
+    ) -> None:
         self.candidate = candidate
+        self.key = key
         self.attempt = attempt
-        self.since = asyncio.get_running_loop().time()
+        self.since = since
         self.sent = False
         self.judged = False
         self.source: AsyncGenerator[bytes, None] | None = None
@@ -129,39 +146,37 @@ class Dispatch:
 
     def plan(self, request: RouteRequest, preferred: NodeId | None = None) -> Route | Refusal:
         """The route that a request would take now."""
-        view = self._view()
-        own = sum(engine.load.active + engine.load.queued for engine in self._engines().values())
-        return self._router.plan(
-            view,
-            request,
-            self.routing,
-            active=self._loads.estimate(view) | {self._me: own + self._reserved_here},
-            facts=self.facts(),
-            preferred=preferred,
-        )
+        view, active = self._view(), self._reserved_here
+        for engine in self._engines().values():
+            load = engine.load
+            active += load.active + load.queued
+        estimate = self._loads.estimate(view)
+        estimate[self._me] = active
+        return self._router.plan(view, request, self.routing, active=estimate, facts=self.facts(), preferred=preferred)
 
     def facts(self) -> Mapping[CandidateKey, Fact]:
         """What this node has measured of every candidate that it has asked."""
         return self.conduct.facts(self._loop.time())
 
-    def hopeful(self, request: RouteRequest, without: Collection[CandidateKey]) -> bool:
-        """Would there be somebody else, if all nodes that are known were up and all breakers closed?"""
+    def hopeful(self, request: RouteRequest, fits: Callable[[Candidate], bool]) -> bool:
+        """Would there be somebody who fits, if all nodes that are known were up and all breakers closed?"""
         view = self._view()
         members = {
             node: replace(member, state="up", down_since=None, status=replace(member.status, state="up"))
             for node, member in view.members.items()
         }
         plan = Router(self._me).plan(replace(view, members=members), request, self.routing)
-        return isinstance(plan, Route) and any(candidate.key not in without for candidate in plan.candidates)
+        return isinstance(plan, Route) and any(map(fits, plan.candidates))
 
     def reserve(self, candidate: Candidate, deadline: float) -> Trial:
         """Take a slot of it."""
+        key, now = candidate.key, self._loop.time()
         attempt = Attempt(candidate.node, deadline=deadline, grace_s=self._down_grace_s)
         self.attempts.add(attempt)
         self._loads.in_flight[candidate.node] += 1
         self._reserved_here += candidate.local
-        self.conduct.started(candidate.key, self._loop.time())
-        return Trial(self, candidate, attempt)
+        self.conduct.started(key, now)
+        return Trial(self, candidate, key, attempt, now)
 
     def released(self, trial: Trial) -> None:
         """Give a slot back."""
@@ -170,18 +185,18 @@ class Dispatch:
         if not trial.sent:
             self._reserved_here -= trial.candidate.local
         if not trial.judged:
-            self.conduct.abandoned(trial.candidate.key, self._loop.time())
+            self.conduct.abandoned(trial.key, self._loop.time())
         self.waiting.poke()
 
     def began(self, trial: Trial, *, timed: bool) -> None:
         """The candidate has answered, or begun to. `timed`: how long it took says how fast it is."""
         now = self._loop.time()
         trial.judged = True
-        self.conduct.began(trial.candidate.key, now, now - trial.since if timed else None)
+        self.conduct.began(trial.key, now, now - trial.since if timed else None)
 
     def failed(self, trial: Trial, error: TiermeshError) -> None:
         """The candidate has not answered, or broke off."""
-        now, key = self._loop.time(), trial.candidate.key
+        now, key = self._loop.time(), trial.key
         if trial.judged:
             self.conduct.broke(key, now)
         else:
@@ -222,14 +237,18 @@ class Dispatch:
 
     def waits_itself(self, candidate: Candidate) -> bool:
         """Has its engine a queue of its own, and nobody said how many requests it takes at once?"""
-        member = self._view().members.get(candidate.node)
-        engines = member.status.engines if member is not None else ()
-        return any(engine.name == candidate.model.engine and engine.slots_unknown for engine in engines)
+        member, name = self._view().members.get(candidate.node), candidate.model.engine
+        for engine in member.status.engines if member is not None else ():
+            if engine.name == name and engine.slots_unknown:
+                return True
+        return False
 
     def free(self, route: Route, excluded: Collection[CandidateKey]) -> Candidate | None:
         """The best candidate that may be asked now."""
         for candidate in route.candidates:
-            if candidate.key not in excluded and (not candidate.full or self.waits_itself(candidate)):
+            if excluded and candidate.key in excluded:
+                continue
+            if not candidate.full or self.waits_itself(candidate):
                 return candidate
         return None
 

@@ -10,18 +10,18 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from tiermesh.core.routing import Candidate, CandidateKey
-from tiermesh.daemon.ask import Answer, Ask, Caller, Task
+from tiermesh.daemon.ask import Answer, Ask, Task
 from tiermesh.daemon.choice import Choice
 from tiermesh.daemon.dispatch import Dispatch, Trial
 from tiermesh.daemon.metrics import Record, outcome_of, usage_in
 from tiermesh.daemon.replies import first_event, read_answer, read_verdict
 from tiermesh.daemon.resume import SWITCH, Told, Way
 from tiermesh.daemon.sse import whole_events
-from tiermesh.errors import EngineFailed, TiermeshError, Unavailable
+from tiermesh.daemon.waiting import Wish
+from tiermesh.errors import DeadlineExceeded, EngineFailed, TiermeshError, Unavailable
 from tiermesh.types import Model, NodeId
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,10 @@ class Errand:
         self._limits = dispatch.policy.limits
         self._deadline = self._loop.time() + ask.timeout_s
         self._may_switch = ask.body.get(SWITCH) is True
-        self._told = Told(ask.body, may_switch=self._may_switch)
         self._choice = Choice(
             dispatch, ask.route, now=self._loop.time, may_switch=self._may_switch, preferred=preferred
         )
         self._events: AsyncGenerator[bytes, None] | None = None
-        self._seed = secrets.randbits(SEED_BITS)
         self._trial: Trial | None = None
         self._moves = 0
         self._waited_s = 0.0
@@ -74,8 +72,10 @@ class Errand:
     @property
     def usage(self) -> Mapping[str, int]:
         """The tokens of what was answered, as far as they can be told."""
-        counted = {"completion_tokens": len(self._told.ids)} if self._told.ids else {}
-        return counted | usage_in(self._last)
+        told = usage_in(self._last)
+        if self._ask.stream and self._told.ids:
+            told.setdefault("completion_tokens", len(self._told.ids))
+        return told
 
     async def run(self) -> Answer:
         """The answer of the first candidate that can give one.
@@ -93,6 +93,10 @@ class Errand:
                 return await self._answer(trial)
             except (EngineFailed, Unavailable) as error:
                 await self._failed(trial, error)
+            except DeadlineExceeded as error:
+                if self._loop.time() - trial.since >= self._dispatch.policy.routing.breaker.slow_first_token_s:
+                    self._dispatch.failed(trial, error)  # who has so long nothing to say, has failed
+                raise
 
     async def close(self) -> None:
         """Stop the work, wherever it is done."""
@@ -104,22 +108,36 @@ class Errand:
             if trial is not None:
                 await trial.close()
 
+    @cached_property
+    def _told(self) -> Told:
+        """Of a stream; what comes whole needs none."""
+        return Told(self._ask.body, may_switch=self._may_switch)
+
+    @cached_property
+    def _seed(self) -> int:
+        """Of all that answer, so that what one has begun another can go on with."""
+        return secrets.randbits(SEED_BITS)
+
     async def _reserve(self) -> Trial | None:
         """The next candidate, waited for where there is hope; None: there is nobody left to ask."""
-        waiting, model = self._dispatch.waiting, self._ask.route.model
-        in_turn = self._choice.attempts > 0 or not waiting.anybody(model)
+        wish = self._choice.wish
+        in_turn = self._choice.attempts > 0 or not self._dispatch.waiting.anybody(wish)
         self._trial = self._ready() if in_turn else None
         if self._trial is None and not self._choice.attempts:
             self._choice.check()
         if self._trial is None and self._choice.has_hope():
-            self._trial = await self._wait(model, self._ask.caller, self._ready)
+            limits, size_bytes = self._limits, self._ask.caller.size_bytes
+            apart = self._choice.attempts > 0
+            self._trial = await self._wait(wish, self._ready, limits.queue_length, size_bytes, apart=apart)
         return self._trial
 
     def _ready(self) -> Trial | None:
         candidate = self._choice.first()
         return None if candidate is None else self._dispatch.reserve(candidate, self._deadline)
 
-    async def _wait(self, model: str, caller: Caller, ready: Callable[[], Trial | None]) -> Trial | None:
+    async def _wait(
+        self, wish: Wish, ready: Callable[[], Trial | None], length: int | None, size_bytes: int, *, apart: bool
+    ) -> Trial | None:
         """Stand in the queue for what is left of the time for it."""
         since = self._loop.time()
         left_s = min(self._limits.queue_timeout_s - self._waited_s, self._deadline - since)
@@ -127,20 +145,21 @@ class Errand:
             return None
         try:
             return await self._dispatch.waiting.turn(
-                model,
-                caller,
+                wish,
+                self._ask.caller,
                 ready,
                 timeout_s=left_s,
-                length=self._limits.queue_length,
-                size_bytes=caller.size_bytes,
+                length=length,
+                size_bytes=size_bytes,
+                apart=apart,
             )
         finally:
             self._waited_s += self._loop.time() - since
 
     async def _answer(self, trial: Trial) -> Answer:
         """One candidate, until it counts as having answered. Raises `EngineFailed` or `Unavailable`."""
-        candidate, key = trial.candidate, trial.candidate.key
-        loading = self._dispatch.is_loading(candidate)
+        candidate, key = trial.candidate, trial.key
+        loading = candidate.model.state != "warm"
         self._bound(trial, lambda: self._choice.first(without=key) is not None)
         status, content_type, body = await self._heard(trial, "anew")
         streamed = trial.source is not None
@@ -174,14 +193,18 @@ class Errand:
                 return 200, "application/json", await read_answer(reply, ANSWER_HOLDS[ask.task])
             if not reply.content_type.startswith(EVENTS):
                 raise EngineFailed(f"answered with {reply.content_type} where a stream was asked for")
-            trial.source = whole_events(reply.chunks)
+            trial.source = whole_events(reply.chunks, self._told.choices)
             return 200, EVENTS, await first_event(trial.source)
 
     def _body(self, candidate: Candidate, way: Way) -> dict[str, object]:
         """What the candidate is asked. A stream that may have to go on elsewhere needs its ids, and a seed to keep."""
+        if not self._ask.stream:
+            body = {**self._ask.body, "model": candidate.model.name}
+            body.pop(SWITCH, None)
+            return body
         body = self._told.request(way)
         body["model"] = candidate.model.name
-        if self._ask.stream and candidate.model.can_continue:
+        if candidate.model.can_continue:
             body["return_token_ids"] = True
             if body.get("seed") is None:
                 body["seed"] = self._seed
@@ -250,8 +273,9 @@ class Errand:
             return self._dispatch.reserve(found[0], self._deadline)
 
         trial = ready()
-        if trial is None and self._told.ways() and self._choice.has_hope_for(model):
-            trial = await self._wait(model.name, replace(self._ask.caller, priority="high"), ready)
+        if trial is None and self._choice.has_hope_for(self._told.ways(), model):
+            # What has begun is not refused for want of room: it takes hardly any.
+            trial = await self._wait(self._choice.wish, ready, None, 0, apart=True)
         self._trial = trial
         return None if trial is None else (trial, ways[-1])
 

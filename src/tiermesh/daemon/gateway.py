@@ -15,18 +15,20 @@ error event. Leaving the context stops the work, wherever it is done.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+from msgspec.structs import replace
 
 from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.routing import Refusal, Route, RouteRequest, assessed
-from tiermesh.daemon.affinity import Affinity
+from tiermesh.daemon.affinity import Affinity, Prefix
 from tiermesh.daemon.ask import REQUEST_TIMEOUT_S, Answer, Ask, Caller, Priority, Task
 from tiermesh.daemon.dispatch import DOWN_GRACE_S, Dispatch
 from tiermesh.daemon.errand import SILENCE_S, Errand
-from tiermesh.daemon.metrics import RequestLog, outcome_of_status
+from tiermesh.daemon.metrics import Record, RequestLog, outcome_of, outcome_of_status
 from tiermesh.errors import Unavailable, UnknownModel
 from tiermesh.types import NodeId, View
 
@@ -71,24 +73,50 @@ class Gateway:
         prefix = self._affinity.look(request.model, body.get("messages"))
         return request, self.dispatch.plan(request, prefix.node)
 
-    @asynccontextmanager
-    async def chat(self, ask: Ask) -> AsyncIterator[Answer]:
-        """Have `ask` answered by the first candidate that can.
+    def chat(self, ask: Ask) -> AbstractAsyncContextManager[Answer]:
+        """A context, to be entered at once, in which the first candidate that can answers `ask`. Leaving it stops the
+        work, wherever it is done.
 
-        Raises `UnknownModel`, `Unavailable`, `EngineFailed` (all candidates failed), `PoisonedRequest` or
+        Entering raises `UnknownModel`, `Unavailable`, `EngineFailed` (all candidates failed), `PoisonedRequest` or
         `DeadlineExceeded`; reading `Answer.events` may raise the last four.
         """
-        messages = ask.body.get("messages")
+        prefix = self._affinity.look(ask.route.model, ask.body.get("messages"))
         route = assessed(ask.route, ask.body, self.dispatch.routing)
         if route is not ask.route:
             ask = replace(ask, route=route)
-        prefix = self._affinity.look(ask.route.model, messages)
-        with self._log.begin(ask.caller.api) as record:
-            errand = Errand(ask, self.dispatch, record, preferred=prefix.node, silence_s=self._silence_s)
-            try:
-                answer = await errand.run()
-                self._affinity.note(prefix, answer.candidate.node)
-                yield answer
-                record.end(outcome_of_status(answer.status), errand.usage)
-            finally:
-                await errand.close()
+        record = self._log.begin(ask.caller.api)
+        errand = Errand(ask, self.dispatch, record, preferred=prefix.node, silence_s=self._silence_s)
+        return _Chat(errand, record, self._affinity, prefix)
+
+
+class _Chat:
+    """The context of `Gateway.chat`. A plain class, since every prompt passes here and a generator costs it more."""
+
+    __slots__ = ("_affinity", "_answer", "_errand", "_prefix", "_record")
+
+    def __init__(self, errand: Errand, record: Record, affinity: Affinity, prefix: Prefix) -> None:
+        self._errand = errand
+        self._record = record
+        self._affinity = affinity
+        self._prefix = prefix
+        self._answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        try:
+            answer = self._answer = await self._errand.run()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
+        self._affinity.note(self._prefix, answer.candidate.node)
+        return answer
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._answer is not None:
+            self._record.end(outcome_of_status(self._answer.status), self._errand.usage)
+        try:
+            await self._errand.close()
+        finally:
+            if error is not None:
+                self._record.end(outcome_of(error))

@@ -33,6 +33,6 @@ class Loads:
         """Requests of every node whose load the view does not tell exactly, as far as this node can know."""
         return {
             node: max(ours, self._told.get(node, 0) + ours - counted)
-            for node in self.in_flight.keys() & view.members.keys()
-            if (ours := self.in_flight[node]) != (counted := self._counted.get(node, 0))
+            for node, ours in self.in_flight.items()
+            if ours != (counted := self._counted.get(node, 0)) and node in view.members
         }

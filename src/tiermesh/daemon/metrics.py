@@ -14,13 +14,17 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from tiermesh.adapters import clock
+from tiermesh.daemon.series import Histogram, counter_family, histogram_family
 from tiermesh.daemon.tally import Tally
 from tiermesh.errors import TiermeshError
 from tiermesh.types import Model, NodeId
@@ -89,11 +93,12 @@ class RequestLog:
         self.tally = Tally()
         self._now = now
         self._wall = wall
-        self._meters = _Meters(self.registry)
+        self._meters = _Meters()
+        self.registry.register(self._meters)
 
     def begin(self, api: str) -> Record:
         """A request has come by `api`, a route of ours."""
-        self._meters.active.inc()
+        self._meters.active += 1
         return Record(self, self._meters, api, self._now())
 
     def now(self) -> float:
@@ -154,7 +159,7 @@ class Record:
     def attempt_failed(self, tokens: int = 0) -> None:
         """The candidate at hand has failed; the request may wait or go elsewhere. `tokens` of its answer are kept."""
         if self._candidate is not None:
-            self._close("failed", 0, tokens, self._log.now())
+            self._close("failed", 0, tokens, self._log.now(), self._log.wall())
             self._kept += tokens
 
     def first_token(self) -> None:
@@ -169,28 +174,27 @@ class Record:
             return
         self._over = True
         now = self._log.now()
-        self._meters.active.dec()
-        self._meters.request(self._api, self._line, outcome).inc()
-        self._meters.latency(self._api).observe(now - self._begun_at)
-        self._log.tally.finished(outcome, now - self._begun_at, self._log.wall())
+        self._meters.active -= 1
+        wall = self._log.wall()
+        self._meters.finished(self._api, self._line, outcome, now - self._begun_at)
+        self._log.tally.finished(outcome, now - self._begun_at, wall)
         if self._candidate is not None:
             prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-            self._close(TRIALS[outcome], prompt, max(0, completion - self._kept), now)
+            self._close(TRIALS[outcome], prompt, max(0, completion - self._kept), now, wall)
 
-    def _close(self, trial: Trial, prompt: int, completion: int, now: float) -> None:
+    def _close(self, trial: Trial, prompt: int, completion: int, now: float, wall: float) -> None:
         line, candidate, took_s = self._line, self._candidate, now - self._attempt_at
         assert line is not None
         assert candidate is not None
         self._candidate = None
-        line.trials[trial].inc()
-        if prompt:
-            line.prompt.inc(prompt)
+        line.trials[trial] += 1
+        line.prompt += prompt
         first_s = None if self._first_at is None else self._first_at - self._attempt_at
         # The first token came at the beginning of the time that is measured; without that moment, prompt and all.
         made = completion - 1 if first_s is not None and completion > 1 else completion
         making_s = took_s - (first_s or 0.0) if made != completion else took_s
         if completion:
-            line.completion.inc(completion)
+            line.completion += completion
             if making_s > 0:
                 line.speed.observe(made / making_s)
         self._log.tally.attempted(
@@ -202,7 +206,7 @@ class Record:
             tokens=completion,
             timed_tokens=made,
             making_s=making_s,
-            wall=self._log.wall(),
+            wall=wall,
         )
 
 
@@ -223,79 +227,74 @@ def outcome_of_status(status: int) -> Outcome:
 
 
 class _Line:
-    """The series of one model on one node. They are looked up once: `labels()` costs more than all the rest."""
+    """The figures of one model on one node."""
 
-    __slots__ = ("completion", "first_token", "labels", "prompt", "requests", "speed", "trials")
+    __slots__ = ("completion", "first_token", "labels", "prompt", "speed", "trials")
 
-    def __init__(self, meters: _Meters, model: str, node: str) -> None:
+    def __init__(self, model: str, node: str) -> None:
         self.labels = (model, node)
-        self.trials = {trial: meters.attempts.labels(model, node, trial) for trial in set(TRIALS.values())}
-        self.first_token = meters.first_token.labels(model, node)
-        self.speed = meters.speed.labels(model, node)
-        self.prompt = meters.tokens.labels(model, node, "prompt")
-        self.completion = meters.tokens.labels(model, node, "completion")
+        self.trials: dict[Trial, int] = dict.fromkeys(TRIALS.values(), 0)
+        self.first_token = Histogram(FIRST_TOKEN_BUCKETS)
+        self.speed = Histogram(SPEED_BUCKETS)
+        self.prompt = self.completion = 0
 
 
-class _Meters:
-    """All series of a registry."""
+class _Meters(Collector):
+    """All figures about requests, for one registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.active = Gauge("tiermesh_requests_active", "Requests that this node is carrying.", registry=registry)
-        self._requests = Counter(
-            "tiermesh_requests",
-            "Requests that this node carried, by who answered.",
-            ("api", "model", "node", "outcome"),
-            registry=registry,
-        )
-        self.attempts = Counter(
-            "tiermesh_attempts", "Attempts at candidates.", ("model", "node", "outcome"), registry=registry
-        )
-        self._latency = Histogram(
-            "tiermesh_request_seconds",
-            "From question to last byte.",
-            ("api",),
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
-        )
-        self.first_token = Histogram(
-            "tiermesh_first_token_seconds",
-            "From attempt to first byte of the answer.",
-            ("model", "node"),
-            buckets=FIRST_TOKEN_BUCKETS,
-            registry=registry,
-        )
-        self.speed = Histogram(
-            "tiermesh_tokens_per_second",
-            "Tokens a second of one answer, after its first one.",
-            ("model", "node"),
-            buckets=SPEED_BUCKETS,
-            registry=registry,
-        )
-        self.tokens = Counter("tiermesh_tokens", "Tokens.", ("model", "node", "kind"), registry=registry)
+    def __init__(self) -> None:
+        self.active = 0
+        self._requests: dict[tuple[str, ...], int] = {}
+        self._latencies: dict[tuple[str, ...], Histogram] = {}
+        self._lines: dict[tuple[str, ...], _Line] = {}
         self._models, self._nodes = _Names(), _Names()
-        self._lines: dict[tuple[str, str], _Line] = {}
-        self._counters: dict[tuple[str, ...], Counter] = {}
-        self._latencies: dict[str, Histogram] = {}
 
     def line(self, candidate: Candidate) -> _Line:
+        """Where attempts at a candidate are counted."""
         labels = (self._models.label(candidate.model.name), self._nodes.label(candidate.node_name))
         found = self._lines.get(labels)
         if found is None:
-            found = self._lines[labels] = _Line(self, *labels)
+            found = self._lines[labels] = _Line(*labels)
         return found
 
-    def request(self, api: str, line: _Line | None, outcome: Outcome) -> Counter:
-        labels = (api, *(line.labels if line is not None else (NOBODY, NOBODY)), outcome)
-        found = self._counters.get(labels)
-        if found is None:
-            found = self._counters[labels] = self._requests.labels(*labels)
-        return found
+    def finished(self, api: str, line: _Line | None, outcome: Outcome, took_s: float) -> None:
+        """A request that came by `api` is over; `line` is of the last candidate that was tried."""
+        model, node = line.labels if line is not None else (NOBODY, NOBODY)
+        labels = (api, model, node, outcome)
+        self._requests[labels] = self._requests.get(labels, 0) + 1
+        latency = self._latencies.get((api,))
+        if latency is None:
+            latency = self._latencies[api,] = Histogram(LATENCY_BUCKETS)
+        latency.observe(took_s)
 
-    def latency(self, api: str) -> Histogram:
-        found = self._latencies.get(api)
-        if found is None:
-            found = self._latencies[api] = self._latency.labels(api)
-        return found
+    def collect(self) -> Iterator[Metric]:
+        """All of it, now."""
+        lines, of_a_line = self._lines, ("model", "node")
+        trials = {(*labels, trial): count for labels, line in lines.items() for trial, count in line.trials.items()}
+        tokens = {(*labels, "prompt"): line.prompt for labels, line in lines.items()}
+        tokens |= {(*labels, "completion"): line.completion for labels, line in lines.items()}
+        yield GaugeMetricFamily("tiermesh_requests_active", "Requests that this node is carrying.", self.active)
+        yield counter_family(
+            "tiermesh_requests",
+            "Requests that this node carried, by who answered.",
+            ("api", *of_a_line, "outcome"),
+            self._requests,
+        )
+        yield counter_family("tiermesh_attempts", "Attempts at candidates.", (*of_a_line, "outcome"), trials)
+        yield counter_family("tiermesh_tokens", "Tokens.", (*of_a_line, "kind"), tokens)
+        yield histogram_family("tiermesh_request_seconds", "From question to last byte.", ("api",), self._latencies)
+        yield histogram_family(
+            "tiermesh_first_token_seconds",
+            "From attempt to first byte of the answer.",
+            of_a_line,
+            {labels: line.first_token for labels, line in lines.items()},
+        )
+        yield histogram_family(
+            "tiermesh_tokens_per_second",
+            "Tokens a second of one answer, after its first one.",
+            of_a_line,
+            {labels: line.speed for labels, line in lines.items()},
+        )
 
 
 class _Names:
@@ -321,5 +320,5 @@ def usage_in(answer: bytes) -> dict[str, int]:
 
 
 def _count(usage: Mapping[str, object] | None, name: str) -> int:
-    value = usage.get(name) if isinstance(usage, Mapping) else None
+    value = None if usage is None else usage.get(name)
     return value if isinstance(value, int) and value > 0 else 0

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.daemon.sse import data_of, error_in, failure
 from tiermesh.errors import EngineFailed, Unavailable, WorkerDied
 from tiermesh.protocol import quick_json
+from tiermesh.protocol.retry_after import seconds_in
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """An answer that is not streamed is held in memory until it is whole."""
@@ -42,13 +44,13 @@ async def first_event(source: AsyncIterator[bytes]) -> bytes:
 
 
 async def read_answer(reply: Reply, holds: str) -> bytes:
-    """A whole answer: a JSON object with a list named `holds`."""
+    """A whole answer: a JSON object with a list named `holds`, which has something in it."""
     body = await _read(reply, MAX_ANSWER_BYTES)
     try:
         answer = quick_json.read(body)
     except (ValueError, RecursionError):
         raise EngineFailed("answered 200 with something that is not JSON") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get(holds), list):
+    if not isinstance(answer, dict) or not isinstance(answer.get(holds), list) or not answer[holds]:
         problem = error_in(body.decode("utf-8", "replace"))
         raise EngineFailed(problem or f"answered 200 with something that has no {holds}")
     return body
@@ -62,7 +64,7 @@ async def read_verdict(reply: Reply) -> bytes:
     except TimeoutError:
         raise EngineFailed(f"HTTP {reply.status} and no reason within {ERROR_S:g} s") from None
     if reply.status in (429, 503):
-        raise Unavailable(_told(reply, body), retry_after_s=_retry_after_s(reply))
+        raise Unavailable(_told(reply, body), retry_after_s=seconds_in(reply.headers.get("Retry-After"), time.time()))
     if reply.status == WorkerDied.http_status and _type(body) == WorkerDied.type:
         raise WorkerDied(_told(reply, body))
     if reply.status in NOT_THE_CALLERS or not 400 <= reply.status < 500:
@@ -100,8 +102,3 @@ def _type(body: bytes) -> object:
 def _told(reply: Reply, body: bytes) -> str:
     text = body.decode("utf-8", "replace")
     return f"HTTP {reply.status}: {(error_in(text) or text)[:300]}"
-
-
-def _retry_after_s(reply: Reply) -> float:
-    value = reply.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 1.0

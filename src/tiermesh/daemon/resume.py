@@ -10,7 +10,7 @@ What can be asked of a later source, in this order:
     what the client has       asked of whom                      with
     nothing but the role      who has the same model             the request as it was
     ids of all it was shown   who has the same digest, and can   `resume_token_ids`
-    text, and no call         any model, if the client allows    what was said, and a request to go on
+    text, and no call         any model, if the client allows    what was said, if anything, and a request to go on
     the finish reason         who has the same digest, and can   `resume_token_ids`, for the usage alone
 """
 
@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from tiermesh.daemon.sse import DONE, data_of, error_in, event, failure
+from tiermesh.daemon.sse import DONE, Finish, data_of, error_in, event, failure
 from tiermesh.errors import EngineFailed
 
 MAX_IDS = 1 << 20
@@ -43,13 +43,27 @@ IDS = frozenset({"return_token_ids", "resume_token_ids"})
 
 LIMITS = frozenset({"max_tokens", "max_completion_tokens"})
 
+SHAPES = frozenset(
+    {
+        "response_format",
+        "grammar",
+        "json_schema",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+    }
+)
+"""Fields that give an answer its shape, here and in engines. Another model would begin it anew: two halves of two JSON
+texts are none."""
+
 Way = Literal["anew", "ids", "text", "usage"]
 """How the next source is to be asked."""
 
 # A quote inside a JSON string is escaped, so these match between values only.
 _IDS = re.compile(rb',\s?"token_ids":\s?\[([\d, ]*)\]')
 _SHOWS_NOTHING = re.compile(rb'"delta":\s?\{\},\s?"logprobs":\s?null,\s?"finish_reason":\s?null')
-_FINISHED = re.compile(rb'"finish_reason" ?: ?"')
 _USAGE = re.compile(rb'"usage" ?: ?\{')
 _DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 
@@ -69,7 +83,11 @@ class Told:
         options = body.get("stream_options")
         self._needs_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         self._ids_wanted = bool(body.get("return_token_ids"))
-        self._finished = False
+        n = body.get("n")
+        self.choices = n if isinstance(n, int) and n > 1 else 1
+        """Answers that the stream is to carry."""
+        self._finish = Finish(self.choices)
+        self._shaped = any(_shapes(name, body.get(name)) for name in SHAPES)
         self._text: list[str] = []
         self._text_size = 0
         self._called = False
@@ -87,7 +105,7 @@ class Told:
     @property
     def complete(self) -> bool:
         """Is nothing missing but the end itself?"""
-        return self._finished and not self._needs_usage
+        return self._finish.reached and not self._needs_usage
 
     def begin(self, way: Way, *, traced: bool) -> None:
         """The next source was asked this way. `traced`: its chunks should carry token ids."""
@@ -102,14 +120,14 @@ class Told:
 
     def ways(self) -> tuple[Way, ...]:
         """How another source may be asked, best first; none when the stream can't go on."""
-        if self._finished:
+        if self._finish.reached:
             return ("usage",) if self._traced and self.ids else ()
-        if self._has_shown_nothing():
-            return ("anew",)
         ways: list[Way] = []
-        if self._traced and 0 < len(self.ids) <= MAX_IDS:
+        if self._has_shown_nothing():
+            ways.append("anew")
+        elif self._traced and 0 < len(self.ids) <= MAX_IDS:
             ways.append("ids")
-        if self._may_switch and not self._called and self._text_size <= MAX_TEXT:
+        if self._may_switch and self._is_plain_text():
             ways.append("text")
         return tuple(ways)
 
@@ -126,10 +144,12 @@ class Told:
                 body = {key: value for key, value in self._body.items() if key not in LIMITS}
                 return {**body, "resume_token_ids": ids[:-1], "max_tokens": max(1, len(ids) - 1)}
             case "text":
+                body = {key: self._left(key, value) for key, value in self._body.items() if key not in IDS}
+                if not self._text_size:
+                    return body
                 messages = self._asked.get("messages")
                 said = {"role": "assistant", "content": "".join(self._text)}
                 asked = [*(messages if isinstance(messages, list) else ()), said, {"role": "user", "content": GO_ON}]
-                body = {key: self._left(key, value) for key, value in self._body.items() if key not in IDS}
                 return {**body, "messages": asked}
 
     def pass_on(self, piece: bytes) -> bytes:
@@ -155,13 +175,10 @@ class Told:
             self._first = piece
         else:
             self._shown = True
-        if _FINISHED.search(piece):
-            self._finished = True
-        if self._finished:
-            if _USAGE.search(piece):
-                self._needs_usage = False
-            if _DONE.search(piece):
-                self.done = True
+        if self._finish.take(piece) and _USAGE.search(piece):
+            self._needs_usage = False
+        if b"[DONE]" in piece and _DONE.search(piece):
+            self.done = True
         if self._may_switch:
             for chunk in _chunks(piece):
                 self._listen(chunk)
@@ -179,8 +196,7 @@ class Told:
                 elif any(_shows(chunk) for chunk in _chunks(each)):
                     self._traced = False
             else:
-                if digits := found[1].strip():
-                    self.ids.extend(map(int, digits.split(b",")))
+                self.ids.extend(_ids_in(found[1]))
                 if not self._ids_wanted:
                     each = each[: found.start()] + each[found.end() :]
                     if _SHOWS_NOTHING.search(each):
@@ -205,6 +221,7 @@ class Told:
         if not choices and not usage:
             return None
         self._shown = True
+        self._finish.note(choices)
         if self._moved and self._may_switch:
             self._listen(chunk)
         if isinstance(usage, dict):
@@ -226,18 +243,17 @@ class Told:
             self._traced = False
         if self._moved and isinstance(delta, dict) and delta.pop("role", None) and not delta.get("content"):
             delta.pop("content", None)
-        if choice.get("finish_reason"):
-            self._finished = True
         return bool(delta or choice.get("finish_reason") or choice.get("logprobs") or (self._ids_wanted and ids))
 
     def _counted(self, usage: dict[str, Any]) -> dict[str, Any]:
         """Of the whole answer."""
-        prompt, completion = (int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens"))
+        prompt, completion = (_count(usage.get(key)) for key in ("prompt_tokens", "completion_tokens"))
         if self._way == "usage":
             given = self._body.get("resume_token_ids")
             completion = len(self.ids) + (len(given) if isinstance(given, list) else 0)
         completion += self._uncounted
-        return {**usage, "completion_tokens": completion, "total_tokens": prompt + completion}
+        counted = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {**usage, **counted}
 
     def _listen(self, chunk: Mapping[str, Any]) -> None:
         """Keep the text, for a model that has other tokens."""
@@ -254,10 +270,34 @@ class Told:
         """A limit of tokens without those that were shown already, as far as they were counted."""
         return max(1, value - len(self.ids)) if key in LIMITS and isinstance(value, int) else value
 
+    def _is_plain_text(self) -> bool:
+        """Is what was said so far something that another model can read and go on with?"""
+        if self._called or self.choices > 1 or self._text_size > MAX_TEXT:
+            return False
+        return not (self._shaped and self._text_size)
+
     def _has_shown_nothing(self) -> bool:
         if self._shown is None:
             self._shown = self._first is not None and any(_shows(chunk) for chunk in _chunks(self._first))
         return not self._shown
+
+
+def _shapes(name: str, value: object) -> bool:
+    if name == "response_format" and isinstance(value, dict):
+        return value.get("type") != "text"
+    return bool(value)
+
+
+def _ids_in(digits: bytes) -> list[int]:
+    try:
+        return [int(each) for each in digits.split(b",")] if digits.strip() else []
+    except ValueError:
+        raise EngineFailed("token ids that can't be read") from None
+
+
+def _count(value: object) -> int:
+    """What an engine counted, if it did."""
+    return value if isinstance(value, int) else 0
 
 
 def _identity(first: bytes) -> dict[str, Any]:

@@ -5,9 +5,11 @@ What is forwarded can therefore be followed by an event of our own, whatever hap
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from typing import Any
 
 from tiermesh.errors import EngineFailed, WorkerDied
 
@@ -17,28 +19,73 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 DONE = b"data: [DONE]\n\n"
 
 _DONE_LINE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-_FINISHED = re.compile(rb'"finish_reason" ?: ?"')
+_FINISHED = re.compile(rb'"finish_reason" ?: ?"[^"]')
+# A quote inside a JSON string is escaped, so this matches between values only.
 
 
-async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+class Finish:
+    """Have all answers of a stream come to their end? Of one, a pattern tells; of several, the chunks are read."""
+
+    __slots__ = ("_alone", "_left", "_seen")
+
+    def __init__(self, choices: int = 1) -> None:
+        self._alone = choices == 1
+        self._left = choices
+        self._seen: set[str] = set()
+
+    @property
+    def reached(self) -> bool:
+        """Of every one of them."""
+        return not self._left
+
+    def take(self, piece: bytes) -> bool:
+        """The next whole events; gives `reached`."""
+        if self._left and _FINISHED.search(piece):
+            if self._alone:
+                self._left = 0
+            else:
+                self._count(piece)
+        return not self._left
+
+    def note(self, choices: Iterable[Mapping[str, Any]]) -> None:
+        """Choices of a chunk that was read already."""
+        for choice in choices:
+            if self._left and choice.get("finish_reason") and (index := str(choice.get("index"))) not in self._seen:
+                self._seen.add(index)
+                self._left -= 1
+
+    def _count(self, piece: bytes) -> None:
+        for data in data_of(piece):
+            with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError, AttributeError):
+                self.note(json.loads(data)["choices"])
+
+
+async def whole_events(chunks: AsyncIterator[bytes], choices: int = 1) -> AsyncGenerator[bytes, None]:
     """Pass an OpenAI chat stream on; every piece ends where an event ends, and the last one with `[DONE]`.
 
-    Raises `EngineFailed` when the stream ends before the model has finished, or is no such stream.
+    Raises `EngineFailed` when the stream ends before all `choices` have, or is no such stream.
     """
-    kept, finished = b"", False
+    finish = Finish(choices)
+    kept: list[bytes] = []
+    """Of an event that is not whole yet; joined once, however small its parts."""
+    size, seam = 0, b""
     try:
         async for chunk in chunks:
-            kept += chunk
-            end = _last_boundary(kept)
-            if end:
-                piece, kept = kept[:end], kept[end:]
-                finished = finished or _FINISHED.search(piece) is not None
+            end = _last_boundary(seam + chunk) - len(seam)
+            if end > 0:
+                piece = b"".join((*kept, chunk[:end])) if kept or end < len(chunk) else chunk
+                rest = chunk[end:]
+                kept, size, seam = [rest] if rest else [], len(rest), rest[-3:]
+                finish.take(piece)
                 yield piece
                 if _DONE_LINE.search(piece):
                     return
-            elif len(kept) > MAX_EVENT_BYTES:
-                raise EngineFailed(f"an event of more than {MAX_EVENT_BYTES} bytes")
-        if not finished:
+            else:
+                kept.append(chunk)
+                size, seam = size + len(chunk), (seam + chunk)[-3:]
+                if size > MAX_EVENT_BYTES:
+                    raise EngineFailed(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        if not finish.reached:
             raise EngineFailed("the stream ended before the answer did")
         yield DONE
     finally:

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tiermesh.protocol.health import HealthWord
 from tiermesh.protocol.validation import Wire
-from tiermesh.types import EngineState, MemberState, ModelState, Tier
+from tiermesh.types import EngineState, HealthState, MemberState, ModelState, Tier
 
 Role = str
 """`coordinator` or `member`."""
@@ -87,7 +86,7 @@ class HealthBrief(Wire):
     """What the mesh knows of a node's health; `GET /api/health` asks for all of it. A critical alert ends in `!`."""
 
     score: int | None = None
-    state: HealthWord = "unknown"
+    state: HealthState = "unknown"
     alerts: list[str] = Field(default_factory=list)
 
 

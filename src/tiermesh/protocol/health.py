@@ -7,9 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from tiermesh.protocol.validation import Wire
-from tiermesh.types import MemberState
-
-HealthWord = Literal["healthy", "degraded", "unhealthy", "unknown"]
+from tiermesh.types import HealthState, MemberState
 
 
 class GpuVitalsReport(Wire):
@@ -77,7 +75,7 @@ class NodeHealthReport(Wire):
     id: str
     name: str
     state: MemberState
-    health: HealthWord
+    health: HealthState
     round_trip_ms: float | None = None
     problem: str | None = None
     now: VitalsReport | None = None

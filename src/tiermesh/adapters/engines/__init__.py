@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from tiermesh.types import EngineInfo, Load, Model
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """An HTTP answer whose head has come. `chunks` yields the body as it arrives and may be read once.
 
     A body that breaks off raises `EngineFailed` from `chunks`; it never just ends.
@@ -20,7 +20,7 @@ class Reply:
     status: int
     content_type: str
     chunks: AsyncIterator[bytes]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -15,10 +15,10 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
+from msgspec.structs import replace
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.engines.memory import Budget, default_limit

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Self
 
 import aiohttp
 
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.engines.server_kinds import Listing, Server, list_models, recognise
+from tiermesh.adapters.prompt import Prompt, written
 from tiermesh.adapters.reasons import reason_of
 from tiermesh.errors import EngineFailed, Unavailable
-from tiermesh.protocol import quick_json
+from tiermesh.protocol.retry_after import seconds_in
 from tiermesh.types import EngineInfo, EngineState, Load, Model, Tier
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,6 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 DEFAULT_SLOTS = 4
 """Requests at once where neither the person nor the server says: what Ollama and llama.cpp commonly take."""
-
-LARGE_BYTES = 256 * 1024
-"""Bodies from this size on are sent in pieces, so that others get their turn in between."""
-
-END_S = 0.02
-"""Between the last event of a stream and the end of its body; a new connection costs less than a longer wait."""
 
 MAX_REASON_BYTES = 2048
 """As much of an error page as goes into our own message."""
@@ -128,17 +122,15 @@ class OpenAIServer:
     def embed(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
         return self._ask("/v1/embeddings", body)
 
-    def _ask(self, path: str, body: Mapping[str, object]) -> _Question:
-        return _Question(self.name, partial(self._post, path, body), self._count)
+    def _ask(self, path: str, body: Mapping[str, object]) -> Prompt:
+        return Prompt(self.name, partial(self._post, path, body), self._count)
 
     async def _post(self, path: str, body: Mapping[str, object]) -> aiohttp.ClientResponse:
         if self._http is None or self._state == "down":
             raise EngineFailed(f"{self.name} is down")
         headers = {**self._headers, "Content-Type": "application/json", "Accept-Encoding": "identity"}
-        text = quick_json.encode(body)
-        data = text if len(text) < LARGE_BYTES else io.BytesIO(text)
         try:
-            return await self._http.post(self.url + path, data=data, headers=headers)
+            response = await self._http.post(self.url + path, data=written(body), headers=headers)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._lost(f"{self.url} does not answer: {reason_of(error)}")
             self._look_now.set()
@@ -146,6 +138,9 @@ class OpenAIServer:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             self._look_now.set()
             raise EngineFailed(f"{self.name} closed the connection: {reason_of(error)}") from error
+        if response.status >= 500:
+            raise await _failure(self.name, response)
+        return response
 
     async def _run_watch(self) -> None:
         failures = 0
@@ -198,89 +193,14 @@ class OpenAIServer:
         self._on_change()
 
 
-_LAST_EVENT = (b"[DONE]\n\n", b"[DONE]\r\n\r\n")
-
-
-class _Question:
-    """One request: counted while the context lasts. A plain class, since every prompt passes here."""
-
-    __slots__ = ("_chunks", "_count", "_name", "_post", "_response")
-
-    def __init__(
-        self, name: str, post: Callable[[], Awaitable[aiohttp.ClientResponse]], count: Callable[[int], None]
-    ) -> None:
-        self._name = name
-        self._post = post
-        self._count = count
-        self._response: aiohttp.ClientResponse | None = None
-        self._chunks: _Chunks | None = None
-
-    async def __aenter__(self) -> Reply:
-        self._count(+1)
-        try:
-            response = self._response = await self._post()
-            if response.status >= 500:
-                raise await _failure(self._name, response)
-        except BaseException:
-            self._end()
-            raise
-        self._chunks = _Chunks(self._name, response.content)
-        return Reply(response.status, response.content_type, self._chunks, response.headers)
-
-    async def __aexit__(self, *_: object) -> None:
-        try:
-            if self._chunks is not None:
-                await self._chunks.end()
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        if self._response is not None:
-            self._response.close()  # what is still being generated is wanted by nobody
-        self._count(-1)
-
-
-class _Chunks:
-    """A body as it arrives."""
-
-    __slots__ = ("_content", "_done", "_name")
-
-    def __init__(self, name: str, content: aiohttp.StreamReader) -> None:
-        self._name = name
-        self._content = content
-        self._done = False
-        """Has all been said, though the end of the body may not have come?"""
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            chunk = await self._content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise EngineFailed(f"{self._name} broke off: {reason_of(error)}") from error
-        if not chunk:
-            raise StopAsyncIteration
-        self._done = chunk.endswith(_LAST_EVENT)
-        return chunk
-
-    async def end(self) -> None:
-        """Wait for the end of a stream whose last event has come: its connection can then be used again."""
-        if self._done and not self._content.is_eof():
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with asyncio.timeout(END_S):
-                    await self._content.readany()
-
-
 async def _failure(name: str, response: aiohttp.ClientResponse) -> EngineFailed | Unavailable:
     """5xx as an error; 503 asks for patience."""
     try:
-        async with asyncio.timeout(REASON_S):
+        async with response, asyncio.timeout(REASON_S):
             said = (await response.content.read(MAX_REASON_BYTES)).decode("utf-8", "replace").strip()
     except (aiohttp.ClientError, OSError, TimeoutError):
         said = ""
     message = f"{name} answered HTTP {response.status}: {said}"
     if response.status == 503:
-        after = response.headers.get("Retry-After", "")
-        return Unavailable(message, retry_after_s=float(after) if after.isdecimal() else 1.0)
+        return Unavailable(message, retry_after_s=seconds_in(response.headers.get("Retry-After"), time.time()))
     return EngineFailed(message)

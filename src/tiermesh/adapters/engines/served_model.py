@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ from tiermesh.adapters.worker import Worker, WorkerSpec
 from tiermesh.config import Precision
 from tiermesh.errors import EngineFailed, TiermeshError, Unavailable, WorkerDied
 from tiermesh.types import EngineState, Load, Model, ModelState, Tier
+
+log = logging.getLogger(__name__)
 
 ENGINE_NAME = "kernel"
 ASSUMED_SLOTS = 1
@@ -67,15 +70,18 @@ class Health:
     ready: bool = False
     slots: int = ASSUMED_SLOTS
     progress: float = 0.0
+    adapters: frozenset[str] = frozenset()
+    """Those that it serves, once it is ready."""
 
     @classmethod
     def read(cls, body: Mapping[str, object]) -> Health:
         """Raises `ValueError` or `KeyError` for what is no report of health."""
-        slots, progress = body.get("slots"), body.get("progress")
+        slots, progress, adapters = body.get("slots"), body.get("progress"), body.get("adapters")
         return cls(
             ready=body["status"] == "ready",
             slots=slots if isinstance(slots, int) and slots > 0 else ASSUMED_SLOTS,
             progress=float(progress) if isinstance(progress, int | float) else 0.0,
+            adapters=frozenset(map(str, adapters)) if isinstance(adapters, list) else frozenset(),
         )
 
 
@@ -107,6 +113,8 @@ class ServedModel:
         self._hire = hire
         self._on_change = on_change
         self._health = Health()
+        self._refused: frozenset[str] = frozenset()
+        """Adapters that the last worker did not take."""
         self._worker: Worker | None = None
         self._dismissal: asyncio.Task[None] | None = None
         self._hired = 0
@@ -116,11 +124,12 @@ class ServedModel:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The model itself, then its adapters: one worker serves them all."""
+        """The model itself, then its adapters but for those that its worker refused: one worker serves them all."""
         state = self._model_state()
         progress = self._health.progress if state == "loading" else None
         names = [(self.local.name, self.local.digest)]
-        names += [(adapter.name, adapter.digest_on(self.local.digest)) for adapter in self.adapters]
+        served = [adapter for adapter in self.adapters if adapter.name not in self._refused]
+        names += [(adapter.name, adapter.digest_on(self.local.digest)) for adapter in served]
         return tuple(
             Model(name, digest, self.wanted.tier, ENGINE_NAME, state, progress, self.can_continue)
             for name, digest in names
@@ -300,9 +309,17 @@ class ServedModel:
         progress = int(min(1.0, max(0.0, health.progress)) * PROGRESS_STEPS) / PROGRESS_STEPS
         moved = progress != self._health.progress
         self._health = Health(health.ready, health.slots, progress)
+        if health.ready:
+            self._note_refused(health.adapters)
         if moved:
             self._on_change()
         return health.ready
+
+    def _note_refused(self, taken: frozenset[str]) -> None:
+        """The model is served without them."""
+        self._refused = frozenset(adapter.name for adapter in self.adapters) - taken
+        for name in sorted(self._refused):
+            log.warning("%s does not take the adapter %s; its log says why: %s", self.local.name, name, self._log)
 
 
 async def _unavailable(response: aiohttp.ClientResponse) -> TiermeshError:

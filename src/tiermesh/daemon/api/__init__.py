@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from tiermesh.daemon.api.anthropic import register_anthropic
-from tiermesh.daemon.api.bodies import BODY_LIMIT, BodyLimit
+from tiermesh.daemon.api.bodies import BODY_LIMIT, BodyLimit, count_bodies
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.diagnose import register_diagnosis
 from tiermesh.daemon.api.errors import map_errors
@@ -21,11 +21,13 @@ __all__ = ["CONTEXT", "Context", "make_app"]
 
 
 def make_app(context: Context, *, max_body_bytes: int) -> web.Application:
-    """Both planes behind one middleware for errors and one for trust; `max_body_bytes` holds until there is a policy.
+    """Both planes, behind middlewares for errors, for the room that bodies take, and for trust.
+
+    `max_body_bytes` holds until there is a policy.
 
     Run it with `handler_cancellation=True`: a client that leaves must stop the work that was done for it.
     """
-    app = web.Application(middlewares=[map_errors, check_trust], client_max_size=max_body_bytes)
+    app = web.Application(middlewares=[map_errors, count_bodies, check_trust], client_max_size=max_body_bytes)
     app[CONTEXT] = context
     app[BODY_LIMIT] = BodyLimit(max_body_bytes)
     register_public(app)

@@ -20,4 +20,4 @@ async def messages(request: web.Request) -> web.StreamResponse:
     """One turn of a conversation."""
     asked = validated(MessagesRequest, await read_object(request))
     ask = asking(request, chat_body(asked), model=asked.model, stream=bool(asked.stream))
-    return await answered(request, ask, lambda model: MessageTelling(asked, model))
+    return await answered(request, ask, lambda candidate: MessageTelling(asked, candidate.model.name))

@@ -8,10 +8,11 @@ import math
 from typing import Any, NoReturn
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from tiermesh.config import PolicyDocument
 from tiermesh.daemon.api.context import CONTEXT
-from tiermesh.errors import BodyTooLarge, InvalidConfig, InvalidInput
+from tiermesh.errors import BodyTooLarge, InvalidConfig, InvalidInput, Unavailable
 from tiermesh.protocol import quick_json
 from tiermesh.types import Policy
 
@@ -19,11 +20,20 @@ BODY_S = 60.0
 """For the whole body to come: the default limit over a poor wireless link, many times over."""
 
 
-class BodyLimit:
-    """What the policy says now, read once for each policy; the node's own file until there is one that can be read."""
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Bodies of all requests that are here, whether they come in, wait or run. Parsed they take about twice as much."""
 
-    def __init__(self, otherwise: int) -> None:
+
+class BodyLimit:
+    """What the policy says now, read once for each policy; the node's own file until there is one that can be read.
+
+    And what all bodies together may take: whoever sends many large ones at once takes the memory of the others.
+    """
+
+    def __init__(self, otherwise: int, *, most_held: int = MAX_HELD_BYTES) -> None:
         self._otherwise = otherwise
+        self._most_held = most_held
+        self._held = 0
         self._policy, self._bytes = Policy(), otherwise
 
     def of(self, policy: Policy) -> int:
@@ -32,8 +42,31 @@ class BodyLimit:
             self._policy, self._bytes = policy, _limit_in(policy, self._otherwise)
         return self._bytes
 
+    def hold(self, request: web.Request, more: int) -> None:
+        """A part of this request's body came. Raises `Unavailable` where there is no room, but for a body alone."""
+        own = request.get(BODY_BYTES, 0)
+        if self._held > own and self._held + more > self._most_held:
+            raise Unavailable("this node has no room for more requests of this size; try again, or ask another node")
+        self._held += more
+        request[BODY_BYTES] = own + more
+
+    def release(self, request: web.Request) -> None:
+        """The request is over."""
+        self._held -= request.get(BODY_BYTES, 0)
+
 
 BODY_LIMIT = web.AppKey("tiermesh-body-limit", BodyLimit)
+BODY_BYTES = web.RequestKey("tiermesh-body-bytes", int)
+"""What was read so far: a body that comes in chunks says nothing of its length beforehand."""
+
+
+@web.middleware
+async def count_bodies(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Gives back the room that a request's body took."""
+    try:
+        return await handler(request)
+    finally:
+        request.app[BODY_LIMIT].release(request)
 
 
 async def read_object(request: web.Request, *, leeway: int = 1) -> dict[str, Any]:
@@ -79,10 +112,11 @@ async def _read(request: web.Request, limit: int) -> bytes:
 
 
 async def _read_on(request: web.Request, limit: int) -> bytes:
-    parts, size = [], 0
+    parts, size, room = [], 0, request.app[BODY_LIMIT]
     while part := await request.content.readany():
         parts.append(part)
         size += len(part)
+        room.hold(request, len(part))
         if size > limit:
             raise BodyTooLarge(f"the body is larger than the {limit} bytes read (limits.max_body_bytes)")
     return b"".join(parts)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -12,13 +11,14 @@ from aiohttp import web
 from tiermesh.core.routing import Candidate, RouteRequest
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.callers import caller_of
-from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.errors import error_data
-from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
-from tiermesh.daemon.gateway import Answer, Ask
-from tiermesh.daemon.sse import data_of, error_in, event
-from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError
-from tiermesh.protocol.complete import CompleteDelta, CompleteDone, CompleteRequest, CompleteResponse, Usage
+from tiermesh.daemon.api.relay import request_id
+from tiermesh.daemon.api.said import CallPiece, Piece, Tokens
+from tiermesh.daemon.api.translated import answered
+from tiermesh.daemon.gateway import Ask
+from tiermesh.daemon.sse import event
+from tiermesh.errors import EngineFailed, TiermeshError
+from tiermesh.protocol.complete import CompleteDelta, CompleteDone, CompleteRequest, Usage
 from tiermesh.protocol.validation import validated
 
 
@@ -32,13 +32,9 @@ async def answer_complete(request: web.Request) -> web.StreamResponse:
         request_id=request_id(request),
         caller=caller_of(request),
     )
-    async with request.app[CONTEXT].gateway.chat(ask) as answer:
-        if answer.events is not None:
-            return await _stream(request, ask, answer)
-        if answer.status != 200:
-            raise InvalidInput(_verdict_text(answer))
-        response = whole_answer(json.loads(answer.body), answer.candidate)
-        return web.json_response(response.model_dump(mode="json"), headers=served_by(ask, answer))
+    return await answered(
+        request, ask, lambda candidate: CompleteTelling(candidate, lambda error: error_data(request, error))
+    )
 
 
 def chat_body(asked: CompleteRequest) -> dict[str, Any]:
@@ -49,107 +45,72 @@ def chat_body(asked: CompleteRequest) -> dict[str, Any]:
     return body
 
 
-def whole_answer(completion: Mapping[str, Any], candidate: Candidate) -> CompleteResponse:
-    """OpenAI's answer as ours. Raises `EngineFailed` when it isn't one."""
-    try:
-        choice = completion["choices"][0]
-        message = choice["message"]
-        return CompleteResponse(
-            content=message.get("content"),
-            tool_calls=message.get("tool_calls") or None,
-            finish_reason=choice.get("finish_reason"),
-            usage=_usage(completion.get("usage")),
-            model=candidate.model.name,
-            node=candidate.node_name,
-            tier=candidate.model.tier,
-        )
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise EngineFailed(f"{candidate.node_name} sent an answer that can't be read ({error!r})") from None
+class CompleteTelling:
+    """An answer as deltas of text, and whole at the end. `error_data` puts an error into our own words."""
 
+    media_type = "text/event-stream"
 
-@dataclass(slots=True)
-class Assembly:
-    """A streamed chat completion, put together again."""
+    def __init__(self, candidate: Candidate, error_data: Callable[[TiermeshError], str]) -> None:
+        self._candidate = candidate
+        self._error_data = error_data
+        self._text: list[str] = []
+        self._calls: dict[int, CallPiece] = {}
+        self._reason: str | None = None
+        self._tokens: Tokens | None = None
 
-    texts: list[str] = field(default_factory=list)
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    finish_reason: str | None = None
-    usage: Usage | None = None
+    def begin(self) -> bytes:
+        return b""
 
-    def add(self, data: str) -> str:
-        """Take one event's data; gives the text that it adds. Raises `EngineFailed` for an error or garbage."""
-        if data == "[DONE]":
-            return ""
-        if (problem := error_in(data)) is not None:
-            raise EngineFailed(problem)
-        try:
-            return self._take(json.loads(data))
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise EngineFailed(f"an event that can't be read ({error!r})") from None
-
-    def whole(self, candidate: Candidate) -> CompleteDone:
-        """All of it, after the last event. Raises `EngineFailed` when the pieces make no answer."""
-        try:
-            return CompleteDone(
-                content="".join(self.texts) or (None if self.calls else ""),
-                tool_calls=[self.calls[index] for index in sorted(self.calls)] or None,
-                finish_reason=self.finish_reason,
-                usage=self.usage,
-                model=candidate.model.name,
-                node=candidate.node_name,
-                tier=candidate.model.tier,
-            )
-        except (TypeError, ValueError) as error:
-            raise EngineFailed(f"{candidate.node_name} streamed an answer that can't be read ({error!r})") from None
-
-    def _take(self, chunk: Mapping[str, Any]) -> str:
-        self.usage = _usage(chunk.get("usage")) or self.usage
-        if not chunk.get("choices"):
-            return ""
-        choice = chunk["choices"][0]
-        delta = choice.get("delta") or {}
-        self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        for call in delta.get("tool_calls") or ():
+    def take(self, piece: Piece) -> bytes:
+        self._tokens = piece.tokens or self._tokens
+        if piece.choice:  # one was asked for
+            return b""
+        self._reason = piece.finish_reason or self._reason
+        for call in piece.calls:
             self._take_call(call)
-        text = delta.get("content") or ""
-        if not isinstance(text, str):
-            raise TypeError(f"content is a {type(text).__name__}")
-        text.encode()  # half of a surrogate pair is no text
-        self.texts.append(text)
-        return text
+        if not piece.text:
+            return b""
+        self._text.append(piece.text)
+        return event(CompleteDelta(content=piece.text).model_dump_json())
 
-    def _take_call(self, piece: Mapping[str, Any]) -> None:
-        """The first piece of a call has its id and name; later ones add to the arguments."""
-        call = self.calls.setdefault(
-            piece.get("index", 0), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+    def end(self) -> bytes:
+        return event(json.dumps(self._whole().model_dump(mode="json")))
+
+    def failed(self, error: TiermeshError) -> bytes:
+        return event(json.dumps({"type": "error", **json.loads(self._error_data(error))}))
+
+    def body(self) -> dict[str, Any]:
+        return self._whole().model_dump(mode="json", exclude={"type"})
+
+    def _whole(self) -> CompleteDone:
+        tokens, model = self._tokens, self._candidate.model
+        return CompleteDone(
+            content="".join(self._text) or (None if self._calls else ""),
+            tool_calls=[_call(self._calls[index]) for index in sorted(self._calls)] or None,
+            finish_reason=self._reason,
+            usage=None if tokens is None else _usage(tokens),
+            model=model.name,
+            node=self._candidate.node_name,
+            tier=model.tier,
         )
-        function = piece.get("function") or {}
-        call["id"] = piece.get("id") or call["id"]
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def _take_call(self, piece: CallPiece) -> None:
+        """The first piece of a call has its id and name; later ones add to the arguments."""
+        known = self._calls.get(piece.index, CallPiece(piece.index))
+        self._calls[piece.index] = CallPiece(
+            piece.index, piece.id or known.id, known.name + piece.name, known.arguments + piece.arguments
+        )
 
 
-async def _stream(request: web.Request, ask: Ask, answer: Answer) -> web.StreamResponse:
-    assert answer.events is not None, "only streams come here"
-    assembly = Assembly()
-    async with stream_response(request, served_by(ask, answer)) as response:
-        try:
-            async for piece in answer.events:
-                text = "".join([assembly.add(data) for data in data_of(piece)])
-                if text:
-                    await send(response, event(CompleteDelta(content=text).model_dump_json()))
-            await response.write(event(assembly.whole(answer.candidate).model_dump_json()))
-        except TiermeshError as error:
-            await response.write(event(json.dumps({"type": "error", **json.loads(error_data(request, error))})))
-    return response
+def _call(call: CallPiece) -> dict[str, Any]:
+    if not call.name:
+        raise EngineFailed("a tool call that can't be read: it has no name")
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _usage(usage: Mapping[str, Any] | None) -> Usage | None:
-    if not usage:
-        return None
-    return Usage(**{name: int(usage.get(name) or 0) for name in Usage.model_fields})
-
-
-def _verdict_text(answer: Answer) -> str:
-    text = answer.body.decode("utf-8", "replace")
-    return error_in(text) or text or f"refused with HTTP {answer.status}"
+def _usage(tokens: Tokens) -> Usage:
+    return Usage(
+        prompt_tokens=tokens.prompt,
+        completion_tokens=tokens.completion,
+        total_tokens=tokens.prompt + tokens.completion,
+    )

@@ -11,8 +11,10 @@ from aiohttp import web
 
 from tiermesh.daemon.api import translate_anthropic, translate_ollama
 from tiermesh.daemon.api.context import CONTEXT
+from tiermesh.daemon.api.relay import request_id
 from tiermesh.errors import InvalidInput, NotFound, TiermeshError, Unavailable
 from tiermesh.protocol.errors import ErrorBody, ErrorDetail, openai_error
+from tiermesh.protocol.headers import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +76,9 @@ def _response(
 ) -> web.Response:
     if not logged:
         level = logging.WARNING if error.http_status >= 500 else logging.DEBUG
-        log.log(level, "%s %s: %s %s: %s", request.method, request.path, error.http_status, error.type, error)
-    headers = dict(headers or {})
+        told = (request_id(request), request.method, request.path, error.http_status, error.type, error)
+        log.log(level, "%s: %s %s: %s %s: %s", *told)
+    headers = {REQUEST_ID: request_id(request), **(headers or {})}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.http_status == 401:

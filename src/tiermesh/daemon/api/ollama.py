@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from tiermesh.core.routing import RouteRequest, bare_name, is_up
+from tiermesh.core.routing import RouteRequest, bare_name, is_up, names_of
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.context import CONTEXT
@@ -40,10 +40,10 @@ CAPABILITIES = ("completion", "tools")
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A model as it is listed: under Ollama's full name, `NAME:TAG`."""
+    """A model as it is listed: under Ollama's full name, `NAME:TAG`. None: one that is chosen for each request."""
 
     name: str
-    model: Model
+    model: Model | None
 
 
 def register_ollama(app: web.Application) -> None:
@@ -94,13 +94,18 @@ async def embed(request: web.Request) -> web.Response:
 
 
 async def tags(request: web.Request) -> web.Response:
-    """`GET /api/tags`: every model that is served now. What nobody knows, sizes for one, is left out."""
-    return _json(request, {"models": [_card(shown) for shown in _shown(request)]})
+    """`GET /api/tags`: every name that a request may have now. What nobody knows, sizes for one, is left out."""
+    context = request.app[CONTEXT]
+    models = {shown.name: shown for shown in _shown(request)}
+    names = map(_full_name, names_of(context.view(), context.me, context.gateway.dispatch.routing.aliases))
+    return _json(request, {"models": [_card(models.get(name) or Shown(name, None)) for name in names]})
 
 
 async def running(request: web.Request) -> web.Response:
     """`GET /api/ps`: those that are in memory somewhere."""
-    return _json(request, {"models": [_card(shown) for shown in _shown(request) if shown.model.state == "warm"]})
+    return _json(
+        request, {"models": [_card(shown) for shown in _shown(request) if shown.model and shown.model.state == "warm"]}
+    )
 
 
 async def show(request: web.Request) -> web.Response:
@@ -110,7 +115,7 @@ async def show(request: web.Request) -> web.Response:
     if not wanted:
         raise InvalidInput("model: is required", param="model")
     model = request.app[CONTEXT].gateway.plan(RouteRequest(wanted)).candidates[0].model
-    about = {"details": _details(model), "model_info": {"general.basename": bare_name(model.name)}}
+    about = {"details": _details(), "model_info": {"general.basename": bare_name(model.name)}}
     return _json(request, {**about, "capabilities": CAPABILITIES})
 
 
@@ -128,8 +133,8 @@ async def _answered(
     return await answered(
         request,
         ask,
-        lambda model: OllamaTelling(
-            asked, model, said_in=said_in, created_at=created_at, now=loop.time, asked_at=asked_at
+        lambda candidate: OllamaTelling(
+            asked, candidate.model.name, said_in=said_in, created_at=created_at, now=loop.time, asked_at=asked_at
         ),
     )
 
@@ -157,15 +162,19 @@ def _shown(request: web.Request) -> Iterator[Shown]:
                 name = bare_name(model.name)
                 if name not in found or model.state == "warm":
                     found[name] = model
-    return (Shown(name if ":" in name else f"{name}:latest", found[name]) for name in sorted(found))
+    return (Shown(_full_name(name), found[name]) for name in sorted(found))
+
+
+def _full_name(name: str) -> str:
+    return name if ":" in name else f"{name}:latest"
 
 
 def _card(shown: Shown) -> dict[str, Any]:
-    digest = shown.model.digest.removeprefix("sha256:")
-    return {"name": shown.name, "model": shown.name, "digest": digest, "details": _details(shown.model)}
+    digest = "" if shown.model is None else shown.model.digest.removeprefix("sha256:")
+    return {"name": shown.name, "model": shown.name, "digest": digest, "details": _details()}
 
 
-def _details(model: Model) -> dict[str, Any]:
+def _details() -> dict[str, Any]:
     """Empty texts are Ollama's way to say that something is unknown."""
     unknown = dict.fromkeys(("parent_model", "format", "family", "parameter_size", "quantization_level"), "")
     return {**unknown, "families": None}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from tiermesh.core.routing import Candidate
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.relay import served_by
@@ -21,7 +22,7 @@ from tiermesh.protocol.validation import validated
 
 
 class _Make(Protocol):
-    def __call__(self, model: str, position: int = 0) -> CompletionTelling: ...
+    def __call__(self, candidate: Candidate, position: int = 0) -> CompletionTelling: ...
 
 
 def register_completions(app: web.Application) -> None:
@@ -35,9 +36,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     bodies = chat_bodies(asked)
     ident, created = f"cmpl-{uuid.uuid4().hex}", int(request.app[CONTEXT].wall())
 
-    def make(model: str, position: int = 0) -> CompletionTelling:
+    def make(candidate: Candidate, position: int = 0) -> CompletionTelling:
         first = position * (asked.n or 1)
-        return CompletionTelling(asked, asked.prompts[position], model, ident, created, first)
+        return CompletionTelling(asked, asked.prompts[position], candidate.model.name, ident, created, first)
 
     if len(bodies) == 1:
         ask = asking(request, bodies[0], model=asked.model, stream=bool(asked.stream))
@@ -63,10 +64,10 @@ async def _all(
 
 
 async def _one(
-    request: web.Request, ask: Ask, make: Callable[[str], CompletionTelling]
+    request: web.Request, ask: Ask, make: Callable[[Candidate], CompletionTelling]
 ) -> tuple[CompletionTelling, Mapping[str, str]]:
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
-        telling = make(answer.candidate.model.name)
+        telling = make(answer.candidate)
         for piece in judged(answer):
             telling.take(piece)
         return telling, served_by(ask, answer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiohttp import web
@@ -23,7 +23,7 @@ from tiermesh.errors import DeadlineExceeded, InvalidInput, TiermeshError, Unava
 from tiermesh.protocol import headers
 
 ESCAPED = 3
-"""What the asking node has read within its limit comes with all but ASCII escaped: 3 times as long at most."""
+"""What the asking node has read within its limit may come with all but ASCII escaped: 3 times as long at most."""
 
 
 def register_peer(app: web.Application) -> None:
@@ -59,27 +59,36 @@ async def _relay(
         raise Unavailable(f"node {context.name} is leaving the mesh, or was told to rest")
     body = await read_object(request, leeway=ESCAPED)
     engine = _engine_for(context, body)
-    async with _deadline(request), ask(engine, body) as reply:
-        response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})
-        if retry_after := reply.headers.get("Retry-After"):
-            response.headers["Retry-After"] = retry_after
-        await response.prepare(request)
-        complete, chunk = False, b""
-        try:
-            async for chunk in reply.chunks:
-                await send(response, chunk)
-            await response.write_eof()
-            complete = True
-        except WorkerDied as error:
-            if chunk.endswith(b"\n\n"):  # whoever goes on with the stream must know that it may be the request
-                detail = {"type": error.type, "message": str(error)}
-                await response.write(event(json.dumps({"error": detail})))
-        except TiermeshError:
-            pass  # cut off below; the asking node tells the story
-        finally:
-            if not complete:
-                hang_up(request)
-        return response
+    try:
+        async with asyncio.timeout(_left_s(request)), ask(engine, body) as reply:
+            return await _passed_on(request, reply)
+    except TimeoutError:
+        raise DeadlineExceeded("the asking node's time limit passed") from None
+
+
+async def _passed_on(request: web.Request, reply: Reply) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers={"Content-Type": reply.content_type})
+    if retry_after := reply.headers.get("Retry-After"):
+        response.headers["Retry-After"] = retry_after
+    if "Content-Encoding" not in reply.headers and (length := reply.headers.get("Content-Length")):
+        response.content_length = int(length)  # a body in chunks takes a packet more
+    await response.prepare(request)
+    complete, chunk = False, b""
+    try:
+        async for chunk in reply.chunks:
+            await send(response, chunk)
+        await response.write_eof()
+        complete = True
+    except WorkerDied as error:
+        if chunk.endswith(b"\n\n"):  # whoever goes on with the stream must know that it may be the request
+            detail = {"type": error.type, "message": str(error)}
+            await response.write(event(json.dumps({"error": detail})))
+    except TiermeshError:
+        pass  # cut off below; the asking node tells the story
+    finally:
+        if not complete:
+            hang_up(request)
+    return response
 
 
 def _engine_for(context: Context, body: dict[str, Any]) -> Engine:
@@ -93,19 +102,15 @@ def _engine_for(context: Context, body: dict[str, Any]) -> Engine:
     return next((engine for engine in serving if engine.info.name == chosen), serving[0])
 
 
-@asynccontextmanager
-async def _deadline(request: web.Request) -> AsyncIterator[None]:
+def _left_s(request: web.Request) -> float:
+    """Until the asking node has lost patience. Raises `InvalidInput`."""
     try:
         left_s = float(request.headers.get(headers.DEADLINE, REQUEST_TIMEOUT_S))
     except ValueError:
         left_s = math.nan
     if not 0 < left_s < math.inf:
         raise InvalidInput(f"{headers.DEADLINE}: must be seconds that are left", param=headers.DEADLINE)
-    try:
-        async with asyncio.timeout(min(left_s, REQUEST_TIMEOUT_S)):
-            yield
-    except TimeoutError:
-        raise DeadlineExceeded("the asking node's time limit passed") from None
+    return min(left_s, REQUEST_TIMEOUT_S)
 
 
 async def _stamp(request: web.Request, response: web.StreamResponse) -> None:

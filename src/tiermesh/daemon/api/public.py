@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from aiohttp import web
 from pydantic import BaseModel
 
-from tiermesh.core.routing import RouteRequest, models_of
+from tiermesh.core.routing import RouteRequest, names_of
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.complete import answer_complete
@@ -76,7 +76,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
                 async for piece in answer.events:
                     await send(response, piece)
             except TiermeshError as error:
-                await response.write(event(error_data(request, error)) + DONE)
+                await send(response, event(error_data(request, error)) + DONE)
         return response
 
 
@@ -97,7 +97,7 @@ async def embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def models(request: web.Request) -> web.Response:
-    """`GET /v1/models`: every model that is served now by a node that is up.
+    """`GET /v1/models`: every name that a request may have now, `auto` first.
 
     The header that names this node keeps a mesh from being taken for one of its own engines.
     """
@@ -124,7 +124,7 @@ def _whole(ask: Ask, answer: Answer) -> web.Response:
 
 def _cards(request: web.Request) -> list[ModelCard]:
     context = request.app[CONTEXT]
-    served = models_of(context.view(), context.me)
+    served = names_of(context.view(), context.me, context.gateway.dispatch.routing.aliases)
     return [ModelCard(id=name, owned_by=", ".join(nodes)) for name, nodes in served.items()]
 
 

@@ -22,10 +22,17 @@ STREAM_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cach
 """`X-Accel-Buffering`: nginx in front would hold the stream back otherwise."""
 
 
+REQUEST_ID = web.RequestKey("tiermesh-request-id", str)
+
+
 def request_id(request: web.Request) -> str:
-    """The caller's own id for this request when it is a harmless one, else a new one."""
+    """The caller's own id for this request when it is a harmless one, else a new one; the same each time."""
+    known: str | None = request.get(REQUEST_ID)
+    if known is not None:
+        return known
     given = request.headers.get(headers.REQUEST_ID, "")
-    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+    request[REQUEST_ID] = told = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
+    return told
 
 
 def served_by(ask: Ask, answer: Answer) -> dict[str, str]:
@@ -56,7 +63,7 @@ async def stream_response(request: web.Request, extra: Mapping[str, str]) -> Asy
     complete = False
     try:
         yield response
-        await response.write_eof()
+        await _taken(response.write_eof())
         complete = True
     finally:
         if not complete:
@@ -69,7 +76,10 @@ async def send(response: web.StreamResponse, piece: bytes) -> None:
 
     Nearly every write finds room and is over at once; a clock is set for the others only.
     """
-    writing = response.write(piece)
+    await _taken(response.write(piece))
+
+
+async def _taken(writing: Coroutine[Any, Any, None]) -> None:
     try:
         waits_for = writing.send(None)
     except StopIteration:

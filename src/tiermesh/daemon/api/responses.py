@@ -23,4 +23,6 @@ async def responses(request: web.Request) -> web.StreamResponse:
     asked = validated(ResponsesRequest, await read_object(request))
     ask = asking(request, chat_body(asked), model=asked.model, stream=bool(asked.stream))
     created_at = float(int(request.app[CONTEXT].wall()))
-    return await answered(request, ask, lambda model: ResponseTelling(asked, model, created_at=created_at))
+    return await answered(
+        request, ask, lambda candidate: ResponseTelling(asked, candidate.model.name, created_at=created_at)
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from aiohttp import web
 
 from tiermesh.core.complexity import Complexity, assess
@@ -30,7 +28,7 @@ async def show_route(request: web.Request) -> web.Response:
         raise UnknownModel(plan.message, param="model")
     rule = gateway.dispatch.routing.complexity
     complexity = wanted.complexity or (assess(body["messages"], rule, tools=bool(asked.tools)) if rule else None)
-    report = route_report(replace(wanted, complexity=complexity), plan, used=wanted.complexity is not None)
+    report = route_report(wanted._replace(complexity=complexity), plan, used=wanted.complexity is not None)
     return web.json_response(report.model_dump(mode="json"))
 
 

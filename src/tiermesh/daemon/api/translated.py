@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from tiermesh.core.routing import RouteRequest
+from tiermesh.core.routing import Candidate, RouteRequest
 from tiermesh.daemon.api.callers import caller_of
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.relay import request_id, send, served_by, stream_response
@@ -33,8 +33,8 @@ class Telling(Protocol):
     def body(self) -> Mapping[str, object]: ...
 
 
-MakeTelling = Callable[[str], Telling]
-"""From the name of the model that answers."""
+MakeTelling = Callable[[Candidate], Telling]
+"""From whoever answers."""
 
 
 def asking(request: web.Request, body: Mapping[str, Any], *, model: str, stream: bool) -> Ask:
@@ -53,7 +53,7 @@ async def answered(request: web.Request, ask: Ask, make: MakeTelling) -> web.Str
     """Have it answered, and tell the answer."""
     async with request.app[CONTEXT].gateway.chat(ask) as answer:
         pieces = judged(answer)
-        telling = make(answer.candidate.model.name)
+        telling = make(answer.candidate)
         if answer.events is not None:
             return await _stream(request, ask, answer, telling)
         telling.begin()

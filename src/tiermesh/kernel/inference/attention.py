@@ -84,9 +84,8 @@ def attention(
     sliding_window: int | None = None,
     **others: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; B is 1."""
-    assert attention_mask is None, "no mask is made for an implementation that is not transformers' own"
-    _refuse_unknown(others)
+    """transformers' attention interface; B is 1. Raises `NotImplementedError` for what would be computed wrongly."""
+    _refuse_unknown(attention_mask, others)
     rule = Rule(scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5, sliding_window)
     output_THD = _CURRENT.get().attend(module.layer_idx, query_BHTD[0], key_BKTD[0], value_BKTD[0], rule)
     return output_THD[None], None
@@ -104,8 +103,9 @@ class PackedBatch:
         """In the order in which they are packed."""
         self._cache = cache
         tokens = [token for span in self.spans for token in span.tokens]
-        positions = [position for span in self.spans for position in range(span.start, span.length)]
-        rows = [span.slot * cache.size.capacity + position for span in self.spans for position in _range(span)]
+        places = [(span.slot, position) for span in self.spans for position in range(span.start, span.length)]
+        positions = [position for _, position in places]
+        rows = [slot * cache.size.capacity + position for slot, position in places]
         packed = torch.tensor([tokens, positions, rows], device=device)
         self.tokens_1T, self.positions_1T, self.rows_T = packed[0:1], packed[1:2], packed[2]
         self._parts = [*_neighbours(single), *_alone(self.spans, first=len(single))]
@@ -136,14 +136,9 @@ class PackedBatch:
 
     def _attend(self, index: int, part: Part, layer: int, query_KGTD: torch.Tensor, rule: Rule) -> torch.Tensor:
         keys_NKLD, values_NKLD = self._cache.read(layer, part.slots, part.length)
-        query_KGtD = query_KGTD[:, :, part.first : part.first + part.tokens]
-        # Heads that share keys are computed as if they were as many tokens: no key is copied for them.
-        query_NKgD = query_KGtD.permute(2, 0, 1, 3) if part.start is None else query_KGtD.flatten(1, 2)[None]
         mask = self._mask(index, part, rule.window, query_KGTD)
-        output_NKgD = scaled_dot_product_attention(query_NKgD, keys_NKLD, values_NKLD, attn_mask=mask, scale=rule.scale)
-        if part.start is None:
-            return output_NKgD.flatten(1, 2)
-        return output_NKgD.view(*query_KGtD.shape).permute(2, 0, 1, 3).flatten(1, 2)
+        part_KGTD = query_KGTD[:, :, part.first : part.first + part.tokens]
+        return _attend(part, part_KGTD, keys_NKLD, values_NKLD, mask, rule.scale)
 
     def _mask(self, index: int, part: Part, window: int | None, query_KGTD: torch.Tensor) -> torch.Tensor | None:
         """Made once a step, not once a layer."""
@@ -194,6 +189,23 @@ def _alone(spans: Sequence[Span], *, first: int) -> list[Part]:
     return parts
 
 
+def _attend(
+    part: Part,
+    query_KGTD: torch.Tensor,
+    keys_NKLD: torch.Tensor,
+    values_NKLD: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """The output for the part's own tokens, of shape [T, H, D]."""
+    # Heads that share keys are computed as if they were as many tokens: no key is copied for them.
+    query_NKgD = query_KGTD.permute(2, 0, 1, 3) if part.start is None else query_KGTD.flatten(1, 2)[None]
+    output_NKgD = scaled_dot_product_attention(query_NKgD, keys_NKLD, values_NKLD, attn_mask=mask, scale=scale)
+    if part.start is None:
+        return output_NKgD.flatten(1, 2)
+    return output_NKgD.view(*query_KGTD.shape).permute(2, 0, 1, 3).flatten(1, 2)
+
+
 def _mask(part: Part, window: int | None, like: torch.Tensor, *, groups: int) -> torch.Tensor | None:
     """What is added to the scores, of shape [N, 1, 1, L] or [1, 1, G x n, L]; None where everything may be seen."""
     device = like.device
@@ -222,30 +234,26 @@ class WholeSequence:
     def attend(
         self, layer: int, query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
-        """Every token sees itself and those before it."""
-        assert key_KTD.shape == value_KTD.shape, "keys and values of different sizes are refused when a model is loaded"
+        """Every token sees itself and those before it. Raises `NotImplementedError` for what the cache can't hold."""
+        if key_KTD.shape != value_KTD.shape:
+            raise NotImplementedError("its keys and values have different sizes, which this kernel does not store")
         self.shapes[layer] = (key_KTD.shape[0], key_KTD.shape[2])
         self.rules[layer] = rule
         query_KGTD = query_HTD.view(key_KTD.shape[0], -1, *query_HTD.shape[1:])
         groups, tokens = query_KGTD.shape[1:3]
-        mask = _mask(Part(range(1), 0, tokens, (tokens,), 0), rule.window, query_KGTD, groups=groups)
-        query_1KgD = query_KGTD.flatten(1, 2)[None]
-        output_1KgD = scaled_dot_product_attention(
-            query_1KgD, key_KTD[None], value_KTD[None], attn_mask=mask, scale=rule.scale
-        )
-        return output_1KgD.view(*query_KGTD.shape).permute(2, 0, 1, 3).flatten(1, 2)
+        whole = Part(range(1), 0, tokens, (tokens,), 0)
+        mask = _mask(whole, rule.window, query_KGTD, groups=groups)
+        return _attend(whole, query_KGTD, key_KTD[None], value_KTD[None], mask, rule.scale)
 
 
 _MEANINGLESS = frozenset({"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"})
 """What layers also pass and what changes nothing here."""
 
 
-def _refuse_unknown(others: dict[str, object]) -> None:
+def _refuse_unknown(mask: object, others: dict[str, object]) -> None:
     """A layer that asks for more (a soft cap, sinks, a bias) would be computed wrongly."""
+    if mask is not None:  # transformers makes none for an implementation that is not its own.
+        raise NotImplementedError("it makes a mask of its own, which this kernel does not apply")
     for name, value in others.items():
         if name not in _MEANINGLESS and value is not None and value is not False:
             raise NotImplementedError(f"its attention asks for {name}, which this kernel does not compute")
-
-
-def _range(span: Span) -> range:
-    return range(span.start, span.length)

@@ -35,6 +35,9 @@ MAX_RUNNING = 16
 """Sequences computed at the same time: more gain little on a CPU, and each waits longer for its tokens."""
 MAX_QUEUED = 32
 """Two more batches: whoever comes later is better served by another node, or told to come back."""
+MIN_SHARED_TOKENS = 256
+"""Shorter equal prompts are cheaper side by side in one step than one computed and then copied by the others in the
+next. Measured, 8 answers to one prompt in bf16: 64 tokens take 0.25 s against 0.40 s, 512 take 4.6 s against 0.7 s."""
 RETRY_AFTER_S = 5.0
 """About one short answer of the small model on a CPU."""
 
@@ -139,9 +142,18 @@ class Generator:
                     self._step()
 
     def _take_queued(self) -> list[Sequence]:
-        """Those that get a slot now, first come first served."""
+        """Those that get a slot now, first come first served; who has the prompt of another waits to copy it."""
         room = min(self.slots - len(self._runs), self._slots.free)
-        return [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+        begun = [run.sequence for run in self._runs if run.remaining > 1]
+        come: list[Sequence] = []
+        for sequence in self._queue:
+            waits = len(sequence.prompt) >= MIN_SHARED_TOKENS and any(map(sequence.begins_like, begun))
+            if len(come) < room and not waits:
+                come.append(sequence)
+                begun.append(sequence)
+        for sequence in come:
+            self._queue.remove(sequence)
+        return come
 
     def _admit(self, sequence: Sequence) -> None:
         tokens = [*sequence.prompt, *sequence.resumed]
@@ -196,27 +208,26 @@ class Generator:
     def _step(self) -> None:
         started = time.perf_counter()
         generating = [run for run in self._runs if run.remaining == 1]
-        shares = self._prefill_shares(may_prefill=not generating or self._share.may_prefill)
-        work = {run.slot.index: (run, share) for run, share in shares if share}
+        prompts = self._prefill_shares(shared=bool(generating))
+        work = [*((run, 1) for run in generating), *prompts]
         spans = [
-            Span(index, run.computed, run.tokens[run.computed : run.computed + n], run.sequence.adapter)
-            for index, (run, n) in work.items()
+            Span(run.slot.index, run.computed, run.tokens[run.computed : run.computed + n], run.sequence.adapter)
+            for run, n in work
         ]
         try:
-            self._compute(spans, {index: run for index, (run, _) in work.items()})
+            self._compute(spans, {run.slot.index: run for run, _ in work})
         except Exception as error:
             log.exception("a step failed")
-            self._fail([run for run, _ in work.values()], f"the model failed: {type(error).__name__}: {error}")
-        prefilled = len(work) > len(generating) or any(share > 1 for _, share in work.values())
-        self._share.stepped(time.perf_counter() - started, prefilled=prefilled, generated=bool(generating))
+            self._fail([run for run, _ in work], f"the model failed: {type(error).__name__}: {error}")
+        self._share.stepped(time.perf_counter() - started, prefilled=bool(prompts), generated=bool(generating))
 
-    def _prefill_shares(self, *, may_prefill: bool) -> list[tuple[Run, int]]:
-        """How many tokens of each run are computed in this step."""
+    def _prefill_shares(self, *, shared: bool) -> list[tuple[Run, int]]:
+        """How many tokens of which prompts are computed in this step; `shared` with those who generate."""
+        if shared and not self._share.may_prefill:
+            return []
         prompts = [run for run in self._runs if run.remaining > 1]
-        alone = len(prompts) == len(self._runs)
-        budget = (PREFILL_TOKENS if alone else SHARED_PREFILL_TOKENS) if may_prefill else 0
-        shares = share_prefill([run.remaining for run in prompts], budget)
-        return [(run, 1) for run in self._runs if run.remaining == 1] + list(zip(prompts, shares, strict=True))
+        shares = share_prefill([run.remaining for run in prompts], SHARED_PREFILL_TOKENS if shared else PREFILL_TOKENS)
+        return [(run, share) for run, share in zip(prompts, shares, strict=True) if share]
 
     def _compute(self, spans: list[Span], runs: dict[int, Run]) -> None:
         batch = PackedBatch(spans, self._cache, self._model.device)

@@ -17,13 +17,14 @@ import transformers
 
 from tiermesh.errors import EngineFailed
 from tiermesh.kernel.inference import decoder, linear, lora
-from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, WholeSequence, attending
+from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, attending
 from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
 from tiermesh.kernel.inference.decoder import Decoder
 from tiermesh.kernel.inference.encoder import Encoder
-from tiermesh.kernel.inference.lora import Rows
+from tiermesh.kernel.inference.lora import InvalidAdapter, Rows
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
 from tiermesh.kernel.inference.progress import OnProgress, ignored, weights_counted
+from tiermesh.kernel.inference.trial import Trial, run_trial
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class LoadedModel:
 
     `decoder` None: transformers computes its layers. `encoder` and `decode` have a tokenizer each: they are used by
     different threads at the same time. `shapes` are those of its layers' keys and values, `size` that of the cache for
-    them; its capacity is the context that can be served.
+    them; its capacity is the context that can be served. `refused_adapters` are the reasons by the adapters' names.
     """
 
     model: Any
@@ -55,6 +56,7 @@ class LoadedModel:
     shapes: Shapes
     size: Size
     adapter_rows: Rows
+    refused_adapters: Mapping[str, str]
     decoder: Decoder | None
     _decoder: Any
 
@@ -104,9 +106,9 @@ def load(
 ) -> LoadedModel:
     """Load weights and tokenizer from a local folder; raises what transformers raises when it is not a model.
 
-    `memory_bytes` is for the cache; None: a quarter of what is free. `adapters` are folders of LoRAs by their names.
-    Raises `EngineFailed` for a model whose attention this kernel can't compute, or whose cache has no room, and
-    `InvalidAdapter`.
+    `memory_bytes` is for the cache; None: a quarter of what is free. `adapters` are folders of LoRAs by their names; a
+    bad one is refused, and the model is served without it. Raises `EngineFailed` for a model whose attention this
+    kernel can't compute, or whose cache has no room.
     """
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
@@ -123,23 +125,24 @@ def load(
     if device.type == "cpu":
         _pack(model)
     end_tokens = _end_tokens(model, tokenizer)
-    shapes = _probe(model, device)
+    trial = _try(model)
     size = plan_size(
         context_length=_context_length(model.config, tokenizer),
-        token_bytes=token_bytes(shapes, dtype),
+        token_bytes=token_bytes(trial.shapes, dtype),
         memory_bytes=_free_bytes(device) // FREE_SHARE if memory_bytes is None else memory_bytes,
     )
-    adapter_rows = lora.attach(model, adapters, device)
+    adapter_rows, refused = _attach(model, adapters)
     return LoadedModel(
         model=model,
         device=device,
         dtype=dtype,
         encoder=Encoder(tokenizer, size.capacity, end_tokens, model.config.get_text_config().vocab_size),
         end_tokens=end_tokens,
-        shapes=shapes,
+        shapes=trial.shapes,
         size=size,
         adapter_rows=adapter_rows,
-        decoder=decoder.recognise(model),
+        refused_adapters=refused,
+        decoder=decoder.recognise(model, trial),
         _decoder=copy.deepcopy(tokenizer),
     )
 
@@ -157,34 +160,34 @@ def _pack(model: Any) -> None:
     log.info("%d groups of layers joined, %d packed in %.2f s", joined, packed, time.perf_counter() - started)
 
 
-def _probe(model: Any, device: torch.device) -> Shapes:
-    """Compute two tokens, which touches every weight, so that a model that can't run fails here."""
-    batch = WholeSequence()
+def _try(model: Any) -> Trial:
+    """A model that can't run fails here, and one that would be computed wrongly is refused."""
+    refused = f"{type(model).__name__} can't be served by the built-in kernel"
     try:
-        with attending(batch), torch.inference_mode():
-            model(**_inputs([0, 0], device))
-    except (NotImplementedError, AssertionError) as error:
-        raise EngineFailed(f"{type(model).__name__} can't be served by the built-in kernel: {error}") from error
+        trial = run_trial(model)
+    except NotImplementedError as error:
+        raise EngineFailed(f"{refused}: {error}") from error
     config = model.config.get_text_config()
     layers = config.num_hidden_layers
     types = dict(enumerate(getattr(config, "layer_types", None) or ()))
-    if any(types.get(layer) in LIMITED_LAYERS and rule.window is None for layer, rule in batch.rules.items()):
-        raise EngineFailed(
-            f"{type(model).__name__} can't be served by the built-in kernel: its layers look at a window of the text "
-            "and do not say how long it is"
-        )
-    if len(batch.shapes) != layers:
-        raise EngineFailed(
-            f"{type(model).__name__} can't be served by the built-in kernel: {layers - len(batch.shapes)} of its "
-            f"{layers} layers do not attend through transformers' interface"
-        )
-    return batch.shapes
+    if any(types.get(layer) in LIMITED_LAYERS and rule.window is None for layer, rule in trial.rules.items()):
+        raise EngineFailed(f"{refused}: its layers look at a window of the text and do not say how long it is")
+    if len(trial.shapes) != layers:
+        missing = layers - len(trial.shapes)
+        raise EngineFailed(f"{refused}: {missing} of its {layers} layers do not attend through transformers' interface")
+    return trial
 
 
-def _inputs(tokens: Sequence[int], device: torch.device) -> dict[str, object]:
-    tokens_1T = torch.tensor([list(tokens)], device=device)
-    positions_1T = torch.arange(len(tokens), device=device)[None]
-    return {"input_ids": tokens_1T, "position_ids": positions_1T, "use_cache": False}
+def _attach(model: Any, adapters: Mapping[str, Path]) -> tuple[Rows, Mapping[str, str]]:
+    """What selects the rows of the adapters, and why some are refused."""
+    rows, refused = Rows(), {}
+    for name, folder in adapters.items():
+        try:
+            lora.attach(model, rows, name, folder)
+        except InvalidAdapter as error:
+            log.warning("the adapter %s is not served: %s", name, error)
+            refused[name] = str(error)
+    return rows, refused
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:

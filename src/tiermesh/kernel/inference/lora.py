@@ -88,20 +88,17 @@ class LoraLinear(nn.Module):
         return output
 
 
-def attach(model: Any, folders: Mapping[str, Path], device: torch.device) -> Rows:
-    """Put adapters beside a causal language model, by the names they are asked for; gives what selects their rows.
+def attach(model: Any, rows: Rows, adapter: str, folder: Path) -> None:
+    """Put one more adapter beside a causal language model, by the name that it is asked for; `rows` select it.
 
     The model's layers may have been replaced by faster ones already, which they must not be afterwards. Raises
-    `InvalidAdapter`, and then the model may have some of them.
+    `InvalidAdapter`, and then the model is as it was.
     """
-    rows = Rows()
-    for adapter, folder in folders.items():
-        for name, low_rank in read_adapter(folder).items():
-            layer = _find(model, name, folder)
-            _demand_fit(name, layer, low_rank, folder)
-            layer = _wrapped(model, name, layer, rows)
-            layer.adapters[adapter] = LowRank(*(part.to(device) for part in low_rank))
-    return rows
+    low_ranks = read_adapter(folder)
+    for name, low_rank in low_ranks.items():
+        _demand_fit(name, _find(model, name, folder), low_rank, folder)
+    for name, low_rank in low_ranks.items():
+        _wrapped(model, name, rows).adapters[adapter] = LowRank(*(part.to(model.device) for part in low_rank))
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -199,7 +196,8 @@ def _demand_fit(name: str, layer: Any, low_rank: LowRank, folder: Path) -> None:
         raise InvalidAdapter(f"the adapter in {folder} is for another model: {name} is {expected} here and {got} there")
 
 
-def _wrapped(model: nn.Module, name: str, layer: Any, rows: Rows) -> LoraLinear:
+def _wrapped(model: nn.Module, name: str, rows: Rows) -> LoraLinear:
+    layer = model.get_submodule(name)
     if isinstance(layer, LoraLinear):
         return layer
     wrapped = LoraLinear(layer, rows)

@@ -108,3 +108,7 @@ class Sequence:
     """Set by whoever asked, from any thread; nothing is emitted after the token that is now being computed."""
     cached_tokens: int = field(default=0, init=False)
     """Tokens of the prompt that needed no computing, once the first event was emitted."""
+
+    def begins_like(self, other: Sequence) -> bool:
+        """Do both have the same keys and values, up to their answers?"""
+        return self.adapter == other.adapter and self.prompt == other.prompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Loaded:
 
 
 class Server:
-    """Serves one model and `adapters` on it, by name.
+    """Serves one model and `adapters` on it, by name, but for those that the loader refuses.
 
     `load` is called once, in a thread of its own; when it raises, `run` does.
     """
@@ -57,6 +57,7 @@ class Server:
         self._digest = digest
         self._load = load
         self._adapters = tuple(adapters)
+        self._refused: Mapping[str, str] = {}
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._waiting = 0
         # One thread, because a tokenizer is not made to be used by two.
@@ -71,7 +72,10 @@ class Server:
         runner = web.AppRunner(self._app(), handler_cancellation=True, access_log=None)
         await runner.setup()
         await web.UnixSite(runner, str(socket)).start()
-        self._loaded.set_result(await asyncio.to_thread(self._load))
+        loaded = await asyncio.to_thread(self._load)
+        self._refused = loaded.model.refused_adapters
+        self._adapters = tuple(name for name in self._adapters if name not in self._refused)
+        self._loaded.set_result(loaded)
         log.info("%s is ready", self._name)
         await asyncio.Event().wait()
 
@@ -108,8 +112,9 @@ class Server:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = chat.parse(await json_body(request))
-        adapter = self._adapter(asked.model)
+        self._adapter(asked.model)  # A name that nobody has need not wait; an adapter may be refused by then.
         loaded = await self._wait_until_loaded()
+        adapter = self._adapter(asked.model)
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._encoding, loaded.model.encoder.encode, asked)
         answer = answers.Answer(adapter or self._name, len(encoded.prompt), asked.token_ids, encoded.bytes_of)
@@ -139,6 +144,8 @@ class Server:
         """The adapter of this name; None for the base model, which is also what is served to who names none."""
         if model in (self._name, ANY_MODEL):
             return None
+        if model in self._refused:
+            raise UnknownModel(f"model: {model} is not served here: {self._refused[model]}", param="model")
         if model not in self._adapters:
             raise UnknownModel(f"model: {model} is not served here; {self._name} is", param="model")
         return model

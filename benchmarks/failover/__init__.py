@@ -1,0 +1,1 @@
+"""What clients notice when a machine of the mesh dies, freezes, or was leading the others."""
