@@ -171,9 +171,9 @@ def test_a_file_names_its_data_from_its_own_folder(alone: Mesh, desk: Path) -> N
     assert Path(RunFolder(desk / "runs" / "spec").read_plan().data_path).samefile(desk / "data.jsonl")
 
 
-def test_without_local_nothing_is_begun(alone: Mesh, desk: Path) -> None:
-    done = alone("train", "run", "spec.json")
-    assert (done.exit_code, "say --local" in done.stderr) == (2, True)
+def test_without_local_a_node_is_asked_and_nothing_is_begun_here(alone: Mesh, desk: Path) -> None:
+    done = alone("train", "run", "spec.json", "--url", "http://127.0.0.1:9")
+    assert (done.exit_code, "no daemon answers at http://127.0.0.1:9" in done.stderr) == (1, True)
     assert not (desk / "runs").exists()
 
 

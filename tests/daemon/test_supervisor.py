@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tiermesh.adapters.process import Process, is_alive
+from tiermesh.adapters.process import Process, ProcessRecord, is_alive
 from tiermesh.adapters.worker import WorkerSpec
 from tiermesh.daemon.supervisor import FILE_NAME, Supervisor
 
@@ -62,3 +62,28 @@ def test_a_damaged_list_is_no_list(tmp_path: Path, damage: str) -> None:
     (tmp_path / FILE_NAME).write_text(damage)
     Supervisor(tmp_path).start()
     assert json.loads((tmp_path / FILE_NAME).read_text()) == []
+
+
+async def test_workers_that_save_before_they_end_are_given_their_time(tmp_path: Path) -> None:
+    code = "import sys, time; sys.stdin.read(); time.sleep(0.3)"
+    earlier = Supervisor(tmp_path, "others.json")
+    earlier.start()
+    saving = await Process.spawn([sys.executable, "-c", code], log=tmp_path / "log")
+    deaf = await Process.spawn([sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "log")
+    for process in (saving, deaf):
+        earlier.listing()(process.record)
+    assert saving._child.stdin is not None
+    saving._child.stdin.close()
+    await Supervisor(tmp_path, "others.json").outlast(1.0)
+    assert (await saving.wait(), await deaf.wait()) == (0, -signal.SIGKILL)
+    assert json.loads((tmp_path / "others.json").read_text()) == []
+
+
+async def test_what_has_ended_is_taken_off_the_list(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    supervisor.start()
+    one, other = supervisor.listing(), supervisor.listing()
+    one(ProcessRecord(1, 1.0))
+    other(ProcessRecord(2, 2.0))
+    one(None)
+    assert json.loads((tmp_path / FILE_NAME).read_text()) == [{"pid": 2, "started": 2.0}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests import tiny_model
 
 ORPHAN_LIMIT_S = 5.0
 CANCEL_LIMIT_S = 2.0
+DEATHS = 10
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ async def test_one_trains_the_other_waits_and_both_are_cancelled(tmp_path: Path,
 
 
 async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tmp_path: Path, model: Path) -> None:
-    spec = SPEC | {"num_epochs": 10, "save_interval": 1000}
+    spec = SPEC | {"num_epochs": 3, "save_interval": 1000}
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         job = await client.train(spec, data())
         await until_step(job, 5)
@@ -111,9 +113,30 @@ async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tm
             assert desk.losses(undisturbed) == desk.losses(job)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_ten_deaths_of_the_daemon_change_nothing(tmp_path: Path, model: Path) -> None:
+    """Each at a random moment of a job's life, its beginning too; `-s` shows how long the workers outlived it."""
+    spec, chance, outlived = SPEC | {"num_epochs": 40, "save_interval": 50}, random.Random(7), []
+    async with machine(tmp_path, model) as (desk, client):
+        job = await client.train(spec, data())
+        for _ in range(DEATHS):
+            await asyncio.sleep(chance.uniform(0.0, 2.0))
+            pids = {event["pid"] for event in desk.events(job) if event["event"] == "started"}
+            await desk.end(signal.SIGKILL)
+            outlived += [await until_gone(pid, ORPHAN_LIMIT_S) for pid in pids]
+            url = await desk.up()
+        async with RemoteClient(url, timeout_s=LIMIT_S) as after, asyncio.timeout(600):
+            assert (await (await after.job(job.id)).wait()).state == "completed", desk.log()
+            undisturbed = await after.train(spec, data())
+            assert (await undisturbed.wait()).state == "completed"
+        assert desk.losses(undisturbed) == desk.losses(job)
+        print(f"{DEATHS} deaths; workers ended at most {max(outlived, default=0.0):.2f} s after the daemon")
+
+
 async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
-        job = await client.train(SPEC | {"num_epochs": 10, "save_interval": 1000}, data())
+        job = await client.train(SPEC | {"num_epochs": 3, "save_interval": 1000}, data())
         await until_step(job, 5)
         await desk.end(signal.SIGKILL)
         async with RemoteClient(await desk.up(), timeout_s=LIMIT_S) as after:
@@ -126,7 +149,7 @@ async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_pat
 
 async def test_told_to_end_it_saves_and_the_next_daemon_goes_on(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
-        job = await client.train(SPEC | {"num_epochs": 10, "save_interval": 1000}, data())
+        job = await client.train(SPEC | {"num_epochs": 3, "save_interval": 1000}, data())
         await until_step(job, 5)
         pid = desk.worker(job)
         await desk.end(signal.SIGTERM)
