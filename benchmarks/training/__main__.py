@@ -17,14 +17,14 @@ from pathlib import Path
 
 from benchmarks.training import learning, machine, plot, report, second_start
 from benchmarks.training.docstrings import pages, shorts, write
+from benchmarks.training.learning import MODEL
 from benchmarks.training.report import Row
 from benchmarks.training.rounds import Measured, run_rounds
 from benchmarks.training.turns import Contender
 from benchmarks.training.workers import plan_run
-from tiermesh.adapters.model_source import pull
+from tiermesh.adapters.model_source import resolve
 from tiermesh.adapters.trainer import default_threads, environment
 
-MODEL = "smollm2:135m"
 OURS, PLAIN, DEFAULTS, TUNED = "tiermesh", "tiermesh, plain allocator", "TRL defaults", "TRL tuned"
 PARTS = ("speed", "short", "start", "learning")
 LENGTH = 512
@@ -110,7 +110,7 @@ class Bench:
         what = f"second start on {records:,} records, beyond the model's load"
         self.rows.append(report.at_most(12, what, 2.0, second.beyond_s, "{} s"))
         self.said.append(
-            f"{records:,} made-up records, {first.tokens:,} tokens of {MODEL}'s: first start {first.beyond_s:.1f} s, "
+            f"{records:,} made-up records, {first.tokens:,} tokens: first start {first.beyond_s:.1f} s, "
             f"second {second.beyond_s:.2f} s; from the spawn to the end of the first step, all imports and the model "
             f"included, {first.whole_s:.1f} and {second.whole_s:.1f} s."
         )
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable; default: all")
     parser.add_argument("--quick", action="store_true", help="2 rounds, 10,000 records, half a minute of learning")
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each contender")
+    parser.add_argument("--model", default=MODEL, help=f"a name or a folder; default: {MODEL}")
     parser.add_argument(
         "--out", type=Path, default=Path("build/bench_training"), help="folder for table, plot, figures"
     )
@@ -181,11 +182,11 @@ def main() -> None:
         print(f"· {used:.0%} of this machine is busy with something else; do not trust the figures", file=sys.stderr)
     rounds = options.rounds or (2 if options.quick else 12)
     with tempfile.TemporaryDirectory(prefix="tiermesh-bench-") as folder:
-        bench = Bench(Path(folder), pull(MODEL).path, options.threads, rounds, options.quick, options.out)
+        bench = Bench(Path(folder), resolve(options.model).path, options.threads, rounds, options.quick, options.out)
         for part in options.only or PARTS:
             getattr(bench, part)()
     said = [
-        f"{title}; {MODEL}, LoRA r=16 on all linear layers; others used {used:.0%} before",
+        f"{title}; {options.model}, LoRA r=16 on all linear layers; others used {used:.0%} before",
         report.table(bench.rows),
     ]
     said += bench.said

@@ -24,6 +24,7 @@ from tiermesh.protocol.run_folder import DONE, RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_events import Completed, DataReady, Evaluated, Sampled
 
+MODEL = "smollm2:135m"
 HELD_OUT_IN = 20
 """One answer in so many is held out."""
 ANSWER_CHARS = (30, 400)
@@ -154,18 +155,19 @@ def _is_held_out(one: Described) -> bool:
 
 def main() -> None:
     """Learn, and tell."""
-    from tiermesh.adapters.model_source import pull
+    from tiermesh.adapters.model_source import resolve
     from tiermesh.adapters.trainer import default_threads, environment
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--model", default=MODEL, help=f"a name or a folder; default: {MODEL}")
     parser.add_argument("--out", type=Path, help="folder for what was found, as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tiermesh-bench-") as folder:
-        settings = environment(options.threads) | {"TIERMESH_CACHE": folder}
+        settings = {**environment(options.threads), "TIERMESH_CACHE": folder}
         found = learn(
-            Path(folder), pull("smollm2:135m").path, settings, threads=options.threads, minutes=options.minutes
+            Path(folder), resolve(options.model).path, settings, threads=options.threads, minutes=options.minutes
         )
     print(told(found))
     if options.out is not None:

@@ -3,7 +3,8 @@
     python -m benchmarks.training.trl_sft MODEL DATA --batch N --length N [--tuned] --threads N
 
 As it comes but for the adapter, which is ours, the length of a row, the rows in a batch (None: its own 8), and that
-it is told to stay on the CPU, and nothing is saved or drawn. Tuned: the model is loaded in bf16, and activations are kept.
+it is told to stay on the CPU, and nothing is saved or drawn. Tuned: the model is loaded in bf16, and activations are
+kept.
 """
 
 from __future__ import annotations
