@@ -138,6 +138,8 @@ class Status:
     """Smoothed round trip to the coordinator; 0.0 on the coordinator itself, None before the first one."""
     version: str = ""
     health: Health = Health()
+    training: str = ""
+    """The name of the job that has this machine's training slot, if one has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,13 @@ def test_healthy_before_degraded_before_unhealthy_and_unknown_is_healthy() -> No
     assert order(ill) == ["a", "b"], "but warm before healthy"
 
 
+def test_whoever_trains_is_as_good_as_degraded() -> None:
+    three = view(member("a", BIG), member("b", BIG, health=60), member("c", BIG), member("d", BIG, health=10))
+    busy = three.members[NodeId("a")]
+    trains = replace(busy, status=replace(busy.status, training="faq"))
+    assert order(replace(three, members={**three.members, busy.id: trains})) == ["c", "a", "b", "d"]
+
+
 SHUT = Fact(breaker="open", retry_after_s=7)
 
 

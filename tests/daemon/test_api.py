@@ -80,6 +80,7 @@ async def test_the_cluster_has_exactly_the_promised_shape(mesh: StillMesh) -> No
         "last_seen": "2027-01-15T07:59:55.000Z",
         "version": "0.0.test",
         "health": {"score": None, "state": "unknown", "alerts": []},
+        "training": "",
     }
     model = one["models"][0]
     described = {"name": "m", "digest": "", "tier": 1, "engine": "fake", "state": "warm", "progress": None}

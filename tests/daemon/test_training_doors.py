@@ -80,6 +80,12 @@ class Desk:
             while (await self.ask("GET", f"/api/jobs/{job}"))[1]["progress"]["step"] < 7:
                 await asyncio.sleep(0.02)
 
+    async def until_told(self, job: str) -> None:
+        """Until the mesh knows that this node trains `job`, or nothing."""
+        async with asyncio.timeout(LIMIT_S):
+            while (await self.ask("GET", "/api/cluster"))[1]["nodes"][0]["training"] != job:
+                await asyncio.sleep(0.02)
+
     def run(self, job: str, attempt: int = 1) -> Path:
         return self.state / "jobs" / job / f"attempt-{attempt}"
 
@@ -268,11 +274,13 @@ async def test_jobs_are_done_one_after_the_other(desk: Desk) -> None:
     first, second = await desk.train(LONG, name="a"), await desk.train(DONE, name="a")
     assert second["name"] == "a-2"
     await desk.until_step(first["id"])
+    await desk.until_told("a")
     assert (await desk.until("a-2", "queued"))["reason"] == "waits: desk trains a, and has one training slot"
     status, told = await desk.ask("POST", "/api/jobs/a/cancel")
     assert (status, told["state"]) == (200, "cancelling")
     assert (await desk.until("a", "cancelled"))["reason"] == "stopped after step 7"
     assert (await desk.until("a-2", "completed"))["attempt"] == 1
+    await desk.until_told("")
     status, told = await desk.ask("POST", "/api/jobs/a-2/cancel")
     assert (status, told["error"]["type"]) == (409, "not_possible_now")
     assert (await desk.ask("POST", "/api/jobs/nobody/cancel"))[0] == 404

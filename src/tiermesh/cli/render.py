@@ -115,7 +115,7 @@ def _node_row(node: NodeReport, label: str, asked: str) -> tuple[str, ...]:
     return (
         label + (" (asked)" if node.id == asked else ""),
         "-" if node.tier is None else str(node.tier),
-        node.state,
+        node.state + (f", trains {node.training}" if node.training else ""),
         node.role,
         _models(node),
         _load(node) if alive else "-",

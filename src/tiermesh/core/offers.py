@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from tiermesh.core.health import DEGRADED, HEALTHY
-from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Tier, View
+from tiermesh.types import TIERS, Member, Model, ModelState, NodeId, Status, Tier, View
 
 WARMTH: Mapping[ModelState, int] = {"warm": 0, "loading": 1, "cold": 2}
 _FAR_MS = 1e9
@@ -46,7 +46,7 @@ class Offer:
     place: tuple[bool, float, CandidateKey]
     """Orders offers that are else equal."""
     marks: int
-    """What is against it: 3 if loading, 6 if cold; 1 if its node is degraded, 2 if unhealthy."""
+    """What is against it: 3 if loading, 6 if cold; 1 if its node is degraded or trains, 2 if unhealthy."""
 
 
 class Offers:
@@ -127,7 +127,7 @@ def tiers_of(offers: Iterable[Offer]) -> set[Tier]:
 
 def _of(member: Member, me: NodeId, local_first: bool) -> Iterator[Offer]:
     status, local = member.status, member.id == me
-    load, health, defaults = status.load, _health(status.health.score), list(default_models(member))
+    load, health, defaults = status.load, _health(status), list(default_models(member))
     latency_ms = 0.0 if local else status.latency_ms
     for model in status.models:
         key = CandidateKey(member.id, model.engine, model.name)
@@ -148,7 +148,9 @@ def _of(member: Member, me: NodeId, local_first: bool) -> Iterator[Offer]:
         )
 
 
-def _health(score: int | None) -> int:
+def _health(status: Status) -> int:
+    """A machine that trains is as good as degraded: its processors have other work."""
+    score, least = status.health.score, int(bool(status.training))
     if score is None or score >= HEALTHY:
-        return 0
+        return least
     return 1 if score >= DEGRADED else 2

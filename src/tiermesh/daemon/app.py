@@ -127,7 +127,11 @@ class Daemon:
         self._reactor = self._make_reactor(saved, store)
         self._exit.push_async_callback(self._reactor.close)
         self._training = TrainingRoom(
-            options, store, ballot=lambda: self._reactor.promised, ending=self._stop_asked.is_set
+            options,
+            store,
+            ballot=lambda: self._reactor.promised,
+            ending=self._stop_asked.is_set,
+            on_training=lambda job: self._portrait.change(training=job),
         )
         self._exit.push_async_callback(self._training.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)

@@ -47,16 +47,28 @@ MAX_INTERRUPTIONS = 3
 
 
 class Jobs:
-    """Owner of this node's jobs. `open`, then `start`; `close` at the end, also without them."""
+    """Owner of this node's jobs. `open`, then `start`; `close` at the end, also without them.
+
+    `on_training` hears the name of the job that runs, again and again, and an empty one while none does.
+    """
 
     def __init__(
-        self, *, node: str, store: Store, shelf: DataShelf, attempts: Attempts, ballot: Callable[[], Ballot]
+        self,
+        *,
+        node: str,
+        store: Store,
+        shelf: DataShelf,
+        attempts: Attempts,
+        ballot: Callable[[], Ballot],
+        on_training: Callable[[str], None],
     ) -> None:
         self._node = node
         self._store = store
         self._shelf = shelf
         self._attempts = attempts
         self._ballot = ballot
+        self._on_training = on_training
+        self._closing = False
         self._jobs: dict[JobId, Job] = {}
         self._interruptions: dict[JobId, tuple[int, int]] = {}
         """How often in a row, and the step at the last time."""
@@ -80,6 +92,7 @@ class Jobs:
 
     async def close(self) -> None:
         """Begin nothing more, stop what runs after a checkpoint, and save everything."""
+        self._closing = True
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
@@ -175,7 +188,7 @@ class Jobs:
             now = time.monotonic()
             ready = [job for job in self._jobs.values() if self._not_before.get(job.id, now) <= now]
             job = next_in_line(ready)
-            if job is None or self._is_training():
+            if job is None or self._running():
                 await self._wait_for_news()
             else:
                 await self._begin(job)
@@ -217,8 +230,8 @@ class Jobs:
         self._change(job, "interrupt", reason=f"{why}{goes_on}")
 
     def _what_is_before(self, job: Job) -> str:
-        running = next((other.name for other in self._jobs.values() if other.state in ("running", "cancelling")), None)
-        if job.state != "queued" or running is None:
+        running = self._running()
+        if job.state != "queued" or not running:
             return ""
         return f"waits: {self._node} trains {running}, and has one training slot"
 
@@ -229,8 +242,9 @@ class Jobs:
         except TimeoutError:
             pass
 
-    def _is_training(self) -> bool:
-        return any(job.state in ("running", "cancelling") for job in self._jobs.values())
+    def _running(self) -> str:
+        """The name of the job that has the slot, or nothing."""
+        return next((job.name for job in self._jobs.values() if job.state in ("running", "cancelling")), "")
 
     def _is_hopeless(self, job: Job, report: AttemptReport) -> bool:
         count, step = self._interruptions.get(job.id, (0, 0))
@@ -250,6 +264,8 @@ class Jobs:
         """Known at once, on disk soon; writes keep their order."""
         changed = job.after(event, time.time(), reason=reason, failure=failure, result=result)
         self._jobs[job.id] = changed
+        if not self._closing:
+            self._on_training(self._running())
         log.info("job %s is %s%s", changed.name, changed.state, f": {changed.reason}" if changed.reason else "")
         task = asyncio.create_task(self._save(changed))
         self._saving.add(task)

@@ -23,7 +23,13 @@ class TrainingRoom:
     """`open` when the store is; `close` before it. `ballot` is the one that this node obeys."""
 
     def __init__(
-        self, options: DaemonOptions, store: Store, *, ballot: Callable[[], Ballot], ending: Callable[[], bool]
+        self,
+        options: DaemonOptions,
+        store: Store,
+        *,
+        ballot: Callable[[], Ballot],
+        ending: Callable[[], bool],
+        on_training: Callable[[str], None],
     ) -> None:
         self.ending = ending
         """Is this daemon about to end? Whoever follows a job must let go."""
@@ -38,7 +44,14 @@ class TrainingRoom:
             supervise=self._supervisor.listing,
             on_change=self._heard,
         )
-        self.jobs = Jobs(node=options.name, store=store, shelf=self.shelf, attempts=self.attempts, ballot=ballot)
+        self.jobs = Jobs(
+            node=options.name,
+            store=store,
+            shelf=self.shelf,
+            attempts=self.attempts,
+            ballot=ballot,
+            on_training=on_training,
+        )
 
     async def open(self) -> None:
         """Take up what an earlier daemon left, once its workers are gone."""

@@ -107,6 +107,8 @@ class NodeReport(Wire):
     last_seen: str
     version: str
     health: HealthBrief = HealthBrief()
+    training: str = ""
+    """The job that it trains; empty for none."""
 
 
 class NodeOrderReport(Wire):

@@ -95,6 +95,7 @@ def _node_report(
         last_seen=_iso(now if member.down_since is None else member.down_since),
         version=status.version,
         health=_health(member),
+        training=status.training,
     )
 
 
