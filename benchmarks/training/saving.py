@@ -45,6 +45,7 @@ def state(step: int) -> Snapshot:
 
 def kill_while_saving(folder: Path, kills: int, seed: int) -> Tally:
     """Kill as often as that, each time going on from what is left."""
+    torch.set_num_threads(1)  # a forked child has none of its parent's threads, and would wait for them for ever
     chance, tally = random.Random(seed), Tally()
     usual_s = _usual_s(folder / "warm")
     last_ended = 0
