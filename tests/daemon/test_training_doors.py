@@ -221,6 +221,24 @@ async def test_what_is_wrong_is_one_clear_answer_and_leaves_nothing(
     assert not list((desk.state / "jobs").glob("*"))
 
 
+async def test_a_refused_submission_touches_no_run_that_is_there(desk: Desk) -> None:
+    job = new_id()
+    write_script(desk.run(job, 2), DONE)
+    body = {"id": job, "spec": SPEC, "data": {"name": "x.jsonl", "text": "{}\n"}}
+    assert (await desk.ask("POST", "/api/train", body))[0] == 400
+    assert (desk.run(job, 2) / "script.json").exists()
+
+
+async def test_a_worker_that_can_not_be_started_fails_the_job(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = Launch.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "program", ("/nonexistent/worker",))
+    job = await desk.train(DONE)
+    failed = await desk.until(job["id"], "failed")
+    assert (failed["failure"], "/nonexistent/worker" in failed["reason"]) == ("environment_unfit", True)
+    assert (await desk.ask("GET", "/api/jobs"))[0] == 200
+
+
 async def test_data_is_sent_first_and_verified(desk: Desk, tmp_path: Path) -> None:
     file = write_data(tmp_path / "data.jsonl", 20_000).read_bytes()
     digest = hashlib.sha256(file).hexdigest()

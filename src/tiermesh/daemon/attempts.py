@@ -28,7 +28,6 @@ from tiermesh.errors import (
     RunBusy,
     SlotTaken,
     StaleOrder,
-    TiermeshError,
 )
 from tiermesh.protocol.jobs import AttemptOrder, AttemptReport, DataRef, Progress
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
@@ -92,15 +91,17 @@ class Attempts:
         return current.report if current is not None and current.order.job == job else None
 
     async def examine(self, order: AttemptOrder) -> None:
-        """Would this node ever take it? Reads the data; nothing is left behind when the answer is no.
+        """Would this node ever take it? Reads the data; nothing new is left behind when the answer is no.
 
         Raises `InvalidSpec`, `DataUnusable` or `JobRefused`.
         """
         run = self.run_folder(order.job, order.attempt)
+        is_new = not run.path.parent.exists()
         try:
             await asyncio.to_thread(self._examine, order, run)
         except BaseException:
-            shutil.rmtree(run.path.parent, ignore_errors=True)  # a link or two
+            if is_new:
+                shutil.rmtree(run.path.parent, ignore_errors=True)  # a link or two
             raise
 
     async def take(self, order: AttemptOrder) -> AttemptReport:
@@ -239,9 +240,9 @@ class Attempts:
             report = _ended(attempt.report, await trainer.run())
         except RunBusy as error:
             report = attempt.report.model_copy(update={"state": "stopped", "reason": str(error)})
-        except (OSError, TiermeshError) as error:
+        except Exception as error:
             log.exception("job %s could not be run", attempt.order.job)
-            failed = {"state": "failed", "reason": str(error), "failure": "environment_unfit"}
+            failed = {"state": "failed", "reason": str(error) or type(error).__name__, "failure": "environment_unfit"}
             report = attempt.report.model_copy(update=failed)
         self._current = None
         log.info("job %s: attempt %d %s: %s", report.job, report.attempt, report.state, report.reason)
