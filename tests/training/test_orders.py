@@ -20,8 +20,12 @@ from tiermesh.kernel.training.orders import Orders
 
 orders = Orders(Path(sys.argv[1]), grace_s=float(sys.argv[2]))
 orders.listen()
-lifeline.hold(lambda: orders.stop("end of standard input"))
+lifeline.hold(orders.orphan)
+if sys.argv[3] != "loads":
+    orders.begin()
 print("ready", flush=True)
+if sys.argv[3] == "loads":
+    time.sleep(600)
 was = False
 while not orders.stopping:
     if orders.pausing:
@@ -70,7 +74,7 @@ def test_the_end_of_standard_input_stops_it(tmp_path: Path) -> None:
     with Worker(tmp_path) as worker:
         assert worker.child.stdin is not None
         worker.child.stdin.close()
-        assert worker.line() == "end of standard input"
+        assert worker.line() == "the end of standard input"
         assert worker.child.wait(10) == STOPPED
 
 
@@ -122,5 +126,24 @@ def test_a_parent_that_is_killed_takes_it_along(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     # SIGTERM where the system sends it, the end of standard input elsewhere; whichever is first.
-    assert parent.stdout.read().strip() in ("SIGTERM", "end of standard input")
+    assert parent.stdout.read().strip() in ("SIGTERM", "the end of standard input")
     parent.stdout.close()
+
+
+def test_an_orphan_that_still_loads_ends_at_once(tmp_path: Path) -> None:
+    """Also one whose parent died before it could look who that was."""
+    with Worker(tmp_path, ends="loads") as worker:
+        assert worker.child.stdin is not None
+        began = time.monotonic()
+        worker.child.stdin.close()
+        assert worker.child.wait(20) == STOPPED
+        assert time.monotonic() < began + 2.0
+
+
+def test_an_orphan_that_hangs_ends_in_time_whoever_its_parent_was(tmp_path: Path) -> None:
+    with Worker(tmp_path, ends="hangs") as worker:
+        assert worker.child.stdin is not None
+        began = time.monotonic()
+        worker.child.stdin.close()
+        assert worker.child.wait(20) == STOPPED
+        assert time.monotonic() < began + 5.0

@@ -51,7 +51,7 @@ def main() -> None:
     faulthandler.enable()
     orders = Orders(folder.path)
     orders.listen()
-    lifeline.hold(lambda: orders.stop("the end of standard input"))
+    lifeline.hold(orders.orphan)
     lifeline.yield_to_daemon()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     options.threads = options.threads or default_threads()
@@ -114,6 +114,7 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     events.listen(watchdog.hear)
     events.say(Phase(phase="train", state="started"))
     watchdog.start()
+    orders.begin()
     ending = run.go()
     watchdog.end()
     if ending == "stopped":

@@ -53,6 +53,8 @@ class Orders:
         self._file = run_folder / PAUSE_FILE
         self._grace_s = grace_s
         self._parent = os.getppid()
+        self._is_orphan = False
+        self._has_begun = False
 
     def listen(self) -> None:
         """Take the signals."""
@@ -79,6 +81,15 @@ class Orders:
         self._stop.set()
         threading.Thread(target=self._end_anyhow, name="end", daemon=True).start()
 
+    def orphan(self) -> None:
+        """From the lifeline: the parent is gone, perhaps since before this process knew who it was."""
+        self._is_orphan = True
+        self.stop("the end of standard input")
+
+    def begin(self) -> None:
+        """From now on there is something to save; until then an orphan ends at once, however long loading takes."""
+        self._has_begun = True
+
     def wait_while(self, waiting: Callable[[], bool], look_s: float = LOOK_S) -> float:
         """Stay until `waiting` is false or the run is to stop; gives the seconds it took."""
         began = time.monotonic()
@@ -97,7 +108,9 @@ class Orders:
     def _end_anyhow(self) -> None:
         ends = time.monotonic() + self._grace_s
         while time.monotonic() < ends:
-            if os.getppid() != self._parent:
+            if self._is_orphan or os.getppid() != self._parent:
+                if not self._has_begun:
+                    break
                 ends = min(ends, time.monotonic() + ORPHAN_GRACE_S)
             time.sleep(END_LOOK_S)
         log.warning("the run did not come to an end in time after %s", self.reason)
