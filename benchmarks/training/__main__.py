@@ -45,6 +45,7 @@ class Bench:
     threads: int
     rounds: int
     quick: bool
+    busy: bool
     out: Path
     rows: list[Row] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -54,7 +55,13 @@ class Bench:
     @property
     def ours(self) -> dict[str, str]:
         """The launcher's environment, with a cache of our own."""
-        return {**environment(self.threads), "TIERMESH_CACHE": str(self.folder / "cache")}
+        return {**environment(self.threads), "TIERMESH_CACHE": str(self.folder / "cache"), **self.waiting}
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """How all contenders' threads wait for one another. Those that spin, as they do by default, are many times
+        slower where others want the processors, which would be measured instead."""
+        return {"OMP_WAIT_POLICY": "PASSIVE"} if self.busy else {}
 
     @property
     def plain(self) -> dict[str, str]:
@@ -159,6 +166,7 @@ class Bench:
     def _trl(self, name: str, data: Path, *options: str) -> Contender:
         arguments = ("benchmarks.training.trl_sft", str(self.model), str(data), "--length", str(LENGTH), *options)
         settings = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
+        settings |= self.waiting
         return Contender(name=name, arguments=(*arguments, "--threads", str(self.threads)), environment=settings)
 
 
@@ -168,6 +176,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="turns of each contender; default: 12")
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable; default: all")
     parser.add_argument("--quick", action="store_true", help="2 rounds, 10,000 records, half a minute of learning")
+    parser.add_argument("--busy", action="store_true", help="threads of all contenders sleep while they wait")
     parser.add_argument("--threads", type=int, default=default_threads(), help="of each contender")
     parser.add_argument("--model", default=MODEL, help=f"a name or a folder; default: {MODEL}")
     parser.add_argument(
@@ -182,7 +191,9 @@ def main() -> None:
         print(f"· {used:.0%} of this machine is busy with something else; do not trust the figures", file=sys.stderr)
     rounds = options.rounds or (2 if options.quick else 12)
     with tempfile.TemporaryDirectory(prefix="tiermesh-bench-") as folder:
-        bench = Bench(Path(folder), resolve(options.model).path, options.threads, rounds, options.quick, options.out)
+        bench = Bench(
+            Path(folder), resolve(options.model).path, options.threads, rounds, options.quick, options.busy, options.out
+        )
         for part in options.only or PARTS:
             getattr(bench, part)()
     said = [

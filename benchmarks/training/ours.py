@@ -9,6 +9,8 @@ guard is timed. It keeps its priority, as the others do.
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 
 from benchmarks.training.turns import Turns
 from tiermesh.kernel import lifeline
-from tiermesh.protocol.training_events import Phase, StepDone, TrainingEvent
+from tiermesh.kernel.inference.threads import environment
+from tiermesh.protocol.training_events import ModelReady, Phase, StepDone, TrainingEvent
 
 
 class Guarded:
@@ -44,15 +47,17 @@ class Pace:
 
     def __init__(self, guarded: Guarded) -> None:
         self._turns, self._guarded = Turns(), guarded
-        self._tokens, self._guard_s, self._data_from = 0, 0.0, 0.0
+        self._tokens, self._guard_s, self._data_from, self._precision = 0, 0.0, 0.0, ""
 
     def hear(self, event: TrainingEvent) -> None:
         """Wait before the first step and after each."""
         match event:
+            case ModelReady():
+                self._precision = event.precision
             case Phase(phase="data", state="started", done=0):
                 self._data_from = event.at
             case Phase(phase="train", state="started"):
-                self._turns.wait(prepared_s=event.at - self._data_from)
+                self._turns.wait(prepared_s=event.at - self._data_from, precision=self._precision)
             case StepDone():
                 tokens, self._tokens = event.tokens - self._tokens, event.tokens
                 guard_s, self._guard_s = self._guarded.seconds - self._guard_s, self._guarded.seconds
@@ -63,6 +68,9 @@ def main() -> None:
     """Become the worker."""
     # Waiting for a turn is no standstill, and a lower priority than the others' would be no comparison.
     lifeline.yield_to_daemon = lambda: None
+    # As the worker does, which would be late here: torch is imported before it begins.
+    threads = int(sys.argv[sys.argv.index("--threads") + 1])
+    os.environ.update(environment(threads))
 
     from tiermesh.kernel.training import __main__ as worker
     from tiermesh.kernel.training import events, guard, run, watchdog

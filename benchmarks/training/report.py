@@ -33,15 +33,17 @@ def table(rows: Sequence[Row]) -> str:
 def speeds(found: Mapping[str, Measured]) -> str:
     """Each contender's figures: medians over steps, with the slowest and the fastest round."""
     lines = [
-        "| | tokens/s | rounds | seconds a step | steps | data prepared in | peak memory |",
-        "|---|---|---|---|---|---|---|",
+        "| | tokens/s | rounds | seconds a step | of processors | steps | data prepared in | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
         steps = one.steps
         figures = [f"{one.speed:.0f}", f"{one.speeds[0]:.0f}-{one.speeds[-1]:.0f}"]
-        figures += [f"{median(step.seconds for step in steps):.2f}", f"{len(steps)}"]
+        figures += [f"{median(step.seconds for step in steps):.2f}"]
+        figures += [f"{median(step.cpu_s for step in steps):.2f}", f"{len(steps)}"]
         figures += [f"{one.prepared_s:.1f} s", f"{one.peak_bytes / MIB:,.0f} MiB"]
-        lines.append(f"| {name} | {' | '.join(figures)} |")
+        shown = f"{name} ({one.precision})" if one.precision else name
+        lines.append(f"| {shown} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -69,5 +71,5 @@ def at_most(number: int, what: str, must: float, reached: float, text: str) -> R
 def numbers(found: Mapping[str, Measured]) -> Iterator[tuple[str, dict[str, object]]]:
     """For whoever wants to reckon on."""
     for name, one in found.items():
-        steps = [[step.tokens, step.seconds, step.guard_s] for step in one.steps]
+        steps = [[step.tokens, step.seconds, step.cpu_s, step.guard_s] for step in one.steps]
         yield name, {"prepared_s": one.prepared_s, "peak_bytes": one.peak_bytes, "steps": steps}

@@ -13,10 +13,11 @@ from benchmarks.training.turns import Contender, Runner, running, turned
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Of one contender. `tokens` are those that are not padding."""
+    """Of one contender. `tokens` are those that are not padding; `cpu_s`: of all its threads, also while they spin."""
 
     tokens: int
     seconds: float
+    cpu_s: float
     guard_s: float = 0.0
 
 
@@ -26,6 +27,7 @@ class Measured:
 
     name: str
     prepared_s: float
+    precision: str = ""
     rounds: list[list[Step]] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -67,7 +69,8 @@ def run_rounds(
         runners = []
         for contender in contenders:
             runner = stack.enter_context(running(contender, log))
-            found[contender.name] = Measured(contender.name, runner.hear()["prepared_s"])
+            told = runner.hear()
+            found[contender.name] = Measured(contender.name, told["prepared_s"], told.get("precision", ""))
             for _ in range(warm_up):
                 runner.step()
             runners.append(runner)
@@ -75,8 +78,8 @@ def run_rounds(
         for number in range(rounds):
             for runner in turned(runners, number):
                 found[runner.contender.name].rounds.append([_step(runner) for _ in range(runner.contender.steps)])
-            told = ", ".join(f"{name} {_speed(one.rounds[-1]):.0f}" for name, one in found.items())
-            say(f"round {number + 1}/{rounds}, tokens/s: {told}")
+            speeds = ", ".join(f"{name} {_speed(one.rounds[-1]):.0f}" for name, one in found.items())
+            say(f"round {number + 1}/{rounds}, tokens/s: {speeds}")
         for runner in runners:
             found[runner.contender.name].peak_bytes = runner.peak_bytes()
     return found
@@ -84,7 +87,7 @@ def run_rounds(
 
 def _step(runner: Runner) -> Step:
     told = runner.step()
-    return Step(told["tokens"], told["seconds"], told.get("guard_s", 0.0))
+    return Step(told["tokens"], told["seconds"], told["cpu_s"], told.get("guard_s", 0.0))
 
 
 def _speed(steps: Sequence[Step]) -> float:

@@ -27,17 +27,17 @@ class Turns:
     def __init__(self) -> None:
         reads, writes = map(int, os.environ[VARIABLE].split(","))
         self._orders, self._told = os.fdopen(reads), os.fdopen(writes, "w")
-        self._began = time.perf_counter()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
     def wait(self, **told: Any) -> None:
         """Tell of what was done since the last turn began, and return when the next one does; ends the process when
         there is none."""
-        seconds = time.perf_counter() - self._began
-        self._told.write(json.dumps({"seconds": seconds, **told}) + "\n")
+        seconds, cpu_s = time.perf_counter() - self._began, time.process_time() - self._cpu_began
+        self._told.write(json.dumps({"seconds": seconds, "cpu_s": cpu_s, **told}) + "\n")
         self._told.flush()
         if not self._orders.readline():
             _end()
-        self._began = time.perf_counter()
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
