@@ -19,7 +19,8 @@ from tiermesh.kernel.training.failures import translate
 from tiermesh.kernel.training.loss import TokenLoss
 from tiermesh.kernel.training.memory import Usage
 from tiermesh.kernel.training.models import Trainee
-from tiermesh.kernel.training.run import Progress, Run
+from tiermesh.kernel.training.progress import Progress
+from tiermesh.kernel.training.run import Run
 from tiermesh.protocol.training_events import (
     CheckpointSaved,
     Evaluated,
@@ -260,13 +261,14 @@ class TestGoingOn:
         assert progress.next_position() == 16
 
     def test_relief_that_was_taken_is_taken_again(self, model: Path, tmp_path: Path) -> None:
-        run, _ = run_of(tmp_path, model, spec_of(), steps=2, taken=Taken(halvings=1, checkpointing=True))
+        run, _ = run_of(tmp_path, model, spec_of(), steps=2)
+        run.relieving.taken = Taken(halvings=1, checkpointing=True)
         run.go()
         again, _ = run_of(tmp_path, model, spec_of(), steps=2)
         snapshot = again.checkpoints.newest()
         assert snapshot is not None
         again.take_up(snapshot)
-        assert again.taken == run.taken
+        assert again.relieving.taken == run.relieving.taken
         assert again.trainee.checkpointing
 
 

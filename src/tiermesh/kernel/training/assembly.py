@@ -153,13 +153,12 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         run.tighten()
     for listener in (*map(plugins.make_callback, spec.callbacks), *sinks(spec, parts.folder, run.progress.step)):
         events.listen(listener)
-    micro_batch, _ = run.taken.split(spec.micro_batch_size, spec.gradient_accumulation_steps)
     events.say(
         Planned(
             steps=steps,
             first_step=run.progress.step,
             effective_batch=spec.effective_batch,
-            micro_batch_size=micro_batch,
+            micro_batch_size=run.micro_batch,
             warmup_steps=warmup_steps,
         )
     )

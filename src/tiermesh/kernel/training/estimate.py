@@ -172,10 +172,9 @@ def optimizer_bytes(spec: TrainingSpec, shapes: Sequence[tuple[int, ...]]) -> in
 def _try_step(run: Run, index: int) -> None:
     """What the loop does in a step, without its guard."""
     spec = run.spec
-    size, _ = run.taken.split(spec.micro_batch_size, spec.gradient_accumulation_steps)
     rows = run.order.rows_at(index * spec.effective_batch, spec.effective_batch)
-    for start in range(0, len(rows), size):
-        micro = moved(run.source.micro(rows[start : start + size]), run.trainee.device)
+    for start in range(0, len(rows), run.micro_batch):
+        micro = moved(run.source.micro(rows[start : start + run.micro_batch]), run.trainee.device)
         run.objective.summed(run.trainee, micro).backward()  # type: ignore[no-untyped-call]
     guard.gradient_norm(run.trainee.trainables.values())
     for group in run.optimizer.param_groups:

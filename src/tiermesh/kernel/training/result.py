@@ -16,7 +16,7 @@ import yaml
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.models import Trainee
-    from tiermesh.kernel.training.run import Progress
+    from tiermesh.kernel.training.progress import Progress
     from tiermesh.protocol.run_folder import RunPlan
 
 STAGING = ".result-staging"

@@ -19,37 +19,34 @@ Dropout's random numbers are keyed by seed and position, so that a step that is 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from tiermesh.core.relief import Level, Possible, Taken, next_action, tightened
+from tiermesh.core.relief import Level, Taken
 from tiermesh.core.spikes import Detector, Verdict
 from tiermesh.errors import Diverged, NonFinite
-from tiermesh.kernel.training import evaluation, guard
-from tiermesh.kernel.training.data.batches import PairBatch
+from tiermesh.kernel.training import evaluation, guard, telling
 from tiermesh.kernel.training.failures import is_out_of_memory
-from tiermesh.kernel.training.offload import MIN_SPARED_SHARE, MappedState, offload, state_bytes
+from tiermesh.kernel.training.gradients import Gradient, added_up, seed_of
+from tiermesh.kernel.training.progress import Progress
+from tiermesh.kernel.training.relieving import Relieving
 from tiermesh.kernel.training.state import capture, restore
 from tiermesh.protocol.training_events import (
     CheckpointSaved,
-    Evaluated,
     Phase,
-    Relieved,
     RolledBack,
     Sampled,
-    StepDone,
     StepSkipped,
 )
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
-    from tiermesh.kernel.training.data.batches import MicroBatch, Source
+    from tiermesh.kernel.training.data.batches import Source
     from tiermesh.kernel.training.data.order import Order
     from tiermesh.kernel.training.loss import Objective
     from tiermesh.kernel.training.memory import Usage
@@ -60,67 +57,8 @@ if TYPE_CHECKING:
 
 Ending = Literal["done", "stopped"]
 
-MAX_SKIPPED_RANGES = 1000
-"""Ranges remembered as passed over, the newest; the run would have failed long before it needs more."""
 SPEED_MEMORY = 0.9
 """Of the mean that the time left is reckoned from: about the last ten steps."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is; goes into each checkpoint. `step`s are done; `position` is the next one in the order.
-
-    `skipped` ranges of positions are passed over when the run comes by (again). `loss_before` and `held_out` are
-    held-out losses, before the first step and the latest.
-    """
-
-    step: int = 0
-    position: int = 0
-    tokens: int = 0
-    skipped: list[list[int]] = field(default_factory=list)
-    suspect_from: int | None = None
-    bad_in_a_row: int = 0
-    skipped_steps: int = 0
-    rollbacks: int = 0
-    loss: float | None = None
-    loss_before: float | None = None
-    held_out: float | None = None
-    best: float | None = None
-    evaluations_since_best: int = 0
-    evaluated_at: int | None = None
-    seconds: float = 0.0
-
-    def next_position(self) -> int:
-        """Behind what is skipped."""
-        position = self.position
-        for first, end in sorted(self.skipped):
-            if first <= position < end:
-                position = end
-        return position
-
-    def skip(self, first: int, end: int) -> None:
-        """Never show these positions again."""
-        self.skipped = [*self.skipped, [first, end]][-MAX_SKIPPED_RANGES:]
-
-    @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Progress:
-        """The inverse of `asdict`."""
-        return cls(**{one.name: told[one.name] for one in fields(cls)})
-
-
-@dataclass(frozen=True, slots=True)
-class Gradient:
-    """What the micro-batches of a step amounted to; the gradient itself lies in the parameters."""
-
-    loss: float
-    norm: float
-    tokens: int
-    positions: int
-
-    @property
-    def finite(self) -> bool:
-        """No NaN, no Inf, anywhere."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,12 +87,15 @@ class Run:
     trim: Callable[[], None]
     wait_while_paused: Callable[[int], None] = lambda step: None
     progress: Progress = field(default_factory=Progress)
-    taken: Taken = field(default_factory=Taken)
     detector: Detector | None = None
     last_good: guard.LastGood = field(default_factory=guard.LastGood)
+    relieving: Relieving = field(init=False)
     _step_s: float | None = None
     _saved_at: int | None = None
-    _mapped: MappedState | None = None
+
+    def __post_init__(self) -> None:
+        folder = self.checkpoints.folder.parent
+        self.relieving = Relieving(spec=self.spec, trainee=self.trainee, folder=folder)
 
     def go(self) -> Ending:
         """Train until the last step, an early stop, or an order to stop; all of it is in the newest checkpoint then."""
@@ -175,22 +116,24 @@ class Run:
         self.save()
         return "stopped"
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows computed at once, by now."""
+        return self.relieving.micro_batch
+
     def take_up(self, snapshot: Snapshot) -> None:
         """Go on from a checkpoint."""
         restore(snapshot, self.trainee.trainables, self.optimizer)
         self.progress = Progress.from_dict(snapshot.facts["progress"])
-        self.taken = Taken.from_dict(snapshot.facts["relief"])
+        self.relieving.taken = Taken.from_dict(snapshot.facts["relief"])
         if self.detector is not None and snapshot.facts["detector"] is not None:
             self.detector.take(snapshot.facts["detector"])
-        self._apply_relief()
+        self.relieving.apply(self.optimizer)
         self._saved_at = self.progress.step
 
     def tighten(self) -> None:
         """The system killed the process for its memory: go on with less."""
-        taken = tightened(self.taken, self._possible(), step=self.progress.step)
-        if taken is not None:
-            self.taken = taken
-            self._apply_relief()
+        self.relieving.tighten(self.optimizer, self.look().limit_bytes, step=self.progress.step)
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this very state."""
@@ -245,23 +188,21 @@ class Run:
                 raise refused
 
     def _gradient(self, first: int) -> Gradient | None:
-        """Add up the micro-batches' gradients in the parameters; None, and nothing changed, when the run is to stop."""
+        """Of the step at this position, in the parameters; None, and nothing there, when the run is to stop."""
         rows = self.order.rows_at(first, self.spec.effective_batch)
-        targets = max(self.source.targets(rows), 1e-9)
-        size, _ = self.taken.split(self.spec.micro_batch_size, self.spec.gradient_accumulation_steps)
-        torch.manual_seed(_seed(self.spec.seed, first))
-        total, positions = torch.zeros(()), 0
-        for start in range(0, len(rows), size):
-            if self.stopping():
-                self.optimizer.zero_grad(set_to_none=True)
-                return None
-            batch = self.source.micro(rows[start : start + size], epoch=first // self.source.rows)
-            loss = self.objective.summed(self.trainee, evaluation.moved(batch, self.trainee.device)) / targets
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach().cpu()
-            positions += _positions(batch)
-        norm = guard.gradient_norm(self.trainee.trainables.values())
-        return Gradient(float(total), norm, self.source.tokens(rows), positions)
+        torch.manual_seed(seed_of(self.spec.seed, first))
+        gradient = added_up(
+            self.trainee,
+            self.objective,
+            self.source,
+            rows,
+            self.micro_batch,
+            epoch=first // self.source.rows,
+            stopping=self.stopping,
+        )
+        if gradient is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        return gradient
 
     def _judge(self, gradient: Gradient) -> Verdict | None:
         """None: not finite."""
@@ -325,7 +266,7 @@ class Run:
             )
         snapshot = self.last_good.good or self._from_disk()
         restore(snapshot, self.trainee.trainables, self.optimizer)
-        self._apply_relief()
+        self.relieving.apply(self.optimizer)
         self.checkpoints.forget_after(snapshot.step)
         self._saved_at = None
         at = progress.step
@@ -354,7 +295,7 @@ class Run:
     def _snapshot(self, *, copy: bool) -> Snapshot:
         facts = {
             "progress": asdict(self.progress),
-            "relief": self.taken.to_dict(),
+            "relief": self.relieving.taken.to_dict(),
             "detector": None if self.detector is None else self.detector.to_dict(),
             "precision": self.trainee.precision,
             "conditions": dict(self.conditions),
@@ -375,41 +316,13 @@ class Run:
 
     def _relieve(self, level: Level, share: float | None, *, refused: bool = False) -> bool:
         """Do what is to be done at this level, if anything; false: nothing was."""
-        step = self.progress.step
-        action = next_action(level, self.taken, self._possible(), step=step, refused=refused)
-        if action is None:
+        step, limit_bytes = self.progress.step, self.look().limit_bytes
+        relieved = self.relieving.take(level, share, self.optimizer, limit_bytes, step=step, refused=refused)
+        if relieved is None:
             return False
-        self.taken = self.taken.after(action, step)
-        self._apply_relief()
         self.trim()
-        size, _ = self.taken.split(self.spec.micro_batch_size, self.spec.gradient_accumulation_steps)
-        self.say(
-            Relieved(
-                step=step,
-                level=level.name.lower(),
-                pressure=share,
-                action=action.value,
-                micro_batch_size=size,
-                checkpointing=self.trainee.checkpointing,
-            )
-        )
+        self.say(relieved)
         return True
-
-    def _possible(self) -> Possible:
-        return Possible(
-            micro_batch=self.spec.micro_batch_size,
-            checkpointing=self.spec.checkpointing == "auto" and not self.trainee.checkpointing,
-            offload=state_bytes(self.optimizer) > MIN_SPARED_SHARE * self.look().limit_bytes,
-        )
-
-    def _apply_relief(self) -> None:
-        """Be as small as `taken` says; call it again when the optimizer's state was put back."""
-        if self.taken.checkpointing:
-            self.trainee.checkpoint(on=True)
-        if self.taken.offloaded:
-            if self._mapped is not None:
-                self._mapped.close()
-            self._mapped = offload(self.optimizer, self.checkpoints.folder.parent)
 
     def _due(self, interval: int | None) -> bool:
         return interval is not None and self.progress.step % interval == 0
@@ -444,21 +357,15 @@ class Run:
         progress = self.progress
         if self.held_out is not None:
             self.say(Phase(phase="evaluate", state="started"))
-            size, _ = self.taken.split(self.spec.micro_batch_size, 1)
-            found = evaluation.held_out(self.trainee, self.objective, self.held_out, size, stopping=self.stopping)
+            found = evaluation.held_out(
+                self.trainee, self.objective, self.held_out, self.micro_batch, stopping=self.stopping
+            )
             if found is None:
                 self.say(Phase(phase="evaluate", state="interrupted"))
                 return False
-            self._remember(found.loss)
-            self.say(
-                Evaluated(
-                    step=progress.step,
-                    loss=found.loss,
-                    perplexity=found.perplexity,
-                    tokens=int(found.targets),
-                    best=progress.evaluations_since_best == 0,
-                )
-            )
+            stop = self.spec.early_stop
+            progress.evaluated(found.loss, stop.min_delta if stop else 0.0)
+            self.say(telling.evaluated(progress, found))
             self.say(Phase(phase="evaluate", state="completed"))
         for prompt, text in evaluation.answers(
             self.trainee, self.tokenizer, self.spec.samples, self.spec.sample_tokens, stopping=self.stopping
@@ -470,37 +377,18 @@ class Run:
         self._saved_at = None
         return True
 
-    def _remember(self, loss: float) -> None:
-        progress = self.progress
-        progress.held_out = loss
-        if progress.step == 0:
-            progress.loss_before = loss
-        least = self.spec.early_stop.min_delta if self.spec.early_stop else 0.0
-        if progress.best is None or loss < progress.best - least:
-            progress.best, progress.evaluations_since_best = loss, 0
-        else:
-            progress.evaluations_since_best += 1
-
     def _tell(self, gradient: Gradient, seconds: float) -> None:
-        progress = self.progress
         assert self._step_s is not None
         self.say(
-            StepDone(
-                step=progress.step,
+            telling.step_done(
+                self.progress,
+                gradient,
                 steps=self.steps,
-                epoch=progress.position / self.source.rows,
-                loss=gradient.loss,
-                perplexity=evaluation.perplexity(gradient.loss),
-                learning_rate=self.optimizer.param_groups[0]["lr"],
-                grad_norm=gradient.norm,
-                tokens=progress.tokens,
-                tokens_per_s=gradient.tokens / seconds,
-                utilisation=gradient.tokens / gradient.positions,
-                step_s=seconds,
+                rows=self.source.rows,
+                rate=self.optimizer.param_groups[0]["lr"],
+                seconds=seconds,
+                usual_s=self._step_s,
                 memory_bytes=self.look().used_bytes,
-                eta_s=self._step_s * (self.steps - progress.step),
-                skipped_steps=progress.skipped_steps,
-                rollbacks=progress.rollbacks,
             )
         )
 
@@ -509,15 +397,3 @@ def steps_of(spec: TrainingSpec, rows: int) -> int:
     """Of the whole run."""
     wanted = math.ceil(spec.num_epochs * rows / spec.effective_batch)
     return wanted if spec.max_steps is None else min(wanted, spec.max_steps)
-
-
-def _seed(seed: int, position: int) -> int:
-    """Of a step's random numbers."""
-    digest = hashlib.blake2b(f"{seed} {position}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
-
-
-def _positions(batch: MicroBatch | PairBatch) -> int:
-    if isinstance(batch, PairBatch):
-        return batch.chosen.tokens_BT.numel() + batch.rejected.tokens_BT.numel()
-    return batch.tokens_BT.numel()
