@@ -15,6 +15,7 @@ from tests.daemon.training_daemon import (
     SPEC,
     data,
     machine,
+    until_event,
     until_gone,
     until_step,
 )
@@ -117,21 +118,27 @@ async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tm
 @pytest.mark.timeout(900)
 async def test_ten_deaths_of_the_daemon_change_nothing(tmp_path: Path, model: Path) -> None:
     """Each at a random moment of a job's life, its beginning too; `-s` shows how long the workers outlived it."""
-    spec, chance, outlived = SPEC | {"num_epochs": 40, "save_interval": 50}, random.Random(7), []
+    spec, chance, outlived = SPEC | {"num_epochs": 60, "save_interval": 50}, random.Random(7), []
     async with machine(tmp_path, model) as (desk, client):
-        job = await client.train(spec, data())
-        for _ in range(DEATHS):
-            await asyncio.sleep(chance.uniform(0.0, 2.0))
-            pids = {event["pid"] for event in desk.events(job) if event["event"] == "started"}
+        job, planned = await client.train(spec, data()), 0
+        for death in range(DEATHS):
+            if death % 2:  # while it trains; the others are more likely while the worker loads
+                await until_event(desk, job, "planned", planned + 1)
+            await asyncio.sleep(chance.uniform(0.0, 1.0))
+            workers = desk.workers()
             await desk.end(signal.SIGKILL)
-            outlived += [await until_gone(pid, ORPHAN_LIMIT_S) for pid in pids]
+            outlived += [await until_gone(pid, ORPHAN_LIMIT_S) for pid in workers]
+            planned = sum(event["event"] == "planned" for event in desk.events(job))
             url = await desk.up()
         async with RemoteClient(url, timeout_s=LIMIT_S) as after, asyncio.timeout(600):
             assert (await (await after.job(job.id)).wait()).state == "completed", desk.log()
             undisturbed = await after.train(spec, data())
             assert (await undisturbed.wait()).state == "completed"
         assert desk.losses(undisturbed) == desk.losses(job)
-        print(f"{DEATHS} deaths; workers ended at most {max(outlived, default=0.0):.2f} s after the daemon")
+        stops = sum(event["event"] == "stopped" for event in desk.events(job))
+        told = f"{DEATHS} deaths, {len(outlived)} of them with a worker, {stops} after its first step"
+        print(f"{told}; workers ended {min(outlived):.2f} to {max(outlived):.2f} s after the daemon")
+        assert stops >= 3
 
 
 async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_path: Path, model: Path) -> None:

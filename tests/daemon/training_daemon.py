@@ -88,6 +88,10 @@ class Machine:
     def losses(self, job: TrainingJob) -> dict[int, float]:
         return {event["step"]: event["loss"] for event in self.events(job) if event["event"] == "step"}
 
+    def workers(self) -> list[int]:
+        """Process ids of those that train for this daemon, as it wrote them down."""
+        return [record["pid"] for record in json.loads((self.state / "trainers.json").read_text())]
+
     def worker(self, job: TrainingJob) -> int:
         """The process id of the last one that began."""
         return int(next(event["pid"] for event in reversed(self.events(job)) if event["event"] == "started"))
@@ -110,6 +114,16 @@ async def until_step(job: TrainingJob, step: int) -> None:
             assert not (isinstance(event, JobReport) and event.is_over), event
             if isinstance(event, StepDone) and event.step >= step:
                 return
+
+
+async def until_event(desk: Machine, job: TrainingJob, name: str, count: int) -> None:
+    """Until the run's file has so many of them, or the job's end."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            told = [event["event"] for event in desk.events(job)]
+            if told.count(name) >= count or {"completed", "failed"} & {*told}:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def until_gone(pid: int, limit_s: float) -> float:
