@@ -189,6 +189,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("an unknown field", {"spec": SPEC | {"epochs": 3}}, 400, "epochs", "did you mean"),
     ("a wrong value", {"spec": SPEC | {"lora": {"r": 0}}}, 400, "lora.r", "at least 1"),
     ("a later version", {"spec": SPEC | {"version": 2}}, 400, "version", "reads version 1"),
+    ("somebody else's account", {"spec": SPEC | {"wandb": "mine"}}, 400, "wandb", "whoever owns the node"),
     ("no model", {"spec": {"num_epochs": 1}}, 400, "model_name", "which model"),
     ("an unknown model", {"spec": {"model_name": "nonesuch"}}, 400, "model_name", "there are smollm2"),
     ("a model by its path", {"spec": {"model_name": "/srv/model"}}, 400, "model_name", "--model FOLDER"),

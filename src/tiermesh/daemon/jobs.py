@@ -302,6 +302,11 @@ class Jobs:
         held_out = None if request.eval_data is None else await self._given(request.eval_data)
         names = {"dataset_path": data.name} | ({} if held_out is None else {"eval_path": held_out.name})
         spec = read_spec(request.spec | names)
+        if spec.wandb is not None:
+            raise InvalidSpec(
+                "wandb: a job's curves would go to the account of whoever owns the node; use tensorboard, or --local",
+                param="wandb",
+            )
         now = time.time()
         wanted = request.name or time.strftime("job_%Y%m%d_%H%M%S", time.localtime(now))
         return Job(
