@@ -143,6 +143,8 @@ class Bench:
         if share > machine.BUSY:
             say(f"others took {share:.0%} of this machine meanwhile; only the ratios mean anything")
         self.measured[name] = found
+        if self.busy:
+            self.said.append(f"{name}: {report.by_processor(found, OURS)}")
         self.said.append(
             f"### {name}\n\n{report.speeds(found)}\n\n{report.ratios(found, OURS)}\n\nothers took {share:.0%} of the "
             "machine meanwhile"

@@ -57,6 +57,18 @@ def ratios(found: Mapping[str, Measured], ours: str) -> str:
     return "\n\n".join(lines)
 
 
+def by_processor(found: Mapping[str, Measured], ours: str) -> str:
+    """The others' processor time a token over ours: what the ratios come to where nobody else wants the processors.
+    Means something when idle threads sleep."""
+    mine = median(step.cpu_s / step.tokens for step in found[ours].steps)
+    every = (
+        f"{name} {median(step.cpu_s / step.tokens for step in one.steps) / mine:.2f} x"
+        for name, one in found.items()
+        if name != ours
+    )
+    return f"processor time a token, over {ours}'s: {', '.join(every)}"
+
+
 def at_least(number: int, what: str, must: float, every: Sequence[float]) -> Row:
     """The median of the rounds' ratios is to reach `must`."""
     reached = median(every)
