@@ -140,7 +140,8 @@ def test_fresh_never_overwrites(alone: Mesh, desk: Path) -> None:
 
 
 def test_a_run_that_is_done_is_not_done_again(alone: Mesh, desk: Path) -> None:
-    folder = begin(alone, desk, [{"say": COMPLETED}])
+    folder = begin(alone, desk)
+    (folder / "events.jsonl").write_text(json.dumps(COMPLETED) + "\n")
     (folder / "result").mkdir()
     done = alone("train", "run", "spec.json", "--local")
     assert (done.exit_code, starts(folder)) == (0, [])
@@ -255,3 +256,27 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.02)
+
+
+def test_a_run_made_longer_and_cut_off_is_not_done(alone: Mesh, desk: Path) -> None:
+    """The result that is there is that of the shorter one."""
+    folder = desk / "runs" / "spec"
+    planned = {"event": "planned", "steps": 9, "effective_batch": 4, "micro_batch_size": 4, "warmup_steps": 0}
+    longer = ("train", "run", "spec.json", "--local", "--epochs", "9")
+    begin(alone, desk, [{"say": planned}, {"say": COMPLETED}], [{"say": planned}, {"say": STOPPED}, {"exit": 75}])
+    assert alone("train", "run", "spec.json", "--local").exit_code == 0
+    (folder / "result").mkdir()
+    assert "is done" in alone("train", "run", "spec.json", "--local").stdout
+    for _ in range(2):
+        again = alone(*longer)
+        assert "is done" not in again.stdout
+        assert "stopped after step 7" in again.stderr
+    assert len(starts(folder)) == 3
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(alone: Mesh, desk: Path) -> None:
+    (desk / "file").write_text("no folder")
+    found = alone("train", "run", "spec.json", "--local", "--out", "file/run")
+    assert found.exit_code == 1
+    assert "can't be written: not a directory" in found.stderr
+    assert "internal" not in found.stderr

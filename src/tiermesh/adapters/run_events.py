@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tiermesh.protocol.training_events import TrainingEvent, from_line, to_line
+from tiermesh.protocol.training_events import Completed, Planned, TrainingEvent, from_line, to_line
 
 READ_BYTES = 1 << 20
 """Read at once; the rest follows in the same look."""
@@ -38,6 +38,18 @@ class EventTail:
                 return file.read(READ_BYTES)
         except FileNotFoundError:
             return b""
+
+
+def completion(path: Path) -> Completed | None:
+    """How a run ended well; None when it did not, or has been made longer and begun again since."""
+    last = None
+    for event in EventTail(path, from_start=True).read():
+        match event:
+            case Completed():
+                last = event
+            case Planned():
+                last = None
+    return last
 
 
 def add_event(path: Path, event: TrainingEvent) -> None:

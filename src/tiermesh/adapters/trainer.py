@@ -26,7 +26,7 @@ from tiermesh.adapters.process_memory import MemoryWatch
 from tiermesh.adapters.run_events import EventTail, add_event
 from tiermesh.core.worker_death import Ending as How
 from tiermesh.core.worker_death import Evidence, ending_of
-from tiermesh.errors import RunBusy
+from tiermesh.errors import EnvironmentUnfit, RunBusy
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_events import (
     Completed,
@@ -95,14 +95,15 @@ class Trainer:
         self._asked_to_stop_at: float | None = None
 
     async def run(self) -> Ending:
-        """Start the worker and follow it to its end. Raises `RunBusy` when another one trains in this folder.
+        """Start the worker and follow it to its end. Raises `RunBusy` when another one trains in this folder, and
+        `EnvironmentUnfit` when nothing can be written there.
 
         Cancelled, it kills the worker; the last checkpoint is good.
         """
         with _locked(self._launch.folder) as lock:
             launch = self._launch
             if launch.plan is not None:
-                launch.folder.write_plan(launch.plan)
+                _write_plan(launch.folder, launch.plan)
             for attempt in range(MAX_RESTARTS + 1):
                 life = await self._live(launch, lock)
                 ending = self._ending(life)
@@ -145,6 +146,7 @@ class Trainer:
         finally:
             process.kill()
             life.code = await process.wait()
+            self._process = None  # its number may be another's from now on
             self._on_record(None)
         life.hear(self._on_event)
         life.pid, life.system_kills, life.last_words = process.pid, watch.system_kills(), process.last_words
@@ -273,8 +275,11 @@ def environment(threads: int) -> Mapping[str, str]:
 @contextmanager
 def _locked(folder: RunFolder) -> Iterator[int]:
     """The open lock file. The worker inherits it, so that the folder is taken for as long as either of us lives."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -284,6 +289,17 @@ def _locked(folder: RunFolder) -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _write_plan(folder: RunFolder, plan: RunPlan) -> None:
+    try:
+        folder.write_plan(plan)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: RunFolder, error: OSError) -> EnvironmentUnfit:
+    return EnvironmentUnfit(f"{folder.path} can't be written: {(error.strerror or str(error)).lower()}")
 
 
 def _command(launch: Launch) -> list[str]:

@@ -90,6 +90,7 @@ def run(
     With --local this machine does it at once. A run that was stopped or died goes on from its last checkpoint when the
     same is called again. Ctrl-C stops it after a checkpoint; a second one stops it at once.
     """
+    from tiermesh.adapters.run_events import completion
     from tiermesh.adapters.run_plan import check_libraries, plan_of
     from tiermesh.adapters.trainer import Launch
     from tiermesh.cli.run_plan import begun_plan
@@ -123,7 +124,7 @@ def run(
         raise InvalidSpec(f"{folder.path} holds a run; delete it, or take another --out", param="fresh")
     check_libraries()
     plan = plan_of(spec)
-    if plan == begun and folder.result.exists():
+    if plan == begun and folder.result.exists() and completion(folder.events):
         _say_done_already(folder, as_json=as_json)
         return
     launch = Launch(folder=folder, plan=plan, threads=threads, memory_limit_bytes=spec.memory_limit)

@@ -16,7 +16,7 @@ from pathlib import Path
 from tiermesh.adapters.catalogue import CATALOGUE
 from tiermesh.adapters.data_shelf import DataShelf
 from tiermesh.adapters.model_source import can_pull
-from tiermesh.adapters.run_events import EventTail
+from tiermesh.adapters.run_events import completion
 from tiermesh.adapters.run_plan import check_libraries, data_problems, plan_of, trainable_model
 from tiermesh.adapters.trainer import Ending, Launch, OnRecord, Trainer
 from tiermesh.core.admission import Judgement, Machine, judge_memory, least_bytes
@@ -166,8 +166,8 @@ class Attempts:
         run = self.run_folder(order.job, order.attempt)
         if not run.result.exists():
             return None
-        ends = [event for event in EventTail(run.events, from_start=True).read() if isinstance(event, Completed)]
-        return _ended(_report(order), Ending("done", "done", ends[-1])) if ends else None
+        last = completion(run.events)
+        return None if last is None else _ended(_report(order), Ending("done", "done", last))
 
     def _plan(self, order: AttemptOrder) -> RunPlan:
         """What the order names, found on this machine. Blocks."""
