@@ -102,8 +102,22 @@ def test_when_none_is_good_a_person_decides(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     for step in (1, 2):
         (tmp_path / f"step-0000000{step}" / TENSORS).write_bytes(b"")
-    with pytest.raises(CheckpointUnusable, match="none of the 2 checkpoints"):
+    for _ in range(2):  # asked again it must not begin anew either
+        with pytest.raises(CheckpointUnusable, match="none of the 2 checkpoints"):
+            Checkpoints(tmp_path).newest()
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 1, 2)
+    before = names(tmp_path)
+
+    def refused(path: Path) -> str:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+
+    monkeypatch.setattr(checkpoints, "_sha256", refused)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
         Checkpoints(tmp_path).newest()
+    assert names(tmp_path) == before
 
 
 def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

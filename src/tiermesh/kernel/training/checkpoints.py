@@ -16,6 +16,7 @@ other programs: `newest` trusts sums alone. What a kill leaves behind begins wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -44,6 +45,9 @@ FORMAT = 1
 
 MAX_DAMAGED = 2
 """So many damaged checkpoints are kept for a look; they may be large."""
+
+DAMAGE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})
+"""What the system says of a file that is gone or rotten. All else, such as a lack of memory, is no fault of it."""
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 
@@ -107,7 +111,8 @@ class Checkpoints:
     def newest(self) -> Snapshot | None:
         """The newest good one, every byte of it checked; None when there is none at all.
 
-        Raises `CheckpointUnusable` when there are some and none is good: to begin anew is for a person to say.
+        Raises `CheckpointUnusable` when there were some and none is good, however often it is asked: to begin anew is
+        for a person to say.
         """
         tried = 0
         for path in self._newest_first():
@@ -115,9 +120,11 @@ class Checkpoints:
             try:
                 return _read(path)
             except (OSError, ValueError, KeyError) as error:
+                if isinstance(error, OSError) and error.errno not in DAMAGE:
+                    raise
                 self._set_aside(path, str(error))
-        if tried:
-            raise CheckpointUnusable(f"none of the {tried} checkpoints in {self.folder} can be read; start afresh")
+        if there := tried or len(list(self.folder.glob(f"{DAMAGED}*"))):
+            raise CheckpointUnusable(f"none of the {there} checkpoints in {self.folder} can be read; start afresh")
         return None
 
     def read(self, path: Path) -> Snapshot:
