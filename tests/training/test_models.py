@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,15 @@ class TestRefusals:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(ModelUnusable, match=r"no model\.norm\.weight"):
             models.load(spec_of(), folder)
+
+    def test_weights_that_hold_nan(self, llama: Path, tmp_path: Path) -> None:
+        shutil.copytree(llama, tmp_path / "spoiled")
+        file = tmp_path / "spoiled" / "model.safetensors"
+        tensors = load_file(file)
+        next(one for name, one in tensors.items() if "q_proj" in name).view(-1)[0] = float("nan")
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(ModelUnusable, match="NaN or Inf"):
+            models.load(spec_of(), tmp_path / "spoiled")
 
     def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
         with pytest.raises(ModelUnusable, match="can't be loaded"):

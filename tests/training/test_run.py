@@ -142,6 +142,11 @@ class TestBadSteps:
         assert digest_of(run) == before
         assert [e.in_a_row for e in events if isinstance(e, StepSkipped)] == [1, 2, 3, 4]
 
+    def test_a_run_that_learned_nothing_is_not_done(self, model: Path, tmp_path: Path) -> None:
+        run, _ = run_of(tmp_path, model, spec_of(), steps=4, objective=Spoiled(lambda call, loss: loss * NAN))
+        with pytest.raises(NonFinite, match="none of the 4 steps"):
+            run.go()
+
 
 class TestSpikes:
     def test_weights_that_went_wrong_are_put_back_and_the_examples_passed_over(
@@ -211,6 +216,14 @@ class TestMemory:
         assert tight.progress.loss == pytest.approx(plain.progress.loss, abs=1e-4)
         assert tight.progress.step == 10
         assert tight.progress.position == plain.progress.position
+
+    def test_an_evaluation_that_is_refused_is_done_again_smaller(self, model: Path, tmp_path: Path) -> None:
+        spec = spec_of(micro_batch_size=8, gradient_accumulation_steps=1)
+        run, events = run_of(tmp_path, model, spec, steps=2, held_out=Rows(8), objective=self.refusing(2))
+        assert run.go() == "done"
+        relieved = [event for event in events if isinstance(event, Relieved)]
+        assert [(event.step, event.micro_batch_size) for event in relieved] == [(0, 4), (0, 2)]
+        assert len([event for event in events if isinstance(event, Evaluated)]) == 2
 
     def test_when_nothing_is_left_it_fails_by_name(self, model: Path, tmp_path: Path) -> None:
         run, events = run_of(tmp_path, model, spec_of(micro_batch_size=8), steps=10, objective=self.refusing(0))

@@ -80,6 +80,14 @@ def test_whatever_is_told_is_a_sign_of_life_and_a_pause_is_none_of_silence() -> 
     assert dog.overdue() is not None
 
 
+def test_a_long_evaluation_that_computes_is_no_stall() -> None:
+    dog, clock = watchdog(step_s=1.0)
+    for _ in range(10):
+        clock.now += MIN_STALL_S - 1
+        dog.alive()
+        assert dog.overdue() is None
+
+
 def test_the_watching_thread_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 

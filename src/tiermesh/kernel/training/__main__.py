@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tiermesh.kernel.training.assembly import Assembly
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.run import Run
+    from tiermesh.kernel.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     run = ready(parts, events, orders, memory, tighten=options.tighten)
     watchdog = Watchdog(lambda stalled: _end_stalled(folder, events, stalled))
     events.listen(watchdog.hear)
+    run.stopping = lambda: _is_stopping(orders, watchdog)
     events.say(Phase(phase="train", state="started"))
     watchdog.start()
     orders.begin()
@@ -126,6 +128,12 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     events.say(Phase(phase="result", state="completed"))
     events.say(_completed(run, folder, time.monotonic() - began))
     return DONE
+
+
+def _is_stopping(orders: Orders, watchdog: Watchdog) -> bool:
+    """Asked between micro-batches, which shows that work goes on."""
+    watchdog.alive()
+    return orders.stopping
 
 
 def _end_stalled(folder: RunFolder, events: Events, stalled: Stalled) -> None:

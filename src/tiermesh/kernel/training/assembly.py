@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tiermesh.core.spikes import Detector, Sensitivity
+from tiermesh.errors import BadSpec
 from tiermesh.kernel.training import models, plugins
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
 from tiermesh.kernel.training.curves import sinks
@@ -99,6 +100,7 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
         say(Warned(message=f"{spec.model_name} does not keep packed records apart: each has a row of its own"))
     data = _data(folder, plan, tokenizer, readers, say, packing=packing)
     say(Phase(phase="data", state="completed"))
+    _check_context(spec, trainee, data)
     if spec.compile:
         _compile(spec, trainee, objective, data, say)
     return Assembly(
@@ -120,7 +122,8 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
     steps = steps_of(spec, source.rows)
     warmup_steps = spec.warmup_steps(steps)
     conditions = Conditions.here(
-        spec.model_dump(mode="json"),
+        # Of a file of held-out records the content counts, not where it lies.
+        spec.model_dump(mode="json") | {"eval_path": parts.plan.eval_digest},
         model_digest=parts.plan.model_digest,
         data_digest=source.digest,
         packer=str(PACKER_VERSION),
@@ -163,6 +166,17 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         )
     )
     return run
+
+
+def _check_context(spec: TrainingSpec, trainee: Trainee, data: Dataset) -> None:
+    """Behind the last position that a model was made for it computes nonsense, or nothing."""
+    positions = getattr(trainee.causal.config, "max_position_embeddings", None)
+    longest = min(spec.seq_len, data.report["lengths"]["max"])
+    if positions is not None and longest > positions:
+        raise BadSpec(
+            f"seq_len: is {spec.seq_len:,}, and the data has {longest:,} tokens in a row, but {spec.model_name} was "
+            f"made for {positions:,}; set seq_len: {positions}"
+        )
 
 
 def _compile(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -120,6 +121,7 @@ def load(spec: TrainingSpec, folder: Path, precision: Precision | None = None) -
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(precision or spec.precision, device)
     causal = _base(spec, folder, dtype, device)
+    _check_finite(causal, spec)
     causal.requires_grad_(spec.method == "full_finetune")
     model = causal if spec.method == "full_finetune" else _adapted(causal, spec)
     trainables = {name: one for name, one in model.named_parameters() if one.requires_grad}
@@ -238,6 +240,14 @@ def _adapted(causal: Any, spec: TrainingSpec) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _check_finite(causal: Any, spec: TrainingSpec) -> None:
+    """Each step of such a model would be passed over, if an attention kernel does not even hide it. A sum is as fast as
+    memory is, and makes no copy."""
+    for name, one in causal.named_parameters():
+        if one.is_floating_point() and not math.isfinite(float(one.detach().sum(dtype=torch.float32))):
+            raise ModelUnusable(f"{spec.model_name} is damaged: {name} holds NaN or Inf")
 
 
 def _without_dropout(*found: Any) -> None:

@@ -23,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_events import TrainingEvent
 
+T = TypeVar("T")
 Ending = Literal["done", "stopped"]
 
 SPEED_MEMORY = 0.9
@@ -107,6 +108,7 @@ class Run:
             if self._saving_due():
                 self.save()
             if self._finished():
+                self._check_learned()
                 self._take_best()
                 return "done"
             if not self._take_step():
@@ -151,7 +153,7 @@ class Run:
         began = time.monotonic()
         first = self.progress.next_position()
         end = first + self.spec.effective_batch
-        gradient = self._gradient_with_relief(first)
+        gradient = self._with_relief(lambda: self._gradient(first))
         if gradient is None:
             return False
         verdict = self._judge(gradient)
@@ -172,11 +174,11 @@ class Run:
                 self._roll_back(gradient.loss, self.progress.suspect_from or first, end)
         return True
 
-    def _gradient_with_relief(self, first: int) -> Gradient | None:
-        """Of the step at this position, as often as memory must be relieved for it; None: the run is to stop."""
+    def _with_relief(self, work: Callable[[], T]) -> T:
+        """Do what changes no weight, again as often as memory must be relieved for it."""
         while True:
             try:
-                return self._gradient(first)
+                return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -332,6 +334,11 @@ class Run:
         learned_enough = stop is not None and self.progress.evaluations_since_best >= stop.patience
         return self.progress.step >= self.steps or learned_enough
 
+    def _check_learned(self) -> None:
+        """A run whose steps were all passed over gives nothing, and must not look as if it did."""
+        if self.progress.loss is None:
+            raise NonFinite(f"none of the {self.progress.step} steps was finite and ordinary: nothing was learned")
+
     def _saving_due(self) -> bool:
         progress = self.progress
         new_best = progress.evaluated_at == progress.step and progress.evaluations_since_best == 0
@@ -357,9 +364,7 @@ class Run:
         progress = self.progress
         if self.held_out is not None:
             self.say(Phase(phase="evaluate", state="started"))
-            found = evaluation.held_out(
-                self.trainee, self.objective, self.held_out, self.micro_batch, stopping=self.stopping
-            )
+            found = self._with_relief(self._look_at_held_out)
             if found is None:
                 self.say(Phase(phase="evaluate", state="interrupted"))
                 return False
@@ -376,6 +381,11 @@ class Run:
         progress.evaluated_at = progress.step
         self._saved_at = None
         return True
+
+    def _look_at_held_out(self) -> evaluation.HeldOut | None:
+        source, size = self.held_out, self.micro_batch
+        assert source is not None
+        return evaluation.held_out(self.trainee, self.objective, source, size, stopping=self.stopping)
 
     def _tell(self, gradient: Gradient, seconds: float) -> None:
         assert self._step_s is not None

@@ -1,6 +1,7 @@
 """Two ways in which a run goes wrong without an error: it stands still, or the machine gets too hot.
 
-Standing still. Everything that a run tells is a sign of life. When nothing came for many times the usual time of a
+Standing still. Everything that a run tells is a sign of life, and so is each micro-batch: an evaluation of a slow model
+takes longer than many steps. When nothing came for many times the usual time of a
 step, the main thread hangs in a library, where no exception reaches it: the stacks are written down, the failure is
 told, and the process ends; the newest checkpoint is what a new one goes on from.
 
@@ -64,6 +65,10 @@ class Watchdog:
     def end(self) -> None:
         """What follows the steps has no usual time."""
         self._ended.set()
+
+    def alive(self) -> None:
+        """Work goes on, within a step or an evaluation, that nothing is told of."""
+        self._last = self._clock()
 
     def hear(self, event: TrainingEvent) -> None:
         """A listener of the run's events."""
