@@ -102,3 +102,9 @@ NAMES = [
 @pytest.mark.parametrize(("given", "kept"), NAMES)
 def test_a_name_does_no_harm_and_keeps_its_ending(given: str, kept: str) -> None:
     assert safe_name(given) == kept
+
+
+def test_a_long_name_of_wide_characters_is_a_file_name(tmp_path: Path) -> None:
+    name = safe_name("\N{CJK UNIFIED IDEOGRAPH-20000}" * 80 + ".jsonl")
+    assert name.endswith(".jsonl")
+    (tmp_path / name).write_bytes(b"")

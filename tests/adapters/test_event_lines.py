@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiermesh.adapters.event_lines import EventLines
+from tiermesh.adapters.event_lines import READ_BYTES, EventLines
 
 LINE = b'{"event":"warned","message":"%d"}'
 
@@ -25,3 +25,16 @@ def test_each_line_has_its_number_for_good(tmp_path: Path) -> None:
     assert numbers(lines) == [4, 5]
     assert numbers(later) == [4, 5]
     assert numbers(EventLines(path, after=99)) == []
+
+
+def test_a_long_file_is_given_in_parts(tmp_path: Path) -> None:
+    """Who reads must not stand still for the events of a week."""
+    path = tmp_path / "events.jsonl"
+    count = 3 * READ_BYTES // len(LINE)
+    path.write_bytes(b"".join(LINE % n + b"\n" for n in range(count)))
+    lines, found = EventLines(path), list[int]()
+    while lines.has_more():
+        some = numbers(lines)
+        assert len(some) <= READ_BYTES // len(LINE)
+        found += some
+    assert found == list(range(1, count + 1))

@@ -32,7 +32,7 @@ BLOCK_BYTES = 1 << 20
 """Written and hashed at once, in a thread."""
 STAGED = ".coming-"
 NAME_LIMIT = 80
-"""Characters of a dataset's own name that a run keeps."""
+"""Bytes of a dataset's own name that a run keeps."""
 
 
 class DataShelf:
@@ -140,7 +140,7 @@ def safe_name(name: str) -> str:
     """The last part of a path, of either kind, as a file name that can do no harm."""
     last = re.split(r"[/\\]", name)[-1]
     plain = re.sub(r"[^\w.-]", "_", last).lstrip(".-")
-    return plain[-NAME_LIMIT:] or "data"
+    return plain.encode()[-NAME_LIMIT:].decode(errors="ignore") or "data"
 
 
 class _Intake:

@@ -22,15 +22,28 @@ class EventLines:
         self._number = 0
         self._unfinished = b""
 
-    def read(self) -> Iterator[tuple[int, bytes]]:
-        """Those that are whole by now and were not given before. What is no event is counted and not given."""
-        while block := self._block():
+    def has_more(self) -> bool:
+        """Was anything written since? Cheap."""
+        try:
+            return self._path.stat().st_size > self._offset
+        except FileNotFoundError:
+            return False
+
+    def read(self) -> list[tuple[int, bytes]]:
+        """The next ones that are whole by now, from one block of the file; none: all were given. What is no event is
+        counted and not given. Takes milliseconds: not for an event loop."""
+        found: list[tuple[int, bytes]] = []
+        while not found and (block := self._block()):
             self._offset += len(block)
             *lines, self._unfinished = (self._unfinished + block).split(b"\n")
-            for line in lines:
-                self._number += 1
-                if self._number > self._after and from_line(line) is not None:
-                    yield self._number, line
+            found = list(self._wanted(lines))
+        return found
+
+    def _wanted(self, lines: list[bytes]) -> Iterator[tuple[int, bytes]]:
+        for line in lines:
+            self._number += 1
+            if self._number > self._after and from_line(line) is not None:
+                yield self._number, line
 
     def _block(self) -> bytes:
         try:

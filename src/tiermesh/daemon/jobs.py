@@ -201,13 +201,13 @@ class Jobs:
         except StaleOrder as error:  # a new leader is on its way in; the next order has its ballot
             self._wait(job, str(error))
         except (InvalidInput, JobRefused) as error:
-            self._change(job, "fail", reason=str(error), failure=error.type)
+            self._refused(job, str(error), error.type)
         except (TiermeshError, OSError) as error:
             log.warning("job %s can't begin: %s", job.name, error)
             self._wait(job, str(error))
         except Exception as error:
             log.exception("job %s can't begin", job.name)
-            self._change(job, "fail", reason=f"{type(error).__name__}: {error}", failure="unexplained")
+            self._refused(job, f"{type(error).__name__}: {error}", "unexplained")
         else:
             self._begun(job, report)
 
@@ -218,6 +218,11 @@ class Jobs:
         self._change(self._jobs[job.id], "begin")
         if report.state != "running":
             self.heard(report)
+
+    def _refused(self, job: Job, reason: str, failure: str) -> None:
+        """No node will ever take it; unless it was cancelled meanwhile."""
+        if (now := self._jobs[job.id]).state == "queued":
+            self._change(now, "fail", reason=reason, failure=failure)
 
     def _wait(self, job: Job, reason: str) -> None:
         """Told to whoever asks; not worth a write."""
@@ -264,6 +269,9 @@ class Jobs:
         """Known at once, on disk soon; writes keep their order."""
         changed = job.after(event, time.time(), reason=reason, failure=failure, result=result)
         self._jobs[job.id] = changed
+        if changed.is_over:
+            self._not_before.pop(job.id, None)
+            self._interruptions.pop(job.id, None)
         if not self._closing:
             self._on_training(self._running())
         log.info("job %s is %s%s", changed.name, changed.state, f": {changed.reason}" if changed.reason else "")

@@ -76,15 +76,19 @@ async def _follow(request: web.Request, room: TrainingRoom, key: str, after: int
         while not last:
             job = room.jobs.find(key)
             last = job.is_over or room.ending()  # before the file is read: it is whole then
-            pieces = [b"id: %d\ndata: %b\n\n" % line for line in lines.read()]
-            if (job.state, job.reason) != told:
-                told = (job.state, job.reason)
-                pieces.insert(len(pieces) if job.is_over else 0, _job_event(room.jobs.report(job)))
-            if not pieces and time.monotonic() > said_at + SIGN_OF_LIFE_S:
-                pieces = [b": nothing new\n\n"]
-            for piece in pieces:
-                await send(response, piece)
+            changed = (job.state, job.reason) != told
+            told = (job.state, job.reason)
+            if changed and not job.is_over:
+                await send(response, _job_event(room.jobs.report(job)))
+            while lines.has_more() and (some := await asyncio.to_thread(lines.read)):
                 said_at = time.monotonic()
+                for line in some:
+                    await send(response, b"id: %d\ndata: %b\n\n" % line)
+            if changed and job.is_over:
+                await send(response, _job_event(room.jobs.report(job)))
+            if time.monotonic() > said_at + SIGN_OF_LIFE_S:
+                said_at = time.monotonic()
+                await send(response, b": nothing new\n\n")
             await asyncio.sleep(0 if last else LOOK_S)
     return response
 
