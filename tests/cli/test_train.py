@@ -261,16 +261,15 @@ def wait_for(path: Path) -> None:
 def test_a_run_made_longer_and_cut_off_is_not_done(alone: Mesh, desk: Path) -> None:
     """The result that is there is that of the shorter one."""
     folder = desk / "runs" / "spec"
-    planned = {"event": "planned", "steps": 9, "effective_batch": 4, "micro_batch_size": 4, "warmup_steps": 0}
     longer = ("train", "run", "spec.json", "--local", "--epochs", "9")
-    begin(alone, desk, [{"say": planned}, {"say": COMPLETED}], [{"say": planned}, {"say": STOPPED}, {"exit": 75}])
+    begin(alone, desk, [{"say": COMPLETED}], [{"signal": 9}], [{"say": STOPPED}, {"exit": 75}])
     assert alone("train", "run", "spec.json", "--local").exit_code == 0
     (folder / "result").mkdir()
     assert "is done" in alone("train", "run", "spec.json", "--local").stdout
-    for _ in range(2):
-        again = alone(*longer)
-        assert "is done" not in again.stdout
-        assert "stopped after step 7" in again.stderr
+    assert "somebody killed the worker" in alone(*longer).stderr
+    again = alone(*longer)
+    assert "is done" not in again.stdout
+    assert "stopped after step 7" in again.stderr
     assert len(starts(folder)) == 3
 
 

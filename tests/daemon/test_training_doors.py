@@ -24,6 +24,7 @@ from tiermesh.config import Flags, resolve_options
 from tiermesh.core.admission import GIB, Machine
 from tiermesh.daemon import attempts, jobs
 from tiermesh.daemon.app import Daemon
+from tiermesh.errors import JobRefused
 from tiermesh.protocol.jobs import ATTEMPTS_PATH
 from tiermesh.protocol.ulid import make_ulid
 from tiermesh.types import NodeId, SessionId
@@ -238,6 +239,25 @@ async def test_a_worker_that_can_not_be_started_fails_the_job(desk: Desk, monkey
     failed = await desk.until(job["id"], "failed")
     assert (failed["failure"], "/nonexistent/worker" in failed["reason"]) == ("environment_unfit", True)
     assert (await desk.ask("GET", "/api/jobs"))[0] == 200
+
+
+async def test_a_job_cancelled_while_it_begins_stays_cancelled(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def take(*_: object) -> None:
+        asked.set()
+        await answer.wait()
+        raise JobRefused("no node will ever take it")
+
+    monkeypatch.setattr(attempts.Attempts, "take", take)
+    first = await desk.train(DONE)
+    await asyncio.wait_for(asked.wait(), LIMIT_S)
+    status, told = await desk.ask("POST", f"/api/jobs/{first['id']}/cancel")
+    assert (status, told["state"]) == (200, "cancelled")
+    second = await desk.train(DONE)
+    answer.set()
+    assert (await desk.until(second["id"], "failed"))["reason"] == "no node will ever take it"
+    assert (await desk.until(first["id"], "cancelled", "failed"))["state"] == "cancelled"
 
 
 async def test_data_is_sent_first_and_verified(desk: Desk, tmp_path: Path) -> None:

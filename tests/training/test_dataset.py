@@ -158,6 +158,13 @@ def test_tokens_are_masked_only_while_training(tmp_path: Path) -> None:
     assert (plain.held_out.micro([0]).tokens_BT == masked.held_out.micro([0]).tokens_BT).all()  # type: ignore[union-attr]
 
 
+def test_data_that_is_all_held_out_is_an_error_that_says_so(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "d.jsonl", numbered(4))
+    held = write_jsonl(tmp_path / "held.jsonl", numbered(4))
+    with pytest.raises(BadData, match=r"every record is also in the file of held-out ones \(eval_path\)"):
+        opened(data, eval_data=held)
+
+
 def test_data_without_a_target_within_a_row_is_an_error(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a b c " * 50, "completion": "x"}] * 3)
     with pytest.raises(BadData, match=r"no record has a target within 64 tokens \(seq_len\)"):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tiermesh.protocol.training_events import Completed, Planned, TrainingEvent, from_line, to_line
+from tiermesh.protocol.training_events import Completed, Phase, TrainingEvent, from_line, to_line
 
 READ_BYTES = 1 << 20
 """Read at once; the rest follows in the same look."""
@@ -41,13 +41,13 @@ class EventTail:
 
 
 def completion(path: Path) -> Completed | None:
-    """How a run ended well; None when it did not, or has been made longer and begun again since."""
+    """How a run ended well; None when it did not, or when its result is no longer what its plan asks for."""
     last = None
     for event in EventTail(path, from_start=True).read():
         match event:
             case Completed():
                 last = event
-            case Planned():
+            case Phase(phase="result"):
                 last = None
     return last
 

@@ -292,10 +292,20 @@ def _locked(folder: RunFolder) -> Iterator[int]:
 
 
 def _write_plan(folder: RunFolder, plan: RunPlan) -> None:
+    """A result that is there is of the plan before; that is put down first."""
     try:
+        if folder.events.exists() and not _has_plan(folder, plan):
+            add_event(folder.events, Phase(phase="result", state="interrupted", detail="the spec was changed"))
         folder.write_plan(plan)
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+def _has_plan(folder: RunFolder, plan: RunPlan) -> bool:
+    try:
+        return folder.read_plan() == plan
+    except (OSError, ValueError):
+        return False
 
 
 def _unwritable(folder: RunFolder, error: OSError) -> EnvironmentUnfit:

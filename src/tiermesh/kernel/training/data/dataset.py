@@ -69,6 +69,8 @@ def open_dataset(
     sides = _sides(spec, corpus, away)
     rows = _Rows(spec, tokenizer, packing=packing)
     train = rows.source(corpus, sides.train, changed=True)
+    if not len(sides.train):
+        raise BadData(f"{data}: nothing is left to train on: {_where_gone(sides)}")
     if not train.rows:
         raise BadData(f"{data}: no record has a target within {spec.seq_len} tokens (seq_len); raise it")
     held = rows.source(away or corpus, sides.held_out, changed=False) if len(sides.held_out) else None
@@ -114,6 +116,12 @@ def _sides(spec: TrainingSpec, corpus: Corpus, away: Corpus | None) -> Sides:
         duplicates=len(hashes) - len(np.unique(hashes)),
         withheld=int(held.sum()) if away is not None else 0,
     )
+
+
+def _where_gone(sides: Sides) -> str:
+    if sides.withheld:
+        return "every record is also in the file of held-out ones (eval_path)"
+    return "every record is held out, or is to be repeated 0 times (data.fields.repeat)"
 
 
 class _Rows:
