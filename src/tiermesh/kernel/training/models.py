@@ -268,7 +268,9 @@ def _probe(trainee: Trainee, spec: TrainingSpec) -> None:
         states_BTE = trainee.states(tokens_BT, positions_BT)
         bias_V = None if head.bias_V is None else head.bias_V.to(trainee.dtype)
         ours = nn.functional.linear(states_BTE, head.weight_VE.to(trainee.dtype), bias_V).float()
-        theirs = trainee.causal(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits.float()
+        mixed = trainee.method == "full_finetune" and trainee.dtype != torch.float32  # as `states` computes
+        with torch.autocast(trainee.device.type, trainee.dtype, enabled=mixed):
+            theirs = trainee.causal(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).logits.float()
     trainee.model.train()
     if (ours - theirs).abs().max() > PROBE_TOLERANCE * theirs.abs().max():
         kind = type(trainee.causal).__name__
