@@ -22,7 +22,7 @@ from benchmarks.training.docstrings import Described, described, digest, write
 from benchmarks.training.workers import events, worker
 from tiermesh.protocol.run_folder import DONE, RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
-from tiermesh.protocol.training_events import Completed, DataReady, Evaluated, Sampled
+from tiermesh.protocol.training_events import Completed, Evaluated, Sampled, StepDone
 
 MODEL = "smollm2:135m"
 HELD_OUT_IN = 20
@@ -49,9 +49,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """Held-out losses in nats a token of the answers. `overlap`: held-out answers or questions that were trained on."""
+    """Held-out losses in nats a token of the answers. `shown` of the `trained` questions came up in the time that there
+    was. `overlap`: held-out answers or questions that are among the `trained`."""
 
     trained: int
+    shown: int
     held_out: int
     overlap: int
     steps: int
@@ -109,11 +111,12 @@ def learn(folder: Path, model: Path, environment: Mapping[str, str], *, threads:
     losses = [one.loss for one in told if isinstance(one, Evaluated)]
     texts = [one.text for one in told if isinstance(one, Sampled)]
     done = next(one for one in told if isinstance(one, Completed))
-    seen = next(one for one in told if isinstance(one, DataReady))
     assert losses[0] is not None
     assert losses[-1] is not None
+    epoch = next(one.epoch for one in reversed(told) if isinstance(one, StepDone))
     return Learnt(
-        trained=seen.records - seen.held_out_records,
+        trained=len(trained),
+        shown=round(min(1.0, epoch) * len(trained)),
         held_out=len(held_out),
         overlap=overlap(trained, held_out),
         steps=done.step,
@@ -130,9 +133,10 @@ def learn(folder: Path, model: Path, environment: Mapping[str, str], *, threads:
 def told(learnt: Learnt) -> str:
     """As Markdown."""
     lines = [
-        f"{learnt.trained:,} questions learnt in {learnt.steps} steps and {learnt.seconds / 60:.1f} minutes; held-out "
+        f"about {learnt.shown:,} of {learnt.trained:,} questions learnt in {learnt.steps} steps, "
+        f"{learnt.seconds / 60:.1f} minutes with start, evaluations and answers; held-out "
         f"loss over {learnt.held_out} others {learnt.loss_before:.3f} before, {learnt.loss_after:.3f} after; "
-        f"{learnt.overlap} of them among those learnt"
+        f"{learnt.overlap} of them among the {learnt.trained:,}"
     ]
     for one in learnt.samples:
         lines += ["", f"**{one.question}** (held out)"]
