@@ -25,6 +25,7 @@ from tiermesh.daemon.app import Daemon
 HELLO = [{"role": "user", "content": "hello"}]
 SAMPLING = "temperature tools tool_choice logprobs top_logprobs n"
 CHAT: dict[str, object] = {"model": "m", "messages": HELLO}
+TRAIN: dict[str, object] = {"spec": {"model_name": "nonesuch"}, "data": {"name": "a.jsonl", "text": "{}"}}
 
 ROUTES: dict[str, tuple[dict[str, object], str]] = {
     "/v1/chat/completions": (CHAT, f"messages {SAMPLING}"),
@@ -53,11 +54,15 @@ READ = (
     "/api/ps",
     "/api/tags",
     "/api/version",
+    "/api/jobs",
+    "/api/jobs/{name}",
+    "/api/jobs/{name}/events",
+    "/api/data/{name}",
 )
 """Routes that only tell."""
 
 ORDERS = tuple(f"/api/nodes/{{name}}/{order}" for order in ("drain", "resume", "remove"))
-ACTS = (*ORDERS, "/api/cluster/test")
+ACTS = (*ORDERS, "/api/cluster/test", "/api/jobs/{name}/cancel")
 """Routes that do something, and whose body says nothing."""
 
 LIMIT_S = 10.0
@@ -138,9 +143,10 @@ async def _asked(http: aiohttp.ClientSession, method: str, path: str, **more: ob
 async def test_no_public_route_is_forgotten_here(daemon: str) -> None:
     async with aiohttp.ClientSession(daemon) as http:
         _, said = await _asked(http, "GET", "/no-such-route")
-    there = set(re.findall(r"(GET|POST) (/[^,]*)", json.loads(said)["error"]["message"].partition("there are:")[2]))
-    here = {("GET", path.replace("{name}", "{id}")) for path in READ}
-    assert there == here | {("POST", path) for path in (*ROUTES, *ACTS, "/api/config")}
+    named = re.sub(r"{\w+}", "{name}", json.loads(said)["error"]["message"].partition("there are:")[2])
+    there = set(re.findall(r"(GET|POST|PUT) (/[^,]*)", named))
+    told = {("GET", path) for path in READ} | {("PUT", "/api/data/{name}")}
+    assert there == told | {("POST", path) for path in (*ROUTES, *ACTS, "/api/config", "/api/train")}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
@@ -166,6 +172,22 @@ async def test_whatever_the_policy_is_to_be(daemon: str, body: object) -> None:
         assert status in (200, 400, 415)
         assert (await _asked(http, "GET", "/api/config"))[0] == 200
         assert (await _asked(http, "POST", "/api/config", json={}))[0] == 200, "it can be taken back"
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=QUIET)
+@given(body=some(id=LINE, name=LINE, spec=OBJECT, data=OBJECT, eval_data=OBJECT).map(lambda some: TRAIN | some) | ANY)
+async def test_whatever_is_to_be_learnt(daemon: str, body: object) -> None:
+    async with aiohttp.ClientSession(daemon) as http:
+        assert (await _asked(http, "POST", "/api/train", json=body))[0] in (400, 409, 415)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
+@given(name=NAME | st.text("0123456789abcdef", min_size=64, max_size=64), body=st.binary(max_size=50))
+async def test_whatever_is_sent_as_data(daemon: str, name: str, body: bytes) -> None:
+    head = {"Content-Type": "application/octet-stream"}
+    async with aiohttp.ClientSession(daemon) as http:
+        status, _ = await _asked(http, "PUT", f"/api/data/{quote(name, safe='')}", data=body, headers=head)
+        assert status in (400, 404, 422)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=QUIET)

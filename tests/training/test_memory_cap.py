@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,16 +44,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("data") / "data.jsonl", 3000)
 
 
+MEASURED = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(child.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+"""
+"""A small process between: what the system counts for a child begins with what its parent had when it was born."""
+
+
 def run(folder: RunFolder, *arguments: str) -> tuple[int, int]:
     """Exit status and the most that was resident; the system holds it at its limit, nobody else."""
+    worker = [*WORKER, str(folder.path), "--threads", "1", *arguments]
     with folder.log.open("ab") as log:
-        command = [*WORKER, str(folder.path), "--threads", "1", *arguments]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.stdin is not None
-        child.stdin.close()
-    return child.returncode, usage.ru_maxrss * 1024
+        command = [sys.executable, "-c", MEASURED, *worker]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as child:
+            assert child.stdout is not None
+            code, used = child.stdout.read().split()
+    return int(code), int(used)
 
 
 def last_loss(folder: RunFolder) -> float:
