@@ -12,8 +12,7 @@ MESHES = ("network", "daemon/test_chaos.py", "daemon/test_resume_daemons.py")
 """Tests of many daemons and of how soon they notice something: never two of them at a time."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Files stay whole, because their tests share what is slow to make."""
-    for item in items:
-        place = item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group("meshes" if place.startswith(MESHES) else place))
+    place = item.path.relative_to(ROOT).as_posix()
+    item.add_marker(pytest.mark.xdist_group("meshes" if place.startswith(MESHES) else place))

@@ -62,6 +62,7 @@ async def test_a_mesh_made_by_join_alone_meets_again_after_a_power_cut(
         await trials.cut_power(mesh, random.Random(7))
 
 
+@pytest.mark.alone
 async def test_starved_of_processor_time_nobody_is_suspected(lan: Lan, tmp_path: Path) -> None:
     async with Mesh(tmp_path, 5, lan=lan, engines=False) as mesh:
         await mesh.form()

@@ -29,6 +29,7 @@ async def test_a_daemon_is_ready_soon(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_an_idle_mesh_costs_little(tmp_path: Path) -> None:
     found = await processes.idle(tmp_path, nodes=3, for_s=20)
     for one in found:

@@ -35,6 +35,7 @@ class Attempt:
         "_since",
         "_task",
         "_timer",
+        "_timer_at",
         "_why",
         "begun",
         "gives_up",
@@ -55,6 +56,7 @@ class Attempt:
         self._cancelling = 0
         self._why: TiermeshError | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # kept here: uvloop's handle of what is due at once can't tell
         self._loop = asyncio.get_running_loop()
 
     def node_went_down(self) -> None:
@@ -95,10 +97,10 @@ class Attempt:
 
     def _watch(self) -> None:
         if self._timer is not None:
-            if not self._timer.cancelled() and self._timer.when() <= self._ends:
+            if not self._timer.cancelled() and self._timer_at <= self._ends:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._ends, self._look)
+        self._timer, self._timer_at = self._loop.call_at(self._ends, self._look), self._ends
 
     def _look(self) -> None:
         self._timer = None

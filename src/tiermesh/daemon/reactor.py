@@ -68,6 +68,8 @@ class Reactor:
         self._drain: asyncio.Task[None] | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        """Kept here: uvloop's handle of what is due at once can't tell."""
         self._mute = False
         """Closed, or unable to keep its word: nothing leaves any more."""
         self._view = node.view
@@ -245,11 +247,12 @@ class Reactor:
         deadline = self._node.deadline
         delay_s = max(0.0, deadline - clock.now())
         loop = asyncio.get_running_loop()
+        due = loop.time() + delay_s
         if self._timer is not None:
-            if self._timer.when() <= loop.time() + delay_s:
+            if self._timer_at <= due:
                 return
             self._timer.cancel()
-        self._timer = loop.call_later(delay_s, self._tick)
+        self._timer, self._timer_at = loop.call_later(delay_s, self._tick), due
 
     def _tick(self) -> None:
         self._timer = None
