@@ -27,7 +27,7 @@ from tiermesh.core.relief import SHARES, Level
 from tiermesh.kernel.training import guard, models, plugins
 from tiermesh.kernel.training.assembly import assemble, ready
 from tiermesh.kernel.training.evaluation import moved
-from tiermesh.kernel.training.footprint import Footprint, footprint, growth_bytes
+from tiermesh.kernel.training.footprint import KEPT_STATES, Footprint, footprint, growth_bytes
 from tiermesh.kernel.training.memory import Memory as RunMemory
 from tiermesh.kernel.training.memory import free_bytes, resident_bytes
 from tiermesh.kernel.training.optimizers import grouped
@@ -199,7 +199,7 @@ def _reckon(
     """`grown`: resident growth over what is counted."""
     counted = needs.per_pass(rows, spec.seq_len)
     state = needs.trained + optimizer
-    rollback = 2 * state if 3 * needs.trained <= guard.IN_MEMORY_BYTES else 0
+    rollback = KEPT_STATES * state if 3 * needs.trained <= guard.IN_MEMORY_BYTES else 0
     passing = _passing(spec, needs, rows)
     beyond = round((optimizer + passing) * (grown - 1))
     step = needs.weights + optimizer + rollback + passing + beyond
