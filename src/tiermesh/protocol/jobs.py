@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,14 @@ class TrainRequest(Wire):
     spec: dict[str, Any]
     data: GivenData
     eval_data: GivenData | None = None
+    approve: bool = False
+    """Is what the gate would ask a person for approved already? The budget's maximum holds all the same."""
+    max_usd: float | None = Field(None, ge=0)
+    """What the submitter will pay at most: above it the job is refused, whatever the budget says."""
+    priority: int = Field(0, ge=-100, le=100)
+    """A higher one goes first."""
+    open_data: bool = False
+    """May data, checkpoints and result go to any node of a mesh without a token?"""
 
 
 class DataReport(Wire):
@@ -97,6 +105,70 @@ class AttemptReport(Wire):
     result: dict[str, Any] = Field(default_factory=dict)
 
 
+class EstimateReport(Wire):
+    """What a job is expected to take on the node that fits best; `why` says why that one. None of a price: unknown."""
+
+    node: str
+    device: str = ""
+    why: str = ""
+    memory_bytes: int
+    memory_bytes_low: int
+    memory_bytes_high: int
+    seconds: float
+    seconds_low: float
+    seconds_high: float
+    usd: float | None = None
+    usd_low: float | None = None
+    usd_high: float | None = None
+    usd_per_second: float | None = None
+    steps: int = 0
+    effective_batch: int = 0
+    basis: str = ""
+    """On what the figures rest, for a person."""
+
+
+class GateReport(Wire):
+    """What the budget says of the estimate, and why."""
+
+    decision: Literal["approve", "wait", "refuse"]
+    reason: str = ""
+
+
+class DataFacts(Wire):
+    """What the data of a job was found to be. Lengths are tokens of a record; None where nobody counted."""
+
+    format: str = ""
+    records: int = 0
+    bad_records: int = 0
+    tokens: int | None = None
+    length_p50: int | None = None
+    length_p95: int | None = None
+    length_max: int | None = None
+
+
+class TriedReport(Wire):
+    """One attempt of a job. `cause` is first, moved, retried or optimized; `why` says it in words."""
+
+    number: int
+    node: str
+    state: str
+    cause: str = "first"
+    why: str = ""
+    ordered_at: float = 0.0
+    reason: str = ""
+    failure: str | None = None
+    step: int = 0
+    steps: int = 0
+
+
+class HappenedReport(Wire):
+    """Something in the life of a job."""
+
+    at: float
+    kind: str
+    text: str
+
+
 class JobReport(Wire):
     """One job. Times are Unix seconds. `reason` says why it waits, or how it ended; `node` is where it is kept."""
 
@@ -117,11 +189,37 @@ class JobReport(Wire):
     spec: dict[str, Any] = Field(default_factory=dict)
     data: DataRef | None = None
     eval_data: DataRef | None = None
+    facts: DataFacts | None = None
+    estimate: EstimateReport | None = None
+    gate: GateReport | None = None
+    attempts: list[TriedReport] = Field(default_factory=list)
+    happened: list[HappenedReport] = Field(default_factory=list)
+    served: list[str] = Field(default_factory=list)
+    """Names of the nodes that answer under the job's name."""
 
     @property
     def is_over(self) -> bool:
         """Will nothing happen to it any more?"""
-        return self.state in ("completed", "failed", "cancelled")
+        return self.state in ("completed", "failed", "cancelled", "refused")
+
+
+class ResultFile(Wire):
+    """A file of a result; `name` may have folders in it."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+class ResultReport(Wire):
+    """`GET /api/jobs/{job}/results`: how it ended and what it left; `GET .../results/{name}` gives a file's bytes.
+
+    `artifact` and `files` are empty for a job that left nothing (yet).
+    """
+
+    job: JobReport
+    artifact: str = ""
+    files: list[ResultFile] = Field(default_factory=list)
 
 
 class JobList(Wire):
