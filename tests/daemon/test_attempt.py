@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 
 from tiermesh.daemon import attempt as attempt_module
 from tiermesh.daemon.attempt import Attempt
@@ -116,3 +117,17 @@ async def test_who_is_cancelled_from_outside_is_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waits
     attempt.close()
+
+
+def test_a_deadline_that_has_passed_already_ends_it_on_uvloop_too() -> None:
+    """Its handle of a timer that is due at once does not know when it is due."""
+
+    async def work() -> None:
+        attempt = made(deadline_s=0.0)
+        for _ in range(2):
+            with attempt:
+                pass
+        await forever(attempt)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, pytest.raises(DeadlineExceeded):
+        runner.run(work())

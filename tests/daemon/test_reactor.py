@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
+import uvloop
 
 from tiermesh.adapters import clock
-from tiermesh.core.effects import Quit
+from tiermesh.core.effects import Effect, Quit
 from tiermesh.core.messages import Claim, Grant, decode, encode
 from tiermesh.core.node import Node
 from tiermesh.daemon.reactor import Reactor
@@ -207,3 +208,48 @@ async def test_the_end_of_an_old_run_says_nothing_of_the_new_one(world: World, r
     before = len(world.log)
     reactor.on_lost(PEER, RUN)
     assert world.log[before:] == []
+
+
+class Overdue(Node):
+    """A node that should have been looked at already, and counts how often it is."""
+
+    looks = 0
+
+    @property
+    def deadline(self) -> float:
+        return clock.now() - 1 if self.looks == 0 else clock.now() + 3600
+
+    def tick(self, now: float) -> list[Effect]:
+        self.looks += 1
+        return []
+
+
+def test_what_is_due_at_once_may_be_scheduled_twice_on_uvloop() -> None:
+    """Its handle of such a timer is of another kind than that of a later one, and does not know when it is due."""
+
+    async def work() -> int:
+        world = World()
+        node = Overdue(
+            me=ME,
+            session=SessionId("0000000000001-me"),
+            status=Status("me", (HERE,)),
+            promised=NO_BALLOT,
+            policy=Policy(),
+            contacts=(),
+            now=clock.now(),
+            wall=0.0,
+            seed=1,
+        )
+        reactor = Reactor(ME, node, world, on_view=world.on_view, on_announce=world.on_announce, on_quit=world.on_quit)
+        reactor.start(world)
+        node.looks = 0
+        reactor.hint(Contact((THERE,)))
+        reactor.hint(Contact((THERE,)))
+        async with asyncio.timeout(10):
+            while not node.looks:
+                await asyncio.sleep(0)
+        await reactor.close()
+        return node.looks
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(work()) == 1
