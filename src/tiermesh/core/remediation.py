@@ -90,11 +90,12 @@ def remedy(
     *,
     max_retries: int = MAX_RETRIES,
     reached: int | None = None,
+    steps: int | None = None,
 ) -> Remedy | Stop:
     """What follows this failure of `tried[-1]`.
 
     `reached` is the micro-batch that a run had come down to by itself when memory failed it all the same; None: the
-    spec's own.
+    spec's own. `steps` is how many the whole run had, where that is known.
     """
     assert tried, "something was tried, or it could not have failed"
     retries = len(tried) - 1
@@ -107,7 +108,7 @@ def remedy(
         case "rate":
             return _half_the_rate(spec)
         case "fewer_epochs":
-            return _fewer_epochs(spec) or _half_the_rate(spec)
+            return _fewer_epochs(spec, steps) or _half_the_rate(spec)
         case "more_epochs":
             return _more_epochs(spec)
         case "none":
@@ -119,11 +120,11 @@ def remedy(
 def optimize(spec: Mapping[str, Any], steps: int | None = None) -> Remedy | None:
     """One cheaper spec, with as little lost as can be: an adapter instead of all weights, else half the epochs, else
     half the steps. `steps` is the estimate's count, where there is one. None: nothing is left to spare."""
-    if _get(spec, "method") == "full_finetune" and not spec.get("merge"):
+    if _get(spec, "method") == "full_finetune":
         return Remedy({**spec, "method": "lora"}, "an adapter (lora) is trained instead of all weights")
-    if (fewer := _fewer_epochs(spec)) is not None:
+    if (fewer := _fewer_epochs(spec, steps)) is not None:
         return fewer
-    if steps is None or steps < 2:
+    if steps is None or steps < 2 or _get(spec, "max_steps") is not None:
         return None
     return Remedy({**spec, "max_steps": steps // 2}, f"{steps // 2} steps instead of {steps}")
 
@@ -151,12 +152,14 @@ def _half_the_rate(spec: Mapping[str, Any]) -> Remedy | Stop:
     return Remedy({**spec, "learning_rate": rate / 2}, f"learning rate {rate / 2:g} instead of {rate:g}")
 
 
-def _fewer_epochs(spec: Mapping[str, Any]) -> Remedy | None:
-    """Half of what bounds the run. None: it is one epoch."""
-    steps, epochs = _get(spec, "max_steps"), _get(spec, "num_epochs")
-    if steps is not None and steps > 1:
-        return Remedy({**spec, "max_steps": steps // 2}, f"{steps // 2} steps instead of {steps}")
-    if steps is None and epochs > 1:
+def _fewer_epochs(spec: Mapping[str, Any], steps: int | None) -> Remedy | None:
+    """Half of what bounds the run. None: it is one epoch, or one step."""
+    most, epochs = _get(spec, "max_steps"), _get(spec, "num_epochs")
+    if most is not None:
+        # The epochs may be over before: half of what the run really had.
+        had = most if steps is None else min(most, steps)
+        return Remedy({**spec, "max_steps": had // 2}, f"{had // 2} steps instead of {had}") if had > 1 else None
+    if epochs > 1:
         return Remedy({**spec, "num_epochs": epochs // 2}, f"{epochs // 2} epochs instead of {epochs}")
     return None
 
