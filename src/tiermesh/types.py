@@ -24,7 +24,10 @@ Tier = Literal[0, 1, 2]
 
 MemberState = Literal["up", "draining", "down"]
 ModelState = Literal["warm", "cold", "loading"]
-JobState = Literal["queued", "running", "cancelling", "completed", "failed", "cancelled"]
+JobState = Literal[
+    "estimating", "waiting", "queued", "running", "cancelling", "completed", "failed", "cancelled", "refused"
+]
+"""`waiting` is for a person, at the gate; `queued` is for a node."""
 AttemptState = Literal["running", "completed", "failed", "stopped"]
 """`stopped`: before its end, after a checkpoint; ordered again, it goes on."""
 EngineState = Literal["ready", "starting", "down"]

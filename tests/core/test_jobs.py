@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from tiermesh.core.jobs import OVER, TRANSITIONS, Dataset, Job, JobEvent, JobId, next_in_line, unique_name
+from tiermesh.core.lone_jobs import OVER, TRANSITIONS, Dataset, Job, JobEvent, JobId, next_in_line, unique_name
 from tiermesh.errors import NotPossibleNow
 from tiermesh.types import JobState
 

@@ -1,0 +1,100 @@
+"""Where does a job train? A pure table: who may take it at all, who of those is best, and why not the others.
+
+A node is left out, in words that a person can read, when it is down or draining, is not the one (or of the tier) that
+was wanted, has no free training slot, runs on battery, or has less memory than the job needs. Of the others the best
+has the job's checkpoint, then its data, then the higher tier, then the fewer requests in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tiermesh.types import MemberState, NodeId, Tier
+
+GB = 1e9
+ANY = "any"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One node as far as placement goes. None is unknown, and no reason to leave it out."""
+
+    id: NodeId
+    name: str
+    state: MemberState = "up"
+    tier: Tier | None = None
+    memory_bytes: int | None = None
+    """Free for training where that is known, else all that there is."""
+    slots: int = 1
+    training: tuple[str, ...] = ()
+    """Names of the jobs that have its slots."""
+    on_battery: bool = False
+    has_checkpoint: bool = False
+    has_data: bool = False
+    active: int = 0
+    """Requests that it works on."""
+    objection: str = ""
+    """Why it said no a moment ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """`node` None: nobody can take it now; `reason` says why in a sentence."""
+
+    node: NodeId | None
+    reason: str = ""
+    objections: tuple[tuple[str, str], ...] = ()
+    """Names of nodes with what speaks against them."""
+
+
+def place(needs_bytes: int | None, wanted: str, places: Iterable[Place], *, battery: bool = False) -> Placement:
+    """The best of `places`. `wanted` is `any`, `tier:N` or a node's name; `battery`: one that runs on it will do."""
+    known = sorted(places, key=lambda each: each.name)
+    judged = [(each, _objection(each, needs_bytes, wanted, battery)) for each in known]
+    objections = tuple((each.name, why) for each, why in judged if why)
+    fit = [each for each, why in judged if not why]
+    if fit:
+        return Placement(max(fit, key=_merit).id, objections=objections)
+    return Placement(None, _sentence(needs_bytes, wanted, known, objections), objections)
+
+
+def _merit(each: Place) -> tuple[bool, bool, int, int, str]:
+    return each.has_checkpoint, each.has_data, -1 if each.tier is None else each.tier, -each.active, each.id
+
+
+def _objection(each: Place, needs_bytes: int | None, wanted: str, battery: bool) -> str:
+    if not _is_wanted(each, wanted):
+        return f"{wanted} is wanted"
+    if each.state != "up":
+        return "is down" if each.state == "down" else "is draining"
+    if needs_bytes is not None and each.memory_bytes is not None and needs_bytes > each.memory_bytes:
+        return f"has {_gb(each.memory_bytes)} of {_gb(needs_bytes)}"
+    if each.on_battery and not battery:
+        return "runs on battery"
+    if len(each.training) >= each.slots:
+        slots = "one training slot" if each.slots == 1 else f"{each.slots} training slots"
+        return f"trains {', '.join(each.training)}, and has {slots}" if each.training else "has no training slot"
+    return each.objection
+
+
+def _is_wanted(each: Place, wanted: str) -> bool:
+    if wanted.startswith("tier:"):
+        return wanted == f"tier:{each.tier}"
+    return wanted in (ANY, each.name, each.id)
+
+
+def _sentence(needs_bytes: int | None, wanted: str, known: list[Place], objections: tuple[tuple[str, str], ...]) -> str:
+    eligible = [each for each in known if _is_wanted(each, wanted)]
+    if not eligible:
+        return f"no node is {wanted}" if wanted.startswith("tier:") else f"no node is called {wanted}"
+    up = [each for each in eligible if each.state == "up"]
+    sizes = [(each.memory_bytes, each.name) for each in up if each.memory_bytes is not None]
+    if needs_bytes is not None and up and len(sizes) == len(up) and max(sizes)[0] < needs_bytes:
+        return f"needs {_gb(needs_bytes)}, the largest free is {max(sizes)[0] / GB:.1f} on {max(sizes)[1]}"
+    names = {each.name for each in eligible}
+    return "; ".join(f"{name} {why}" for name, why in objections if name in names)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / GB:.1f} GB"
