@@ -100,9 +100,10 @@ async def test_waiting_gives_the_end() -> None:
 async def test_data_is_a_file_or_in_memory(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"text\nx\n")
     file, memory = Data(tmp_path / "a.csv"), Data(b"text\nx\n", "b.csv")
-    assert (file.name, memory.name, file.headers) == ("a.csv", "b.csv", {"Content-Length": "7"})
+    assert (file.name, memory.name, file.size_bytes, memory.size_bytes) == ("a.csv", "b.csv", 7, 7)
     assert await file.sha256() == await memory.sha256()
-    assert [piece async for piece in file.chunks()] == [piece async for piece in memory.chunks()]
+    assert [piece async for piece in file.chunks()] == [piece async for piece in memory.chunks()] == [b"text\nx\n"]
+    assert [piece async for piece in file.chunks(2, 3)] == [piece async for piece in memory.chunks(2, 3)] == [b"xt\n"]
 
 
 def test_paths_stay_here_and_the_id_is_made_here() -> None:

@@ -200,6 +200,20 @@ class JobExists(InvalidInput):
     http_status = 409
 
 
+class WrongOffset(InvalidInput):
+    """A piece of an upload that does not begin where the last one ended; ask how much is there."""
+
+    type = "wrong_offset"
+    http_status = 409
+
+
+class NameTaken(InvalidInput):
+    """The name is that of something else that is served already."""
+
+    type = "name_taken"
+    http_status = 409
+
+
 class NotPossibleNow(InvalidInput):
     """What was asked of a job does not go with its state."""
 

@@ -37,22 +37,24 @@ class Data:
         self.name = name or (self._source.name if isinstance(self._source, Path) else "data")
 
     @property
-    def headers(self) -> dict[str, str]:
-        """Its length, so that a node that has no room says so before it comes."""
-        size = self._source.stat().st_size if isinstance(self._source, Path) else len(self._source)
-        return {"Content-Length": str(size)}
+    def size_bytes(self) -> int:
+        """Raises `OSError` for a file that can't be read."""
+        return self._source.stat().st_size if isinstance(self._source, Path) else len(self._source)
 
     async def sha256(self) -> str:
         """Hexadecimal. Raises `OSError` for a file that can't be read."""
         return await asyncio.to_thread(self._digest)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """All of it."""
+    async def chunks(self, offset: int = 0, size_bytes: int | None = None) -> AsyncIterator[bytes]:
+        """A part of it; None: up to its end."""
+        end = self.size_bytes if size_bytes is None else offset + size_bytes
         if isinstance(self._source, bytes):
-            yield self._source
+            yield self._source[offset:end]
             return
         with self._source.open("rb") as file:
-            while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
+            file.seek(offset)
+            while offset < end and (block := await asyncio.to_thread(file.read, min(BLOCK_BYTES, end - offset))):
+                offset += len(block)
                 yield block
 
     def _digest(self) -> str:

@@ -14,7 +14,8 @@ import aiohttp
 from tiermesh.client.answers import checked, decoded, unreachable
 from tiermesh.client.jobs import Data, TrainingJob, submission
 from tiermesh.client.stream import Stream
-from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput, NotFound
+from tiermesh.client.upload import Piece, upload
+from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput
 from tiermesh.protocol.cluster import ClusterReport, HealthReport, NodeOrderReport, PolicyReport
 from tiermesh.protocol.complete import CompleteResponse, Message
 from tiermesh.protocol.diagnose import DiagnoseReport
@@ -187,16 +188,19 @@ class RemoteClient:
         """The raw stream of a job's events that come after the `after`-th."""
         return self._chunks(f"/api/jobs/{quote(job, safe='')}/events?after={after}", method="GET")
 
+    async def data_report(self, sha256: str) -> DataReport:
+        """How much of this data the node has. Raises `NotFound` when it has nothing of it."""
+        return decoded(DataReport, await self._json("GET", f"/api/data/{sha256}"))
+
+    async def put_data(self, sha256: str, data: Data, piece: Piece) -> DataReport:
+        """Send a piece of it."""
+        limits = aiohttp.ClientTimeout(None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._timeout_s)
+        async with self._request("PUT", f"/api/data/{sha256}", None, limits, (data, piece)) as response:
+            return decoded(DataReport, await checked(response))
+
     async def _deliver(self, data: Data) -> dict[str, str]:
         """Send it, unless the node has it already; how a request names it then."""
-        path = f"/api/data/{await data.sha256()}"
-        try:
-            await self._json("GET", path)
-        except NotFound:
-            limits = aiohttp.ClientTimeout(None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._timeout_s)
-            async with self._request("PUT", path, None, limits, data) as response:
-                decoded(DataReport, await checked(response))
-        return {"sha256": path.rpartition("/")[2], "name": data.name}
+        return {"sha256": await upload(self, data), "name": data.name}
 
     async def diagnose(self) -> DiagnoseReport:
         """Have this node try its own engines, and every other member by each of its addresses."""
@@ -224,14 +228,15 @@ class RemoteClient:
         path: str,
         body: Mapping[str, object] | None,
         limits: aiohttp.ClientTimeout,
-        data: Data | None = None,
+        sending: tuple[Data, Piece] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             raise RuntimeError("the client is not open: use `async with RemoteClient(...) as mesh:`")
         try:
             sent: dict[str, Any] = {"json": body}
-            if data is not None:
-                sent = {"data": data.chunks(), "headers": {"Content-Type": "application/octet-stream"} | data.headers}
+            if sending is not None:
+                data, piece = sending
+                sent = {"data": data.chunks(piece.offset, piece.size_bytes), "headers": piece.headers}
             async with self._session.request(method, self.url + path, timeout=limits, **sent) as response:
                 yield response
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
