@@ -192,10 +192,6 @@ def _tier(text: str) -> str:
     return f"tier:{text}"
 
 
-def _named_model(text: str) -> str | None:
-    return None if text.lower() in FILLERS else text
-
-
 def _rule(field: str, pattern: str, value: Callable[[str], Any] = _text) -> Rule:
     return Rule(field, re.compile(rf"(?<![^\s\x00]){pattern}", re.IGNORECASE), value)
 
@@ -311,9 +307,9 @@ def _read_model(reading: _Reading, models: list[str]) -> None:
             reading.said.append(Said("model_name", reading.plain(found[0]), reading.take(found)))
             return
     for pattern in (_AFTER_VERB, _AFTER_METHOD, _OF_A_HUB):
-        found = pattern.search(reading.text)
-        if found is not None and _named_model(reading.plain(found[1])) is not None:
-            name = re.compile(re.escape(found[1])).search(reading.text, found.start(1))
+        place = pattern.search(reading.text)
+        if place is not None and reading.plain(place[1]).lower() not in FILLERS:
+            name = re.compile(re.escape(place[1])).search(reading.text, place.start(1))
             assert name is not None
             reading.said.append(Said("model_name", reading.plain(name[0]), reading.take(name)))
             return
