@@ -73,7 +73,7 @@ def main() -> None:
     os.environ.update(environment(threads))
 
     from tiermesh.kernel.training import __main__ as worker
-    from tiermesh.kernel.training import events, guard, run, watchdog
+    from tiermesh.kernel.training import events, guard, keeping, run, watchdog
 
     guarded = Guarded()
     pace = Pace(guarded)
@@ -87,7 +87,7 @@ def main() -> None:
     watchdog.MIN_STALL_S = math.inf
     guard.gradient_norm = guarded.timed(guard.gradient_norm)
     run.Run._judge = guarded.timed(run.Run._judge)  # type: ignore[method-assign]  # noqa: SLF001
-    run.Run._keep_in_memory = guarded.timed(run.Run._keep_in_memory)  # type: ignore[method-assign]  # noqa: SLF001
+    keeping.Keeping.offer = guarded.timed(keeping.Keeping.offer)  # type: ignore[method-assign]
     worker.main()
 
 

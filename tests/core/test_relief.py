@@ -61,6 +61,19 @@ def test_what_is_done(level: Level, taken: Taken, refused: bool, action: Action 
     assert next_action(level, taken, ALL, step=100, refused=refused) is action
 
 
+def test_large_copies_are_let_go_before_anything_is_made_smaller() -> None:
+    copies = Possible(micro_batch=4, checkpointing=True, offload=True, forget=True)
+    assert next_action(Level.CRITICAL, FRESH, copies, step=100) is Action.FORGET
+    forgotten = FRESH.after(Action.FORGET, 100)
+    assert next_action(Level.CRITICAL, forgotten, copies, step=100) is Action.HALVE
+
+
+def test_what_older_checkpoints_say_is_understood() -> None:
+    told = Taken(halvings=2, offloaded=True).to_dict()
+    del told["forgotten"]
+    assert Taken.from_dict(told) == Taken(halvings=2, offloaded=True)
+
+
 def test_what_a_run_can_not_do_is_not_asked_of_it() -> None:
     for level in Level:
         assert next_action(level, TRIMMED, NOTHING, step=100, refused=True) is None

@@ -13,17 +13,19 @@ from tests.training.runs import Rows, Spoiled, digest_of, run_of, spec_of, weigh
 
 from tiermesh.core.relief import Taken
 from tiermesh.errors import Diverged, NonFinite, OutOfMemory
-from tiermesh.kernel.training import evaluation
+from tiermesh.kernel.training import evaluation, models
 from tiermesh.kernel.training.data.batches import MicroBatch
 from tiermesh.kernel.training.failures import translate
 from tiermesh.kernel.training.loss import TokenLoss
 from tiermesh.kernel.training.memory import Usage
 from tiermesh.kernel.training.models import Trainee
+from tiermesh.kernel.training.optimizers import Groups, grouped, open_state
 from tiermesh.kernel.training.progress import Progress
 from tiermesh.kernel.training.run import Run
 from tiermesh.protocol.training_events import (
     CheckpointSaved,
     Evaluated,
+    Phase,
     Relieved,
     RolledBack,
     StepDone,
@@ -136,6 +138,7 @@ class TestBadSteps:
     def test_too_many_in_a_row_fail_by_name(self, model: Path, tmp_path: Path) -> None:
         spec = spec_of(guard={"max_bad_steps": 3})
         run, events = run_of(tmp_path, model, spec, steps=50, objective=Spoiled(lambda call, loss: loss * NAN))
+        open_state(run.optimizer)
         before = digest_of(run)
         with pytest.raises(NonFinite, match="4 steps in a row"):
             run.go()
@@ -227,6 +230,7 @@ class TestMemory:
 
     def test_when_nothing_is_left_it_fails_by_name(self, model: Path, tmp_path: Path) -> None:
         run, events = run_of(tmp_path, model, spec_of(micro_batch_size=8), steps=10, objective=self.refusing(0))
+        open_state(run.optimizer)
         before = digest_of(run)
         with pytest.raises(RuntimeError) as caught:
             run.go()
@@ -236,6 +240,67 @@ class TestMemory:
             *["halve_micro_batch"] * 3,
             "checkpoint_activations",
         ]
+
+    @pytest.mark.parametrize("interval", [1, 1000])
+    def test_an_update_that_is_refused_is_taken_back(self, model: Path, tmp_path: Path, interval: int) -> None:
+        """Weights were changed by then, some of them."""
+        spec = spec_of(micro_batch_size=4, save_interval=interval)
+        plain, _ = run_of(tmp_path / "a", model, spec, steps=12)
+        plain.go()
+        trainee = models.load(spec, model)
+        optimizer = RefusedOnce(grouped(trainee.trainables.values(), 0.0), lr=spec.learning_rate, refused_at=11)
+        tight, events = run_of(tmp_path / "b", model, spec, steps=12, trainee=trainee, optimizer=optimizer)
+        assert tight.go() == "done"
+        (relieved,) = [event for event in events if isinstance(event, Relieved)]
+        assert (relieved.step, relieved.micro_batch_size) == (10, 2)
+        assert tight.progress.tokens == plain.progress.tokens
+        for name, tensor in weights_of(plain).items():
+            assert torch.allclose(weights_of(tight)[name], tensor, atol=1e-6), name
+
+    def test_an_update_refused_when_there_is_no_way_back_fails_by_name(self, model: Path, tmp_path: Path) -> None:
+        spec = spec_of()
+        trainee = models.load(spec, model)
+        optimizer = RefusedOnce(grouped(trainee.trainables.values(), 0.0), lr=1e-3, refused_at=1)
+        run, _ = run_of(tmp_path, model, spec, steps=12, trainee=trainee, optimizer=optimizer)
+        run.keeping.last_good.allowed = False
+        with pytest.raises(RuntimeError) as caught:
+            run.go()
+        assert isinstance(translate(caught.value), OutOfMemory)
+
+    def test_copies_that_find_no_room_are_not_kept_and_the_run_goes_on(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise RuntimeError(self.REFUSED)
+
+        run, _ = run_of(tmp_path, model, spec_of(), steps=4)
+        monkeypatch.setattr("tiermesh.kernel.training.keeping.Keeping._snapshot", refuse)
+        run.keeping.offer(run.progress)
+        assert run.keeping.last_good.latest is None
+
+    def test_large_copies_are_let_go_first(self, model: Path, tmp_path: Path) -> None:
+        """The limit is 100 bytes here, so that any copy is large."""
+        spec = spec_of(micro_batch_size=8, gradient_accumulation_steps=1)
+        run, events = run_of(tmp_path, model, spec, steps=20, objective=self.refusing(4))
+        assert run.go() == "done"
+        assert [e.action for e in events if isinstance(e, Relieved)] == ["forget_copies", "halve_micro_batch"]
+        assert run.keeping.last_good.latest is None
+
+
+class RefusedOnce(torch.optim.AdamW):
+    """Of a kind that nobody knows; at one of its steps memory is refused when the first weights are changed already."""
+
+    def __init__(self, groups: Groups, *, lr: float, refused_at: int) -> None:
+        super().__init__(groups, lr=lr, fused=True)
+        self._steps, self._refused_at = 0, refused_at
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self._steps += 1
+        if self._steps == self._refused_at:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1.0)
+            raise RuntimeError(TestMemory.REFUSED)
+        super().step()
 
 
 class TestGoingOn:
@@ -268,6 +333,32 @@ class TestGoingOn:
         stopped.stopping = lambda: False
         stopped.go()
         assert digest_of(stopped) == digest_of(undisturbed)
+
+    @pytest.mark.parametrize("after", [0, 1, 3, 9])
+    def test_a_kill_after_a_return_does_not_undo_it(self, model: Path, tmp_path: Path, after: int) -> None:
+        """So many steps after it; the examples that were passed over stay passed over, and the end is the same."""
+        spec = spec_of(learning_rate=5e-3, lora={"dropout": 0.1}, save_interval=1000)
+        undisturbed, events = run_of(tmp_path / "a", model, spec, steps=40)
+        ruin_at(undisturbed, 25)
+        undisturbed.go()
+        (back,) = [event for event in events if isinstance(event, RolledBack)]
+
+        killed, _ = run_of(tmp_path / "b", model, spec, steps=40)
+        ruin_at(killed, 25)
+        kill_at(killed, back.to_step + after)
+        with pytest.raises(Killed):
+            killed.go()
+
+        again, events = run_of(tmp_path / "b", model, spec, steps=40)
+        snapshot = again.checkpoints.newest()
+        assert snapshot is not None
+        assert snapshot.step == back.to_step
+        again.take_up(snapshot)
+        assert again.progress.skipped == undisturbed.progress.skipped
+        assert again.go() == "done"
+        assert [event.step for event in events if isinstance(event, RolledBack)] == []
+        assert digest_of(again) == digest_of(undisturbed)
+        assert again.progress.rollbacks == 1
 
     def test_skipped_ranges_stay_skipped(self) -> None:
         progress = Progress(position=8, skipped=[[8, 12], [12, 16], [20, 24]])
@@ -309,8 +400,10 @@ def test_evaluating_changes_nothing(model: Path, tmp_path: Path) -> None:
 
 
 def test_clipping_shortens_the_gradient_and_tells_its_length_before(model: Path, tmp_path: Path) -> None:
-    run, events = run_of(tmp_path, model, spec_of(max_grad_norm=0.01, optimizer="sgd", learning_rate=1.0), steps=1)
-    run.optimizer = torch.optim.SGD(run.trainee.trainables.values(), lr=1.0)
+    spec = spec_of(max_grad_norm=0.01, optimizer="sgd", learning_rate=1.0)
+    trainee = models.load(spec, model)
+    optimizer = torch.optim.SGD(trainee.trainables.values(), lr=1.0)
+    run, events = run_of(tmp_path, model, spec, steps=1, trainee=trainee, optimizer=optimizer)
     before = weights_of(run)
     run.go()
     moved = math.sqrt(sum(float((tensor - before[name]).square().sum()) for name, tensor in weights_of(run).items()))
@@ -342,6 +435,21 @@ def listen(run: Run, listener: Callable[[object], None]) -> None:
         listener(event)
 
     run.say = both
+
+
+class Killed(Exception):
+    """As SIGKILL does: nothing more is saved."""
+
+
+def kill_at(run: Run, step: int) -> None:
+    """When this step comes after a return, at its end; at once when it is the one that was returned to."""
+
+    def kill(event: object) -> None:
+        is_end = isinstance(event, StepDone) or (isinstance(event, Phase) and event.state == "completed")
+        if is_end and run.progress.rollbacks and run.progress.step == step:
+            raise Killed
+
+    listen(run, kill)
 
 
 def ruin_at(run: Run, step: int) -> None:

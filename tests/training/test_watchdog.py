@@ -12,6 +12,7 @@ from tiermesh.kernel.training.watchdog import (
     HOT_C,
     HOT_LOOKS,
     MIN_STALL_S,
+    SAVE_STALL_S,
     STALL_TIMES,
     TOO_LONG_S,
     Heat,
@@ -19,7 +20,7 @@ from tiermesh.kernel.training.watchdog import (
     Watchdog,
     temperatures,
 )
-from tiermesh.protocol.training_events import Continued, Paused, StepDone, TrainingEvent, Warned
+from tiermesh.protocol.training_events import Continued, Paused, Phase, StepDone, TrainingEvent, Warned
 
 
 class Clock:
@@ -86,6 +87,18 @@ def test_a_long_evaluation_that_computes_is_no_stall() -> None:
         clock.now += MIN_STALL_S - 1
         dog.alive()
         assert dog.overdue() is None
+
+
+def test_a_checkpoint_may_take_as_long_as_a_slow_disk_needs() -> None:
+    dog, clock = watchdog(step_s=1.0)
+    dog.hear(Phase(phase="save", state="started"))
+    clock.now += SAVE_STALL_S - 1
+    assert dog.overdue() is None
+    clock.now += 2
+    assert dog.overdue() is not None
+    dog.hear(Phase(phase="save", state="completed"))
+    clock.now += MIN_STALL_S + 1
+    assert dog.overdue() is not None
 
 
 def test_the_watching_thread_tells_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ costs least comes first:
 | severe | 0.92 | the same, and when that was just tried, the next step of the ladder |
 | critical | 0.97, or an allocation was refused | the next step of the ladder at once |
 
-The ladder: halve the micro-batch and double the accumulation, as often as it goes (costs next to nothing, and the
+The ladder: keep no copies of good states in memory (going back then costs more steps), where they are large enough to
+matter; halve the micro-batch and double the accumulation, as often as it goes (costs next to nothing, and the
 effective batch holds); compute activations again instead of keeping them (a third of the time); keep the optimizer's
 state out of memory (the time to read and write it). Nothing is taken back: what was once too much would be so again,
 and a run that swings between two sizes is slower than one that stays small.
@@ -46,6 +47,7 @@ class Action(StrEnum):
     """One thing to do."""
 
     TRIM = "trim"
+    FORGET = "forget_copies"
     HALVE = "halve_micro_batch"
     CHECKPOINT = "checkpoint_activations"
     OFFLOAD = "offload_optimizer"
@@ -59,6 +61,8 @@ class Taken:
     """Times that the micro-batch was halved and the accumulation doubled."""
     checkpointing: bool = False
     offloaded: bool = False
+    forgotten: bool = False
+    """Copies of good states are no longer kept in memory."""
     trimmed_at: int | None = None
     """The step of the last one."""
 
@@ -69,6 +73,8 @@ class Taken:
                 return replace(self, halvings=self.halvings + 1, trimmed_at=step)
             case Action.CHECKPOINT:
                 return replace(self, checkpointing=True, trimmed_at=step)
+            case Action.FORGET:
+                return replace(self, forgotten=True, trimmed_at=step)
             case Action.OFFLOAD:
                 return replace(self, offloaded=True, trimmed_at=step)
             case Action.TRIM:
@@ -86,6 +92,7 @@ class Taken:
             "halvings": self.halvings,
             "checkpointing": self.checkpointing,
             "offloaded": self.offloaded,
+            "forgotten": self.forgotten,
             "trimmed_at": self.trimmed_at,
         }
 
@@ -96,6 +103,7 @@ class Taken:
             halvings=told["halvings"],
             checkpointing=told["checkpointing"],
             offloaded=told["offloaded"],
+            forgotten=told.get("forgotten", False),  # not in older checkpoints
             trimmed_at=told["trimmed_at"],
         )
 
@@ -109,6 +117,8 @@ class Possible:
     """Not when the spec forbids it, or when it is on anyway."""
     offload: bool
     """Not when the optimizer's state is so small that it would spare nothing."""
+    forget: bool = False
+    """Whether there are copies in memory whose place would be something."""
 
 
 def level_of(share: float) -> Level:
@@ -127,6 +137,8 @@ def next_action(level: Level, taken: Taken, possible: Possible, *, step: int, re
 
 
 def _next_on_ladder(taken: Taken, possible: Possible) -> Action | None:
+    if possible.forget and not taken.forgotten:
+        return Action.FORGET
     if possible.micro_batch >> taken.halvings > 1:
         return Action.HALVE
     if possible.checkpointing and not taken.checkpointing:

@@ -35,7 +35,7 @@ from tiermesh.kernel.training.checkpoints import Snapshot
 from tiermesh.kernel.training.data.batches import NOTHING, MicroBatch, PairBatch
 from tiermesh.kernel.training.loss import Objective
 from tiermesh.kernel.training.models import Trainee
-from tiermesh.kernel.training.optimizers import grouped
+from tiermesh.kernel.training.optimizers import grouped, open_state
 from tiermesh.kernel.training.state import capture
 from tiermesh.protocol.training import TrainingSpec
 
@@ -164,6 +164,7 @@ def _measure_growth(spec: TrainingSpec, folder: Path, rows: int, depth: int, *, 
     memory.trim()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory.resident_bytes()
+    open_state(optimizer)
     kept: list[Snapshot] = []
     for _ in range(GROWTH_STEPS):
         for _ in range(1 + several):

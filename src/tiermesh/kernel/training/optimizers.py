@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,3 +38,45 @@ def adamw8bit(groups: Groups, learning_rate: float, **options: Any) -> torch.opt
 def sgd(groups: Groups, learning_rate: float, **options: Any) -> torch.optim.Optimizer:
     """Plain, unless the options give a momentum: next to no memory."""
     return torch.optim.SGD(groups, lr=learning_rate, **options)
+
+
+def open_state(optimizer: torch.optim.Optimizer, *, thin: bool = False) -> bool:
+    """Make what the optimizer would make at its first step for each weight that has nothing yet; all of them zeros.
+    `thin`: such that they take no memory, to be moved to where they do. False: nothing of this optimizer is known, or
+    not as thin as that; it makes its own when it likes."""
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+        _open_adam(optimizer, thin=thin)
+        return True
+    if not thin and "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim.optimizer import Optimizer8bit
+
+        if isinstance(optimizer, Optimizer8bit):
+            _open_8bit(optimizer)
+            return True
+    return False
+
+
+def close_state(optimizer: torch.optim.Optimizer) -> None:
+    """Forget it all, as before the first step."""
+    optimizer.state.clear()
+
+
+def _open_8bit(optimizer: Any) -> None:
+    for number, group in enumerate(optimizer.param_groups):
+        for index, parameter in enumerate(group["params"]):
+            if not optimizer.state[parameter]:
+                optimizer.init_state(group, parameter, number, index)
+
+
+def _open_adam(optimizer: torch.optim.Optimizer, *, thin: bool) -> None:
+    for group in optimizer.param_groups:
+        moments = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+        for parameter in group["params"]:
+            if optimizer.state[parameter]:
+                continue
+            beside = parameter.device if group["capturable"] or group["fused"] else None
+            state = {"step": torch.zeros((), dtype=torch.float32, device=beside)}
+            for name in moments:
+                zero = parameter.new_zeros(())
+                state[name] = zero.expand(parameter.shape) if thin else torch.zeros_like(parameter)
+            optimizer.state[parameter] = state

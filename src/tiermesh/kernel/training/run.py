@@ -8,6 +8,7 @@ neither the micro-batch nor the packing changes what is learned. Between the gra
 |---|---|---|
 | loss and gradient finite and ordinary | updated | the next step |
 | an allocation refused | untouched | memory is relieved, the same step again; nothing left to relieve: OutOfMemory |
+| the same within the update | put back | memory is relieved, on from the newest state |
 | NaN or Inf | untouched | its examples are passed over; too many in a row: NonFinite |
 | NaN or Inf in the weights themselves | put back | to the last good state |
 | a spike, once | untouched | its examples are passed over |
@@ -23,26 +24,21 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from tiermesh.core.relief import Level, Taken
+from tiermesh.core.relief import Taken
 from tiermesh.core.spikes import Detector, Verdict
 from tiermesh.errors import Diverged, NonFinite
-from tiermesh.kernel.training import evaluation, guard, telling
-from tiermesh.kernel.training.failures import is_out_of_memory
+from tiermesh.kernel.training import guard, telling
+from tiermesh.kernel.training.examining import Examining
 from tiermesh.kernel.training.gradients import Gradient, added_up, seed_of
+from tiermesh.kernel.training.keeping import Keeping
 from tiermesh.kernel.training.progress import Progress
-from tiermesh.kernel.training.relieving import Relieving
-from tiermesh.kernel.training.state import capture, restore
-from tiermesh.protocol.training_events import (
-    CheckpointSaved,
-    Phase,
-    RolledBack,
-    Sampled,
-    StepSkipped,
-)
+from tiermesh.kernel.training.relieving import Relieving, refusal
+from tiermesh.kernel.training.state import restore
+from tiermesh.protocol.training_events import RolledBack, StepSkipped
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
@@ -55,7 +51,6 @@ if TYPE_CHECKING:
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_events import TrainingEvent
 
-T = TypeVar("T")
 Ending = Literal["done", "stopped"]
 
 SPEED_MEMORY = 0.9
@@ -89,33 +84,70 @@ class Run:
     wait_while_paused: Callable[[int], None] = lambda step: None
     progress: Progress = field(default_factory=Progress)
     detector: Detector | None = None
-    last_good: guard.LastGood = field(default_factory=guard.LastGood)
     relieving: Relieving = field(init=False)
+    keeping: Keeping = field(init=False)
+    examining: Examining = field(init=False)
     _step_s: float | None = None
-    _saved_at: int | None = None
 
     def __post_init__(self) -> None:
-        folder = self.checkpoints.folder.parent
-        self.relieving = Relieving(spec=self.spec, trainee=self.trainee, folder=folder)
+        # Looked up each time: whoever assembles a run may change them afterwards.
+        def say(event: TrainingEvent) -> None:
+            self.say(event)
+
+        def look() -> Usage:
+            return self.look()
+
+        def stopping() -> bool:
+            return self.stopping()
+
+        last_good = guard.LastGood()
+        self.relieving = Relieving(
+            spec=self.spec,
+            trainee=self.trainee,
+            optimizer=self.optimizer,
+            last_good=last_good,
+            folder=self.checkpoints.folder.parent,
+            look=look,
+            trim=self.trim,
+            say=say,
+        )
+        self.keeping = Keeping(
+            trainee=self.trainee,
+            optimizer=self.optimizer,
+            checkpoints=self.checkpoints,
+            facts=self._facts,
+            say=say,
+            last_good=last_good,
+        )
+        self.examining = Examining(
+            spec=self.spec,
+            trainee=self.trainee,
+            tokenizer=self.tokenizer,
+            objective=self.objective,
+            source=self.held_out,
+            relieving=self.relieving,
+            say=say,
+            stopping=stopping,
+        )
 
     def go(self) -> Ending:
         """Train until the last step, an early stop, or an order to stop; all of it is in the newest checkpoint then."""
-        progress = self.progress
-        self._keep_in_memory()
+        self.relieving.open_state(self.progress.step)
+        self.keeping.offer(self.progress)
         while not self.stopping():
-            if self._evaluation_due() and not self._evaluate():
+            if self.examining.due(self.progress, self.steps) and not self.examining.examine(self.progress):
                 break
             if self._saving_due():
-                self.save()
+                self.keeping.save(self.progress)
             if self._finished():
                 self._check_learned()
                 self._take_best()
                 return "done"
             if not self._take_step():
                 break
-            self._look_after_memory()
-            self.wait_while_paused(progress.step)
-        self.save()
+            self.relieving.look_after(self.progress.step)
+            self.wait_while_paused(self.progress.step)
+        self.keeping.save(self.progress)
         return "stopped"
 
     @property
@@ -125,40 +157,26 @@ class Run:
 
     def take_up(self, snapshot: Snapshot) -> None:
         """Go on from a checkpoint."""
-        restore(snapshot, self.trainee.trainables, self.optimizer)
-        self.progress = Progress.from_dict(snapshot.facts["progress"])
+        self._take(snapshot)
         self.relieving.taken = Taken.from_dict(snapshot.facts["relief"])
-        if self.detector is not None and snapshot.facts["detector"] is not None:
-            self.detector.take(snapshot.facts["detector"])
-        self.relieving.apply(self.optimizer)
-        self._saved_at = self.progress.step
+        self.relieving.apply()
+        self.keeping.taken_up(self.progress)
 
     def tighten(self) -> None:
         """The system killed the process for its memory: go on with less."""
-        self.relieving.tighten(self.optimizer, self.look().limit_bytes, step=self.progress.step)
-
-    def save(self) -> None:
-        """Write a checkpoint, unless there is one of this very state."""
-        if self._saved_at == self.progress.step:
-            return
-        began = time.monotonic()
-        path = self.checkpoints.save(self._snapshot(copy=False))
-        self._saved_at = self.progress.step
-        size = sum(file.stat().st_size for file in path.iterdir())
-        seconds = time.monotonic() - began
-        self.say(CheckpointSaved(step=self.progress.step, name=path.name, seconds=seconds, size_bytes=size))
+        self.relieving.tighten(self.progress.step)
 
     def _take_step(self) -> bool:
         """One step; false when it was dropped because the run is to stop."""
         began = time.monotonic()
         first = self.progress.next_position()
         end = first + self.spec.effective_batch
-        gradient = self._with_relief(lambda: self._gradient(first))
+        gradient = self.relieving.retried(lambda: self._gradient(first), self.progress.step)
         if gradient is None:
             return False
         verdict = self._judge(gradient)
-        if verdict is Verdict.GOOD:
-            self._update(gradient)
+        if verdict is Verdict.GOOD and not self._update(gradient):
+            return True
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         self.progress.position = end
@@ -173,21 +191,6 @@ class Run:
             case Verdict.SPIKE:
                 self._roll_back(gradient.loss, self.progress.suspect_from or first, end)
         return True
-
-    def _with_relief(self, work: Callable[[], T]) -> T:
-        """Do what changes no weight, again as often as memory must be relieved for it."""
-        while True:
-            try:
-                return work()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                # Only here: the stack that the error holds is full of tensors.
-                error.__traceback__ = None
-                refused = error
-            self.optimizer.zero_grad(set_to_none=True)
-            if not self._relieve(Level.CRITICAL, None, refused=True):
-                raise refused
 
     def _gradient(self, first: int) -> Gradient | None:
         """Of the step at this position, in the parameters; None, and nothing there, when the run is to stop."""
@@ -212,11 +215,30 @@ class Run:
             return None
         return Verdict.GOOD if self.detector is None else self.detector.judge(gradient.loss, gradient.norm)
 
-    def _update(self, gradient: Gradient) -> None:
+    def _update(self, gradient: Gradient) -> bool:
+        """False: memory was refused in the midst of it, and the run is at an earlier step again, and smaller."""
         guard.clip(self.trainee.trainables.values(), gradient.norm, self.spec.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            refused = refusal(error)
+        else:
+            return True
+        snapshot = self.keeping.newest()
+        if snapshot is None:
+            raise refused
+        self.relieving.after_refusal(refused, self.progress.step)
+        self._take(snapshot)
+        self.relieving.apply()
+        return False
+
+    def _take(self, snapshot: Snapshot) -> None:
+        restore(snapshot, self.trainee.trainables, self.optimizer)
+        self.progress = Progress.from_dict(snapshot.facts["progress"])
+        if self.detector is not None and snapshot.facts["detector"] is not None:
+            self.detector.take(snapshot.facts["detector"])
 
     def _rate(self) -> float:
         return self.spec.learning_rate * self.schedule(self.progress.step)
@@ -226,8 +248,8 @@ class Run:
         progress.bad_in_a_row, progress.suspect_from = 0, None
         progress.loss, progress.seconds = gradient.loss, progress.seconds + seconds
         self._step_s = seconds if self._step_s is None else SPEED_MEMORY * self._step_s + (1 - SPEED_MEMORY) * seconds
-        self.last_good.after_step()
-        self._keep_in_memory()
+        self.keeping.last_good.after_step()
+        self.keeping.offer(progress)
         if self._due(self.spec.log_interval) or progress.step == self.steps:
             self._tell(gradient, seconds)
 
@@ -236,7 +258,7 @@ class Run:
         progress.bad_in_a_row += 1
         progress.skipped_steps += 1
         progress.skip(first, end)
-        where = self._what_is_bad(gradient)
+        where = guard.what_is_bad(self.trainee.trainables.values(), gradient.loss)
         self.say(StepSkipped(step=progress.step, where=where, in_a_row=progress.bad_in_a_row))
         if progress.bad_in_a_row > self.spec.guard.max_bad_steps:
             raise NonFinite(
@@ -246,13 +268,8 @@ class Run:
         if where == "weights":
             self._roll_back(gradient.loss, first, end)
 
-    def _what_is_bad(self, gradient: Gradient) -> str:
-        if not all(bool(torch.isfinite(one).all()) for one in self.trainee.trainables.values()):
-            return "weights"
-        return "gradients" if math.isfinite(gradient.loss) else "loss"
-
     def _pass_over_suspect(self, first: int, end: int) -> None:
-        self.last_good.doubted()
+        self.keeping.last_good.doubted()
         self.progress.suspect_from = first
         self.progress.skipped_steps += 1
         self.progress.skip(first, end)
@@ -266,73 +283,37 @@ class Run:
                 f"the loss jumped again at step {progress.step}, after {progress.rollbacks} returns to a good state: "
                 "lower learning_rate, or look at the data there"
             )
-        snapshot = self.last_good.good or self._from_disk()
-        restore(snapshot, self.trainee.trainables, self.optimizer)
-        self.relieving.apply(self.optimizer)
-        self.checkpoints.forget_after(snapshot.step)
-        self._saved_at = None
+        snapshot = self.keeping.good()
+        if snapshot is None:
+            raise Diverged(f"the loss jumped at step {progress.step}, before there was a state to go back to")
         at = progress.step
+        self.keeping.return_to(snapshot)
+        self.relieving.apply()
         progress.skip(first, end)
         progress.step, progress.position = snapshot.step, snapshot.position
         progress.rollbacks, progress.suspect_from = progress.rollbacks + 1, None
-        self.last_good.doubted()
         if self.detector is not None:
             self.detector.suspects = 0
         self.say(RolledBack(step=at, to_step=snapshot.step, loss=loss, first_position=first, last_position=end - 1))
+        # What was learned about this data must survive a kill, and the run is what one taken up from here would be.
+        self.keeping.save(self.progress)
+        self.keeping.offer(progress)
 
-    def _from_disk(self) -> Snapshot:
-        snapshot = self.checkpoints.newest()
-        if snapshot is None:
-            raise Diverged(f"the loss jumped at step {self.progress.step}, before there was a state to go back to")
-        return snapshot
-
-    def _keep_in_memory(self) -> None:
-        if self.last_good.wanted(self.progress.step) and self._state_bytes() <= guard.IN_MEMORY_BYTES:
-            self.last_good.offer(self._snapshot(copy=True))
-
-    def _state_bytes(self) -> int:
-        """Masters, and two figures for each, which is what most optimizers keep."""
-        return 3 * sum(one.numel() * one.element_size() for one in self.trainee.trainables.values())
-
-    def _snapshot(self, *, copy: bool) -> Snapshot:
-        facts = {
+    def _facts(self) -> dict[str, Any]:
+        """What a state is besides its tensors."""
+        return {
             "progress": asdict(self.progress),
             "relief": self.relieving.taken.to_dict(),
             "detector": None if self.detector is None else self.detector.to_dict(),
             "precision": self.trainee.precision,
             "conditions": dict(self.conditions),
         }
-        return capture(
-            self.trainee.trainables,
-            self.optimizer,
-            step=self.progress.step,
-            position=self.progress.position,
-            loss=self.progress.held_out if self.progress.evaluated_at == self.progress.step else None,
-            facts=facts,
-            copy=copy,
-        )
-
-    def _look_after_memory(self) -> None:
-        usage = self.look()
-        self._relieve(usage.level, usage.share)
-
-    def _relieve(self, level: Level, share: float | None, *, refused: bool = False) -> bool:
-        """Do what is to be done at this level, if anything; false: nothing was."""
-        step, limit_bytes = self.progress.step, self.look().limit_bytes
-        relieved = self.relieving.take(level, share, self.optimizer, limit_bytes, step=step, refused=refused)
-        if relieved is None:
-            return False
-        self.trim()
-        self.say(relieved)
-        return True
 
     def _due(self, interval: int | None) -> bool:
         return interval is not None and self.progress.step % interval == 0
 
     def _finished(self) -> bool:
-        stop = self.spec.early_stop
-        learned_enough = stop is not None and self.progress.evaluations_since_best >= stop.patience
-        return self.progress.step >= self.steps or learned_enough
+        return self.progress.step >= self.steps or self.examining.is_past_best(self.progress)
 
     def _check_learned(self) -> None:
         """A run whose steps were all passed over gives nothing, and must not look as if it did."""
@@ -340,11 +321,8 @@ class Run:
             raise NonFinite(f"none of the {self.progress.step} steps was finite and ordinary: nothing was learned")
 
     def _saving_due(self) -> bool:
-        progress = self.progress
-        new_best = progress.evaluated_at == progress.step and progress.evaluations_since_best == 0
-        if self.spec.early_stop is not None and new_best:
-            return True
-        return progress.step > 0 and (self._finished() or self._due(self.spec.save_interval))
+        due = self._finished() or self._due(self.spec.save_interval)
+        return self.examining.has_new_best(self.progress) or (self.progress.step > 0 and due)
 
     def _take_best(self) -> None:
         """A run that may stop early gives the weights of its lowest held-out loss, not those of its end."""
@@ -352,40 +330,6 @@ class Run:
         if self.spec.early_stop is not None and path is not None:
             restore(self.checkpoints.read(path), self.trainee.trainables, self.optimizer)
             self.progress.held_out = self.progress.best
-
-    def _evaluation_due(self) -> bool:
-        """Before the first step, at the intervals, after the last step."""
-        step = self.progress.step
-        due = step in (0, self.steps) or self._due(self.spec.eval_interval)
-        return due and self.progress.evaluated_at != step
-
-    def _evaluate(self) -> bool:
-        """Held-out loss and sample answers, as of now; false when it was dropped because the run is to stop."""
-        progress = self.progress
-        if self.held_out is not None:
-            self.say(Phase(phase="evaluate", state="started"))
-            found = self._with_relief(self._look_at_held_out)
-            if found is None:
-                self.say(Phase(phase="evaluate", state="interrupted"))
-                return False
-            stop = self.spec.early_stop
-            progress.evaluated(found.loss, stop.min_delta if stop else 0.0)
-            self.say(telling.evaluated(progress, found))
-            self.say(Phase(phase="evaluate", state="completed"))
-        for prompt, text in evaluation.answers(
-            self.trainee, self.tokenizer, self.spec.samples, self.spec.sample_tokens, stopping=self.stopping
-        ):
-            self.say(Sampled(step=progress.step, prompt=prompt, text=text))
-        if self.stopping():
-            return False
-        progress.evaluated_at = progress.step
-        self._saved_at = None
-        return True
-
-    def _look_at_held_out(self) -> evaluation.HeldOut | None:
-        source, size = self.held_out, self.micro_batch
-        assert source is not None
-        return evaluation.held_out(self.trainee, self.objective, source, size, stopping=self.stopping)
 
     def _tell(self, gradient: Gradient, seconds: float) -> None:
         assert self._step_s is not None

@@ -22,7 +22,7 @@ import psutil
 import pynvml
 
 from tiermesh.errors import Overheated, Stalled
-from tiermesh.protocol.training_events import Continued, Paused, StepDone, TrainingEvent
+from tiermesh.protocol.training_events import Continued, Paused, Phase, StepDone, TrainingEvent
 
 STALL_TIMES = 20
 """Usual times of a step without a sign of life; an evaluation or a save tells something more often than that."""
@@ -34,6 +34,9 @@ LOOK_S = 1.0
 FROZEN_S = 30.0
 """A thread that itself was not run for so long was stopped with all the rest; that is not the run's fault."""
 REMEMBERED_STEPS = 31
+SAVE_STALL_S = 3600.0
+"""While a checkpoint is written: a whole model to a slow disk that others use takes many minutes, in one call that can
+tell nothing meanwhile, and a disk that hangs is seen after this."""
 
 HOT_C = {"cpu": 97.0, "gpu": 90.0}
 COOL_C = {"cpu": 87.0, "gpu": 80.0}
@@ -54,7 +57,7 @@ class Watchdog:
         self._last = clock()
         self._last_step: float | None = None
         self._intervals: deque[float] = deque(maxlen=REMEMBERED_STEPS)
-        self._paused = False
+        self._paused = self._saving = False
         self._ended = threading.Event()
 
     def start(self) -> None:
@@ -78,6 +81,8 @@ class Watchdog:
                 if self._last_step is not None:
                     self._intervals.append(self._last - self._last_step)
                 self._last_step = self._last
+            case Phase(phase="save"):
+                self._saving = event.state == "started"
             case Paused():
                 self._paused = True
             case Continued():
@@ -91,7 +96,8 @@ class Watchdog:
     def _patience_s(self) -> float:
         if not self._intervals:
             return FIRST_STALL_S
-        return max(MIN_STALL_S, STALL_TIMES * statistics.median(self._intervals))
+        usual = max(MIN_STALL_S, STALL_TIMES * statistics.median(self._intervals))
+        return max(usual, SAVE_STALL_S) if self._saving else usual
 
     def _watch(self) -> None:
         looked = self._clock()
@@ -106,7 +112,8 @@ class Watchdog:
                 return
 
     def _usual(self) -> str:
-        return f"{statistics.median(self._intervals):.1f} s" if self._intervals else "less than an hour"
+        usual = f"{statistics.median(self._intervals):.1f} s" if self._intervals else "less than an hour"
+        return f"{usual}, and a checkpoint is being saved" if self._saving else usual
 
 
 class Thermostat:

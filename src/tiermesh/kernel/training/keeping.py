@@ -1,0 +1,96 @@
+"""The states that a run may go back to or go on from: the last good one in memory, checkpoints on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tiermesh.kernel.training import guard
+from tiermesh.kernel.training.failures import is_out_of_memory
+from tiermesh.kernel.training.state import capture, restore
+from tiermesh.protocol.training_events import CheckpointSaved, Phase
+
+if TYPE_CHECKING:
+    import torch
+
+    from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
+    from tiermesh.kernel.training.models import Trainee
+    from tiermesh.kernel.training.progress import Progress
+    from tiermesh.protocol.training_events import TrainingEvent
+
+
+@dataclass(slots=True, kw_only=True)
+class Keeping:
+    """Of one run. `facts` tells what it is besides its tensors, as of now."""
+
+    trainee: Trainee
+    optimizer: torch.optim.Optimizer
+    checkpoints: Checkpoints
+    facts: Callable[[], Mapping[str, Any]]
+    say: Callable[[TrainingEvent], None]
+    last_good: guard.LastGood
+    _saved: tuple[int, int | None] | None = None
+    """Of the state on disk that this run would find: its step, and when it had been evaluated."""
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint, unless there is one of this very state."""
+        if self._saved == _state_of(progress):
+            return
+        began = time.monotonic()
+        self.say(Phase(phase="save", state="started"))
+        path = self.checkpoints.save(self._snapshot(progress, copy=False))
+        self._saved = _state_of(progress)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        seconds = time.monotonic() - began
+        self.say(CheckpointSaved(step=progress.step, name=path.name, seconds=seconds, size_bytes=size))
+        self.say(Phase(phase="save", state="completed"))
+
+    def taken_up(self, progress: Progress) -> None:
+        """The run is what is on disk."""
+        self._saved = _state_of(progress)
+
+    def offer(self, progress: Progress) -> None:
+        """Keep a copy in memory, if it is time for one and there is room: without it the way back is the disk's."""
+        if not self.last_good.wanted(progress.step) or self._state_bytes() > guard.IN_MEMORY_BYTES:
+            return
+        try:
+            self.last_good.offer(self._snapshot(progress, copy=True))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+
+    def good(self) -> Snapshot | None:
+        """What was proven by the steps that followed, or else the newest checkpoint."""
+        return self.last_good.good or self.checkpoints.newest()
+
+    def newest(self) -> Snapshot | None:
+        """As `good`, or newer: for when the weights are not in doubt."""
+        return self.last_good.latest or self.checkpoints.newest()
+
+    def return_to(self, snapshot: Snapshot) -> None:
+        """Put it back, and forget all that came after it, as a run that is taken up there would know nothing of it."""
+        restore(snapshot, self.trainee.trainables, self.optimizer)
+        self.checkpoints.forget_after(snapshot.step)
+        self.last_good.forget()
+        self._saved = None
+
+    def _state_bytes(self) -> int:
+        """Masters, and two figures for each, which is what most optimizers keep."""
+        return 3 * sum(one.numel() * one.element_size() for one in self.trainee.trainables.values())
+
+    def _snapshot(self, progress: Progress, *, copy: bool) -> Snapshot:
+        return capture(
+            self.trainee.trainables,
+            self.optimizer,
+            step=progress.step,
+            position=progress.position,
+            loss=progress.held_out if progress.evaluated_at == progress.step else None,
+            facts=self.facts(),
+            copy=copy,
+        )
+
+
+def _state_of(progress: Progress) -> tuple[int, int | None]:
+    return progress.step, progress.evaluated_at
