@@ -44,6 +44,10 @@ PAIRS: list[tuple[dict[str, Any], Any]] = [
         {"prompt": [U], "chosen": [a("c")], "rejected": [a("r")]},
         Pair(Chat((U, a("c")), first=1), Chat((U, a("r")), first=1)),
     ),
+    (
+        {"input": {"messages": [U]}, "preferred_output": [a("c")], "non_preferred_output": [a("r")]},
+        Pair(Chat((U, a("c")), first=1), Chat((U, a("r")), first=1)),
+    ),
     ({"prompt": [U], "chosen": "c", "rejected": "r"}, Pair(Chat((U, a("c")), first=1), Chat((U, a("r")), first=1))),
     (
         {"chosen": [U, a("same"), U, a("c")], "rejected": [U, a("same"), U, a("r")]},

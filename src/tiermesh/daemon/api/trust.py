@@ -19,6 +19,7 @@ from tiermesh.adapters.passport import read_stamp
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.errors import Handler
 from tiermesh.errors import Forbidden, Unauthenticated, WrongContentType
+from tiermesh.protocol.openai_tuning import FILES_PATH
 
 LOCAL_DOMAINS = (".local", ".lan", ".home.arpa", ".localhost")
 """Domains that no public name server answers for."""
@@ -43,6 +44,8 @@ REMEMBERED = 256
 PEER_DOOR = "/mesh/"
 DATA_DOOR = "/api/data/"
 """Datasets are no JSON. Their content type is one that a web page can't send without asking first, either."""
+FORM_DOOR = FILES_PATH
+"""OpenAI's clients send files as forms. So can a web page, whose `Origin` was looked at by then."""
 ANTHROPIC_KEY = "X-Api-Key"
 """Where Anthropic's clients show what all others show as a bearer token."""
 OPEN_ROUTES = frozenset({"/health"})
@@ -121,6 +124,13 @@ def _check_content_type(request: web.Request) -> None:
         if request.content_type != "application/octet-stream":
             raise WrongContentType(
                 f"send data with the header `Content-Type: application/octet-stream`, not {request.content_type!r}",
+                param="Content-Type",
+            )
+        return
+    if request.path == FORM_DOOR:
+        if request.content_type != "multipart/form-data":
+            raise WrongContentType(
+                f"send files with the header `Content-Type: multipart/form-data`, not {request.content_type!r}",
                 param="Content-Type",
             )
         return

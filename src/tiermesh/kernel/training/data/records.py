@@ -23,6 +23,8 @@ TEXT = ("text",)
 PROMPT = ("prompt", "instruction", "question", "query")
 COMPLETION = ("completion", "response", "output", "answer")
 MESSAGES = ("messages", "conversations", "conversation")
+CHOSEN = ("chosen", "preferred_output")
+REJECTED = ("rejected", "non_preferred_output")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 """Of records whose turns are `{"from": ..., "value": ...}`."""
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -210,8 +212,10 @@ def _refuse_silent(chat: Chat) -> None:
 
 
 def _pair(given: _Given, names: Fields) -> Pair:
-    prompt = given.find(names.prompt, PROMPT)
-    chosen, rejected = given.find(names.chosen, ("chosen",)), given.find(names.rejected, ("rejected",))
+    prompt = given.find(names.prompt, (*PROMPT, "input"))
+    if isinstance(prompt, Mapping):  # as files for OpenAI have it
+        prompt = prompt.get("messages")
+    chosen, rejected = given.find(names.chosen, CHOSEN), given.find(names.rejected, REJECTED)
     if chosen is None or rejected is None:
         missing = "chosen" if chosen is None else "rejected"
         raise BadRecord(f"has no {names.model_dump()[missing] or missing}; its fields are: {given.names()}")
