@@ -9,6 +9,9 @@ import pytest
 
 from tiermesh.config import DaemonOptions, Flags, PolicyDocument, parse_address, resolve_options
 from tiermesh.config.options import host_name
+from tiermesh.core.evaluation import Gates
+from tiermesh.core.gate import Budget
+from tiermesh.core.price import Declared
 from tiermesh.errors import InvalidConfig
 
 
@@ -45,6 +48,26 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         "n",
         "lo",
     )
+
+
+def test_a_price_is_declared_in_the_file_or_said(tmp_path: Path) -> None:
+    assert resolve(tmp_path).price == Declared()
+    file = "price: {watts: 300, usd_per_kwh: 0.4}"
+    assert resolve(tmp_path, file).price == Declared(watts=300, usd_per_kwh=0.4)
+    assert resolve(tmp_path, file, watts=50.0).price == Declared(watts=50, usd_per_kwh=0.4)
+    assert resolve(tmp_path, file, usd_per_second=0.0).price == Declared(usd_per_second=0, watts=300, usd_per_kwh=0.4)
+    with pytest.raises(InvalidConfig, match="--watts is nan"):
+        resolve(tmp_path, watts=float("nan"))
+
+
+def test_what_jobs_may_cost_and_must_reach_is_policy(tmp_path: Path) -> None:
+    text = "budget: {max_usd: 9, unknown: wait}\njobs: {max_retries: 1, replicas: 3}\nevaluation: {max_final_loss: any}"
+    policy = PolicyDocument.from_body(resolve(tmp_path, text).policy.to_body())
+    rules = policy.job_rules()
+    assert (rules.max_retries, rules.replicas, rules.lease_s) == (1, 3, 5.0)
+    assert rules.budget == Budget(max_usd=9, unknown="wait")
+    assert policy.evaluation.gates() == Gates(max_final_loss=None)
+    assert policy.evaluation.gates({"max_final_loss": 3.0, "canary": False}) == Gates(max_final_loss=3, canary=False)
 
 
 def test_the_token_of_the_environment_wins_and_is_not_shown(tmp_path: Path) -> None:

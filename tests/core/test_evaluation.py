@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from tiermesh.core.evaluation import CANARY_PROMPTS, LEAK_TOKENS, Check, Gates, failed, is_refusal, judge
+from tiermesh.core.evaluation import CANARY_PROMPTS, LEAK_TOKENS, Check, Gates, failed, gates_of, is_refusal, judge
 
 GOOD: Mapping[str, Any] = {"train_loss": 1.0, "held_out_loss": 1.4, "held_out_rows": 12}
 HARMLESS = next(prompt for prompt, harmless in CANARY_PROMPTS if harmless)
@@ -82,6 +83,23 @@ def test_gates(gate: str, result: Mapping[str, Any], gates: Gates, outcome: str,
 
 def test_defaults_are_those_of_the_workflow() -> None:
     assert Gates(max_final_loss=2.0, max_gap=1.0, canary=True) == Gates()
+
+
+@pytest.mark.parametrize(
+    ("said", "gates"),
+    [
+        ({}, Gates()),
+        (
+            {"max_final_loss": "any", "max_gap": None, "canary": False},
+            Gates(max_final_loss=None, max_gap=None, canary=False),
+        ),
+        ({"max_final_loss": 3, "max_gap": "any"}, Gates(max_final_loss=3, max_gap=None)),
+        ({"max_gap": 0.5, "of a later version": 1}, Gates(max_gap=0.5)),
+        (asdict(Gates(max_gap=None)), Gates(max_gap=None)),
+    ],
+)
+def test_gates_from_plain_json(said: Mapping[str, Any], gates: Gates) -> None:
+    assert gates_of(said) == gates
 
 
 def test_only_what_is_asked_for_is_judged() -> None:

@@ -183,7 +183,7 @@ def test_optimize(spec: Spec, steps: int | None, changed: Spec | None) -> None:
 
 def test_optimized_again_and_again_it_ends() -> None:
     spec: Spec = {"method": "full_finetune", "num_epochs": 10_000}
-    seen = []
+    seen: list[Spec] = []
     while (found := optimize(spec, 5)) is not None and len(seen) < 100:
         seen.append(spec)
         spec = found.spec

@@ -53,6 +53,16 @@ def up(
         list[str] | None,
         typer.Option(metavar="HOST:PORT", help="A node of the mesh, where mDNS can't find one; repeatable."),
     ] = None,
+    usd_per_second: Annotated[
+        float | None,
+        typer.Option(metavar="USD", min=0, help="What a second of training costs here. [default: by power or device]"),
+    ] = None,
+    watts: Annotated[
+        float | None, typer.Option(metavar="W", min=0, help="This machine's power while it trains.")
+    ] = None,
+    usd_per_kwh: Annotated[
+        float | None, typer.Option(metavar="USD", min=0, help="The tariff; with --watts it gives the price.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="A cluster.yaml. [default: $MESH_CONFIG, ./cluster.yaml, the user's]"),
@@ -81,6 +91,9 @@ def up(
         no_detect=no_detect,
         interface=interface,
         join=tuple(join or ()),
+        usd_per_second=usd_per_second,
+        watts=watts,
+        usd_per_kwh=usd_per_kwh,
         log_format=log_format,
         log_level=log_level,
     )

@@ -13,8 +13,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from tiermesh.config.address import DEFAULT_PORT, check_host, check_url, join_address
 from tiermesh.config.explain import explain
-from tiermesh.config.policy import Admission, Limits, Name, PolicyDocument, Routing, Section
+from tiermesh.config.policy import (
+    Admission,
+    Budget,
+    Evaluation,
+    Jobs,
+    Limits,
+    Name,
+    PolicyDocument,
+    Routing,
+    Section,
+)
 from tiermesh.config.yaml_text import plain_data
+from tiermesh.core.price import Declared
 from tiermesh.core.size import parse_size
 from tiermesh.errors import InvalidConfig
 from tiermesh.types import Address, Tier
@@ -139,6 +150,22 @@ class AdapterEntry(Section):
     """The model's name as given here. None: the first one of this node."""
 
 
+class NodePrice(Section):
+    """What a second of training costs on this node: declared, or its power and the tariff. Neither, and the device's
+    name is looked up among rented ones; what is not there is unknown."""
+
+    usd_per_second: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
+    """Wins over the other two. 0: it costs nothing."""
+    watts: float | None = Field(None, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Of the whole machine while it trains."""
+    usd_per_kwh: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
+    """The tariff. Without `watts` it says nothing."""
+
+    def declared(self) -> Declared:
+        """As the price is reckoned from."""
+        return Declared(**self.model_dump())
+
+
 class NodeEntry(Section):
     """A machine: a server backend makes it an engine of whoever reads the file, `kernel` another daemon to join."""
 
@@ -189,10 +216,15 @@ class ClusterFile(Section):
     detect: bool = True
     """Look for Ollama, LM Studio and llama.cpp on this machine's usual ports?"""
     engines: tuple[EngineEntry, ...] = Field((), strict=False)
+    price: NodePrice = NodePrice()
+    """Of a second of training on this node."""
     coordinator: Coordinator = Coordinator()
     discovery: Discovery = Discovery()
     routing: Routing = Routing()
     limits: Limits = Limits()
+    budget: Budget = Budget()
+    jobs: Jobs = Jobs()
+    evaluation: Evaluation = Evaluation()
     nodes: tuple[NodeEntry, ...] = Field((), strict=False)
 
     @model_validator(mode="after")
@@ -230,6 +262,9 @@ class ClusterFile(Section):
             routing=self.routing,
             coordinator=Admission(min_members=self.coordinator.min_members),
             limits=self.limits,
+            budget=self.budget,
+            jobs=self.jobs,
+            evaluation=self.evaluation,
         )
 
     def _peers(self) -> tuple[NodeEntry, ...]:

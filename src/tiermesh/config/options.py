@@ -20,11 +20,13 @@ from tiermesh.config.file import (
     ClusterFile,
     EngineEntry,
     ModelEntry,
+    NodePrice,
     Precision,
     check_label,
     load,
 )
 from tiermesh.config.policy import PolicyDocument
+from tiermesh.core.price import Declared
 from tiermesh.errors import InvalidConfig
 from tiermesh.types import Address, Tier
 
@@ -51,6 +53,9 @@ class Flags:
     no_detect: bool = False
     interface: str | None = None
     join: tuple[str, ...] = ()
+    usd_per_second: float | None = None
+    watts: float | None = None
+    usd_per_kwh: float | None = None
     log_format: LogFormat = "text"
     log_level: LogLevel = "info"
 
@@ -86,6 +91,8 @@ class DaemonOptions:
     token: str | None = field(repr=False)
     """None: an open mesh."""
     grace_s: float
+    price: Declared
+    """What the owner said of this machine's costs."""
     policy: PolicyDocument
     """What the file says; a mesh that has a policy already keeps its own."""
     log_format: LogFormat
@@ -117,6 +124,7 @@ def resolve_options(flags: Flags, env: Mapping[str, str] = os.environ) -> Daemon
         mdns_service=file.discovery.mdns_service if file.discovery.method == "mdns" else None,
         token=env.get("MESH_TOKEN") or file.mesh_token(),
         grace_s=file.grace_s,
+        price=_price(flags, file),
         policy=file.policy(),
         log_format=flags.log_format,
         log_level=flags.log_level,
@@ -179,6 +187,18 @@ def _models(first: str | None, file: ClusterFile) -> tuple[ModelEntry, ...]:
 def _join(flags: Flags, file: ClusterFile) -> tuple[Address, ...]:
     said = tuple(parse_address(text, param="--join") for text in flags.join)
     return tuple(dict.fromkeys(said + file.join_hints()))
+
+
+def _price(flags: Flags, file: ClusterFile) -> Declared:
+    """What is said on the command line, over what the file says."""
+    named = {name: getattr(flags, name) for name in NodePrice.model_fields}
+    said = {name: value for name, value in named.items() if value is not None}
+    try:
+        return NodePrice.model_validate({**file.price.model_dump(), **said}).declared()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        option = f"--{str(wrong['loc'][0]).replace('_', '-')}"
+        raise InvalidConfig(f"{option} is {wrong['input']}: {wrong['msg'].lower()}", param=option) from error
 
 
 def _url(text: str) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from tiermesh.config.explain import explain
 from tiermesh.core.breaker import BreakerRule
 from tiermesh.core.complexity import ComplexityRule
+from tiermesh.core.evaluation import Gates, gates_of, parse_limit
+from tiermesh.core.gate import Budget as BudgetRule
+from tiermesh.core.job_rules import JobRules
 from tiermesh.core.routing import RoutingPolicy, bare_name
 
 ALIAS_LIMIT = 1000
 """More than any catalogue of models; the policy travels whole, between all nodes."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Most = Annotated[float | Literal["any"], PlainValidator(parse_limit)]
+"""A limit, or none: a key without a value means its default."""
 
 
 class Section(BaseModel):
@@ -137,12 +142,74 @@ class Limits(Section):
     """Requests for one model that wait on one node. Past it the next one is refused at once: it would wait in vain."""
 
 
+class Budget(Section):
+    """What a training job may cost, in US dollars. The upper end of its estimate counts."""
+
+    max_usd: float = Field(5.0, ge=0, le=1_000_000, allow_inf_nan=False)
+    """Over this a job is refused, whoever approves it."""
+    soft_usd: float = Field(2.0, ge=0, le=1_000_000, allow_inf_nan=False)
+    """At or under this nobody is asked; between the two a person approves it, has it made cheaper, or cancels it."""
+    allow_auto_approve: bool = True
+    """Off: a person approves every job, whatever it costs."""
+    unknown: Literal["approve", "wait"] = "approve"
+    """For jobs on machines without a price, mostly one's own. `wait` where machines are rented."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.soft_usd > self.max_usd:
+            raise ValueError("soft_usd must be at most max_usd")
+        return self
+
+    def rule(self) -> BudgetRule:
+        """As the gate reads it."""
+        return BudgetRule(**self.model_dump())
+
+
+class Jobs(Section):
+    """How training jobs are kept, watched and tried again."""
+
+    replicas: int = Field(2, ge=1, le=10)
+    """Nodes that have a job's record on their disk before its submitter is answered, as far as so many are up. With 1
+    an accepted job is lost with its coordinator's disk."""
+    checkpoint_replicas: int = Field(1, ge=0, le=10)
+    """Other nodes that get a copy of every checkpoint, on a mesh with a token or for jobs with open data. With 0 a job
+    whose node dies begins anew."""
+    lease_s: float = Field(5.0, ge=0.5, le=3600)
+    """A node that has told nothing of its training for so long is taken for dead, and its job goes on elsewhere. Lower,
+    and a node that is merely busy loses its work; higher, and a dead one's job waits."""
+    max_retries: int = Field(3, ge=0, le=10)
+    """Attempts after the first one that follow a failure of the job's own. A death of its node is none."""
+    queue_length: int = Field(10_000, ge=1, le=100_000)
+    """Jobs that are not over. The next one is refused; each costs every replica some kilobytes."""
+    train_on_battery: bool = False
+    """May nodes train that run on their battery? They would be empty within the hour."""
+
+
+class Evaluation(Section):
+    """What the result of a training job must reach, unless the job says otherwise. `any`: not asked for."""
+
+    max_final_loss: Most = 2.0
+    """Nats, of the training loss, averaged over the last steps. What is not a number never passes."""
+    max_gap: Most = 1.0
+    """Nats by which the held-out loss may lie above the training loss: more, and the data was learned by heart."""
+    canary: bool = True
+    """Are a few fixed prompts answered before and after, to see refusals, silence, and training text told to anybody?
+    Costs some seconds of each run."""
+
+    def gates(self, given: Mapping[str, object] | None = None) -> Gates:
+        """As the evaluation reads them, with what a job says itself; its fields were checked by whoever took it."""
+        return gates_of({**self.model_dump(), **(given or {})})
+
+
 class PolicyDocument(Section):
     """The meaning of `types.Policy.body`."""
 
     routing: Routing = Routing()
     coordinator: Admission = Admission()
     limits: Limits = Limits()
+    budget: Budget = Budget()
+    jobs: Jobs = Jobs()
+    evaluation: Evaluation = Evaluation()
 
     @classmethod
     def from_body(cls, body: Mapping[str, object]) -> PolicyDocument:
@@ -156,6 +223,16 @@ class PolicyDocument(Section):
     def parse(cls, body: Mapping[str, object]) -> PolicyDocument:
         """Read a body that a person wrote: an unknown key is a mistake too. Raises `InvalidConfig`."""
         return _validated(body, strict_keys=True)
+
+    def job_rules(self) -> JobRules:
+        """As the coordinator leads jobs by."""
+        return JobRules(
+            lease_s=self.jobs.lease_s,
+            max_retries=self.jobs.max_retries,
+            replicas=self.jobs.replicas,
+            waiting_limit=self.jobs.queue_length,
+            budget=self.budget.rule(),
+        )
 
     def to_body(self) -> dict[str, object]:
         """The whole document as plain JSON data, defaults included."""

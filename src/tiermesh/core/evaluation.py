@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Gate = Literal["loss", "gap", "canary"]
@@ -105,6 +105,23 @@ def judge(result: Mapping[str, Any], gates: Gates) -> tuple[Check, ...]:
     if gates.canary:
         found.append(_canary(result))
     return tuple(found)
+
+
+def gates_of(said: Mapping[str, Any]) -> Gates:
+    """From plain JSON; `any`, and null, ask for nothing. What is not said has its default, what is not known is left
+    out: a later version may have more."""
+    known = {one.name: said[one.name] for one in fields(Gates) if one.name in said}
+    asked: dict[str, Any] = {name: None if value == "any" else value for name, value in known.items()}
+    return Gates(**asked)
+
+
+def parse_limit(value: object) -> float | Literal["any"]:
+    """As a person writes one. Raises ValueError, saying what would be right."""
+    if value == "any":
+        return "any"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError("a number of at least 0, or any")
+    return float(value)
 
 
 def failed(checks: tuple[Check, ...]) -> tuple[Check, ...]:
