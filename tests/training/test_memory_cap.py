@@ -111,6 +111,7 @@ def test_when_nothing_is_left_to_relieve_it_fails_typed(tmp_path: Path, model: P
     last = events(tight)[-1]
     assert isinstance(last, Failed)
     assert last.kind == "out_of_memory"
+    assert "seq_len" in last.advice
     assert last.crash is not None
     names = {path.name for path in (tight.crash / last.crash).iterdir()}
     assert {"report.json", "stack.txt", "events.jsonl", "worker.log", "spec.json"} <= names

@@ -28,6 +28,7 @@ from tiermesh.core.worker_death import Ending as How
 from tiermesh.core.worker_death import Evidence, ending_of
 from tiermesh.errors import EnvironmentUnfit, RunBusy
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
+from tiermesh.protocol.training_advice import ADVICE
 from tiermesh.protocol.training_events import (
     Completed,
     Failed,
@@ -52,11 +53,6 @@ STOP_GRACE_S = 120.0
 MAX_RESTARTS = 3
 """After kills for lack of memory, each of a worker that takes less: what dies a fourth time is too large for this
 machine."""
-ADVICE: Mapping[FailureKind, str] = {
-    "out_of_memory": "lower seq_len or micro_batch_size, take method lora or qlora, or close other programs",
-    "unexplained": "started again, the run goes on from its last checkpoint",
-}
-"""For a worker that could give none."""
 _ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {"train": (), "estimate": ("--estimate",), "evaluate": ("--evaluate",)}
 
 

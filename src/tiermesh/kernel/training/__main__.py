@@ -22,6 +22,7 @@ from tiermesh.kernel import lifeline
 from tiermesh.kernel.inference.threads import default_threads, environment
 from tiermesh.kernel.training.orders import Orders
 from tiermesh.protocol.run_folder import DONE, FAILED, STOPPED, RunFolder
+from tiermesh.protocol.training_advice import ADVICE
 from tiermesh.protocol.training_events import Completed, Failed, Phase, Started, Stopped
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def main() -> None:
     lifeline.hold(orders.orphan)
     lifeline.yield_to_daemon()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    # It has a kernel for inference that is fetched from a hub; training needs none, and nothing is fetched here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     options.threads = options.threads or default_threads()
     # Before torch is imported, because its libraries read this once.
     os.environ.update(environment(options.threads), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
@@ -84,7 +87,8 @@ def _failed(folder: RunFolder, error: BaseException, failure: TrainingFailure) -
     from tiermesh.kernel.training.crash import write_report
 
     crash = write_report(folder, error, failure)
-    return Failed.model_validate({"kind": failure.type, "message": str(failure), "crash": crash})
+    told = {"kind": failure.type, "message": str(failure), "advice": ADVICE.get(failure.type, ""), "crash": crash}
+    return Failed.model_validate(told)
 
 
 def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events: Events) -> int:

@@ -88,11 +88,11 @@ def _of_resources(error: BaseException) -> TrainingFailure | None:
             return _out_of_memory(text, device="cpu")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             where = f" at {error.filename}" if error.filename else ""
-            return DiskFull(f"no space is left{where}; what was saved before is untouched: free some and start again")
+            return DiskFull(f"no space is left{where}; what was saved before is untouched")
         case RuntimeError() | SafetensorError() if _NO_MEMORY.search(text):
             return _out_of_memory(text, device="cuda" if _GPU.search(text) else "cpu")
         case RuntimeError() | SafetensorError() if _NO_SPACE.search(text):
-            return DiskFull("no space is left; what was saved before is untouched: free some and start again")
+            return DiskFull("no space is left; what was saved before is untouched")
     return None
 
 

@@ -261,10 +261,7 @@ class Run:
         where = guard.what_is_bad(self.trainee.trainables.values(), gradient.loss)
         self.say(StepSkipped(step=progress.step, where=where, in_a_row=progress.bad_in_a_row))
         if progress.bad_in_a_row > self.spec.guard.max_bad_steps:
-            raise NonFinite(
-                f"{where} not finite in {progress.bad_in_a_row} steps in a row, until step {progress.step}: "
-                "lower learning_rate, or set precision: fp32"
-            )
+            raise NonFinite(f"{where} not finite in {progress.bad_in_a_row} steps in a row, until step {progress.step}")
         if where == "weights":
             self._roll_back(gradient.loss, first, end)
 
@@ -280,8 +277,7 @@ class Run:
         progress = self.progress
         if progress.rollbacks >= self.spec.guard.max_rollbacks:
             raise Diverged(
-                f"the loss jumped again at step {progress.step}, after {progress.rollbacks} returns to a good state: "
-                "lower learning_rate, or look at the data there"
+                f"the loss jumped again at step {progress.step}, after {progress.rollbacks} returns to a good state"
             )
         snapshot = self.keeping.good()
         if snapshot is None:

@@ -134,7 +134,7 @@ class Thermostat:
             self._paused_at, self._hot_looks = None, 0
         elif now - self._paused_at >= TOO_LONG_S:
             told = ", ".join(f"{kind.upper()} {value:.0f} °C" for kind, value in sorted(celsius.items()))
-            raise Overheated(f"still too hot after {TOO_LONG_S / 60:.0f} minutes of rest ({told}): look after its fans")
+            raise Overheated(f"still too hot after {TOO_LONG_S / 60:.0f} minutes of rest ({told})")
         return "go" if self._paused_at is None else "pause"
 
 
