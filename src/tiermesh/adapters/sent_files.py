@@ -12,12 +12,16 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from tiermesh.adapters.intake import Intake, in_blocks
 from tiermesh.errors import BodyTooLarge, InvalidInput, StateUnwritable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 LIMIT_BYTES = 512 << 20
 """Of one file, as OpenAI has it: what comes in one piece can't go on where it broke off."""
@@ -108,28 +112,31 @@ class SentFiles:
         if shutil.disk_usage(self._folder).free < FREE_RESERVE_BYTES + LIMIT_BYTES:
             raise BodyTooLarge(f"this node's disk is full: {FREE_RESERVE_BYTES:,} bytes must stay free")
         path = self._staged()
+        intake = await self._on_disk(Intake, path)
         try:
-            intake = await asyncio.to_thread(Intake, path)
             async for block in in_blocks(chunks):
                 if intake.size_bytes + len(block) > LIMIT_BYTES:
                     raise BodyTooLarge(
                         f"file: is larger than {LIMIT_BYTES:,} bytes; send such data with PUT /api/data/SHA256, "
                         "which goes on where it broke off, and start its job with POST /api/train"
                     )
-                await asyncio.to_thread(intake.write, block)
-            sha256 = await asyncio.to_thread(intake.finish)
-            intake.rest()
-        except OSError as error:
-            self.discard(path)
-            raise _unwritable(self._folder, error) from error
+                await self._on_disk(intake.write, block)
+            sha256 = await self._on_disk(intake.finish)
         except BaseException:
-            self.discard(path)
+            intake.discard()
             raise
+        intake.rest()
         return Staged(path, sha256, intake.size_bytes)
 
     def discard(self, path: Path) -> None:
         """Remove what was staged, if it is still there."""
         path.unlink(missing_ok=True)
+
+    async def _on_disk(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        try:
+            return await asyncio.to_thread(work, *args, **named)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
 
     def _staged(self) -> Path:
         return self._folder / f"{STAGED}{secrets.token_hex(8)}"
