@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.docstrings import Described, described, digest, write
+from benchmarks.training.docstrings import write
 from benchmarks.training.workers import events, worker
+from tiermesh.cli.demo.docstrings import Described, described, digest
 from tiermesh.protocol.run_folder import DONE, RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_events import Completed, Evaluated, Sampled, StepDone
@@ -63,11 +64,6 @@ class Learnt:
     samples: list[Sample]
 
 
-def question(one: Described) -> str:
-    """As a user asks it."""
-    return f"What does Python's {one.name} do?"
-
-
 def sides() -> tuple[list[Described], list[Described]]:
     """To learn, and held out."""
     least, most = ANSWER_CHARS
@@ -78,8 +74,8 @@ def sides() -> tuple[list[Described], list[Described]]:
 
 def overlap(trained: Sequence[Described], held_out: Sequence[Described]) -> int:
     """Held-out items of which the question's or the answer's hash is among those trained on."""
-    known = {digest(text) for one in trained for text in (question(one), _plain(one))}
-    return sum(digest(question(one)) in known or digest(_plain(one)) in known for one in held_out)
+    known = {digest(text) for one in trained for text in (one.question, _plain(one))}
+    return sum(digest(one.question) in known or digest(_plain(one)) in known for one in held_out)
 
 
 def learn(folder: Path, model: Path, environment: Mapping[str, str], *, threads: int, minutes: float) -> Learnt:
@@ -96,7 +92,7 @@ def learn(folder: Path, model: Path, environment: Mapping[str, str], *, threads:
         micro_batch_size=4,
         learning_rate=5e-4,
         warmup=0.1,
-        samples=tuple(question(one) for one in chosen),
+        samples=tuple(one.question for one in chosen),
         sample_tokens=48,
     )
     run = RunFolder(folder / "learning")
@@ -124,7 +120,7 @@ def learn(folder: Path, model: Path, environment: Mapping[str, str], *, threads:
         loss_after=losses[-1],
         seconds=seconds,
         samples=[
-            Sample(question(one), one.paragraph, before.strip(), after.strip())
+            Sample(one.question, one.paragraph, before.strip(), after.strip())
             for one, before, after in zip(chosen, texts[:SAMPLES], texts[-SAMPLES:], strict=True)
         ],
     )
@@ -145,7 +141,7 @@ def told(learnt: Learnt) -> str:
 
 
 def _record(one: Described) -> dict[str, Any]:
-    asked = {"role": "user", "content": question(one)}
+    asked = {"role": "user", "content": one.question}
     return {"messages": [asked, {"role": "assistant", "content": one.paragraph}]}
 
 

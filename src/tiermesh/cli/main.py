@@ -38,11 +38,12 @@ def demo(
     keep_logs: Annotated[
         bool, typer.Option("--keep-logs", help="When a step fails, print what the daemons said.")
     ] = False,
+    train: Annotated[bool, typer.Option(help="Show the second act too, which fine-tunes for some minutes.")] = True,
 ) -> None:
-    """Show a mesh of three daemons on this machine. It is formed, asked, hit, and asked again."""
+    """Show a mesh of three daemons on this machine. It is formed, asked, hit, taught, hit again, and asked again."""
     from tiermesh.cli.demo import run
 
-    raise typer.Exit(run(keep_logs=keep_logs))
+    raise typer.Exit(run(keep_logs=keep_logs, train=train))
 
 
 def _show_version(wanted: bool) -> None:

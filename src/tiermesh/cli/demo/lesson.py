@@ -1,0 +1,114 @@
+"""Second act: the mesh learns what functions of Python's standard library do, the machine that trains is killed half
+way, and the answers change all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from tiermesh.cli.demo.docstrings import Described, described
+from tiermesh.cli.demo.story import MODEL, DemoNode, StepFailed, answer_of, say, until
+from tiermesh.client.data import Data
+from tiermesh.errors import TiermeshError
+from tiermesh.protocol.jobs import JobReport
+from tiermesh.protocol.training_events import StepDone
+
+if TYPE_CHECKING:
+    from tiermesh.client import RemoteClient
+    from tiermesh.client.jobs import TrainingJob
+
+MODULES = frozenset({"bisect", "calendar", "collections", "fractions", "heapq", "random", "shutil", "statistics"})
+"""Some hundred questions of all kinds: a minute or two of learning on two cores."""
+ANSWER_CHARS = (30, 300)
+ASKED = "heapq.heappush"
+"""One of the questions that are learnt; whether anything is learnt beyond them, the held-out loss says."""
+SPEC = {
+    "model_name": MODEL,
+    "method": "lora",
+    "num_epochs": 2,
+    "seq_len": 256,
+    "micro_batch_size": 4,
+    "learning_rate": 5e-4,
+    "eval_fraction": 0.1,
+    "save_interval": 2,
+}
+GATES = {"max_final_loss": "any", "max_gap": "any", "canary": False}
+"""What a model of this size comes to in a minute is no measure of quality; the figures are told instead."""
+LEARN_LIMIT_S = 900.0
+SERVED_LIMIT_S = 60.0
+
+
+async def teach(nodes: Mapping[str, DemoNode], clients: Mapping[str, RemoteClient]) -> None:
+    """Fine-tune through the laptop, kill whoever trains, and ask again. Raises `StepFailed`."""
+    lessons = [one for one in described(MODULES) if ANSWER_CHARS[0] <= len(one.paragraph) <= ANSWER_CHARS[1]]
+    asked = next((one for one in lessons if one.name == ASKED), lessons[0])
+    data = _data(lessons)
+    say(f"{len(lessons)} questions and answers were made of the docstrings of {', '.join(sorted(MODULES))}")
+    await answer_of("laptop", clients["laptop"], asked.question, model=MODEL, tokens=24)
+
+    started = time.monotonic()
+    try:
+        job = await clients["laptop"].train(SPEC, data, name="docstrings", gates=GATES)
+        report = await asyncio.wait_for(_killed_half_way(job, nodes), LEARN_LIMIT_S)
+    except (TiermeshError, TimeoutError) as error:
+        raise StepFailed(f"the job could not be followed: {error or 'time is up'}") from error
+    if report.state != "completed":
+        raise StepFailed(f"job {report.name} {report.state}: {report.reason}")
+    before, after = report.result.get("held_out_loss_before"), report.result.get("held_out_loss")
+    if before is None or after is None or not after < before:
+        raise StepFailed(f"nothing was learnt: the held-out loss was {before} and is {after}")
+    say(f"job {job.name} is done after {time.monotonic() - started:.0f} s in {len(report.attempts)} attempts")
+    say(f"loss on questions that were held out: {before:.3f} before, {after:.3f} after")
+    await _asked_again(job.name, clients["laptop"], asked)
+
+
+async def _killed_half_way(job: TrainingJob, nodes: Mapping[str, DemoNode]) -> JobReport:
+    """Follow the job to its end; SIGKILL the node that trains when half of the steps are done."""
+    killed_at, victim, told = 0, "", ""
+    async with aclosing(job.events()) as events:
+        async for event in events:
+            if isinstance(event, JobReport):
+                if (said := _sentence(event)) != told:
+                    told = said
+                    say(said)
+            elif isinstance(event, StepDone):
+                _show(event)
+                if not killed_at and event.step * 2 >= event.steps:
+                    killed_at, victim = event.step, (await job.refresh()).node
+                    say(f"killing {victim}, which trains, with SIGKILL after step {killed_at} of {event.steps}")
+                    nodes[victim].kill()
+    if not killed_at:
+        raise StepFailed("the job was over before anybody could be killed")
+    return job.report
+
+
+async def _asked_again(model: str, client: RemoteClient, asked: Described) -> None:
+    async def served() -> bool:
+        return any(card.id == model for card in await client.models())
+
+    started = time.monotonic()
+    await until(served, SERVED_LIMIT_S, f"the mesh to serve {model}")
+    say(f"the mesh serves {model} {time.monotonic() - started:.1f} s later")
+    await answer_of("laptop", client, asked.question, model=model, tokens=24)
+    print(f"  (the docstring: {asked.paragraph})\n")
+
+
+def _sentence(job: JobReport) -> str:
+    """How the job is, for a person."""
+    where = f" on {job.node}" if job.state == "running" else ""
+    estimate = "" if job.estimate is None or job.state != "queued" else f" {job.estimate}"
+    return f"job {job.name} is {job.state}{where}{estimate}{f': {job.reason}' if job.reason else ''}"
+
+
+def _show(event: StepDone) -> None:
+    loss = "" if event.loss is None else f", loss {event.loss:.3f}"
+    print(f"  step {event.step}/{event.steps}{loss}", flush=True)
+
+
+def _data(lessons: list[Described]) -> Data:
+    rows = ({"prompt": one.question, "completion": one.paragraph} for one in lessons)
+    return Data("".join(f"{json.dumps(row)}\n" for row in rows).encode(), "docstrings.jsonl")
