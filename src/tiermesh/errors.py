@@ -129,6 +129,10 @@ class Unavailable(TiermeshError):
         self.retry_after_s = retry_after_s
 
 
+class Unreachable(Unavailable):
+    """No answer came from the node that was asked: it may have heard the question, or not."""
+
+
 class StateUnwritable(TiermeshError):
     """The state folder can't be written, so this node can't keep a promise it would make."""
 

@@ -16,7 +16,7 @@ import logging
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
@@ -30,7 +30,7 @@ from tiermesh.adapters.link import Link
 from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
 from tiermesh.adapters.prompt import Prompt, written
 from tiermesh.adapters.reasons import reason_of
-from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable
+from tiermesh.errors import EngineFailed, InvalidInput, NotFound, TiermeshError, Unavailable, Unreachable
 from tiermesh.protocol import headers
 from tiermesh.types import Address, NodeId, SessionId
 
@@ -50,6 +50,8 @@ DIAL_S = 1.0
 
 ASK_S = 5.0
 """A small question takes one write to disk at most."""
+
+NO_TYPES: Mapping[str, type[TiermeshError]] = {}
 
 IDLE_S = 30.0
 """A link without a message for this long is closed; the next message opens another."""
@@ -186,14 +188,25 @@ class Peers:
         raise EngineFailed(f"node {node[:8]} can't be reached ({'; '.join(failures) or 'no known address'})")
 
     async def ask(
-        self, node: NodeId, addresses: tuple[Address, ...], path: str, body: Mapping[str, object]
+        self,
+        node: NodeId,
+        addresses: tuple[Address, ...],
+        path: str,
+        body: Mapping[str, object],
+        *,
+        within_s: float = ASK_S,
+        typed: Mapping[str, type[TiermeshError]] = NO_TYPES,
     ) -> dict[str, object]:
-        """POST a small JSON question to `node`. Raises `InvalidInput` for its 4xx, `Unavailable` for all else."""
+        """POST a JSON question to `node`, which may take `within_s` at each of its addresses.
+
+        Raises what `typed` has for the type of a refusal; for others `InvalidInput` for a 4xx and `Unavailable` for
+        all else. `Unreachable`: no answer came.
+        """
         assert self._http is not None, "open() comes first"
         reasons = []
         for address in self._preferred(node, addresses):
             try:
-                async with asyncio.timeout(ASK_S):
+                async with asyncio.timeout(within_s):
                     async with self._http.post(
                         f"http://{address}{path}", json=body, headers=self._passport.headers
                     ) as response:
@@ -206,8 +219,47 @@ class Peers:
                 continue
             if response.status == 200 and isinstance(answer, dict):
                 return answer
-            raise _refusal(response.status, answer)
-        raise Unavailable(f"node {node[:8]} can't be reached ({'; '.join(reasons) or 'no known address'})")
+            raise _refusal(response.status, answer, typed)
+        raise Unreachable(f"node {node[:8]} can't be reached ({'; '.join(reasons) or 'no known address'})")
+
+    @contextlib.asynccontextmanager
+    async def read(
+        self, node: NodeId, addresses: tuple[Address, ...], path: str, *, offset: int = 0
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """GET a file of `node` from byte `offset` on: the head has come, the body is for the caller to bound in time.
+
+        Entering raises `NotFound` when the node does not have it, `InvalidInput` for its other 4xx, `Unavailable` for
+        all else.
+        """
+        asked = self._passport.headers | {"Accept-Encoding": "identity"}
+        response = await self._head(node, addresses, path, asked | ({"Range": f"bytes={offset}-"} if offset else {}))
+        try:
+            yield response
+        finally:
+            response.close()
+
+    async def _head(
+        self, node: NodeId, addresses: tuple[Address, ...], path: str, asked: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        assert self._http is not None, "open() comes first"
+        reasons = []
+        for address in self._preferred(node, addresses):
+            try:
+                async with asyncio.timeout(ASK_S):
+                    response = await self._http.get(f"http://{address}{path}", headers=asked)
+            except UNREACHABLE as error:
+                reasons.append(f"{address}: {reason_of(error)}")
+                continue
+            if response.headers.get(HEADER_PEER) == node and response.status in (200, 206):
+                return response
+            response.close()
+            if response.headers.get(HEADER_PEER) != node:
+                reasons.append(f"{address}: another node answers there")
+                continue
+            if response.status == 404:
+                raise NotFound(f"node {node[:8]} does not have it")
+            raise _refusal(response.status, None, NO_TYPES)
+        raise Unreachable(f"node {node[:8]} can't be reached ({'; '.join(reasons) or 'no known address'})")
 
     def sessions(self, node: NodeId) -> frozenset[SessionId]:
         """The runs of this peer with which there are open links."""
@@ -373,14 +425,15 @@ _NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, 
 """Of these, those after which nobody can have begun to work."""
 
 
-def _refusal(status: int, answer: object) -> TiermeshError:
+def _refusal(status: int, answer: object, typed: Mapping[str, type[TiermeshError]]) -> TiermeshError:
     detail = answer.get("error") if isinstance(answer, dict) else None
     told = detail if isinstance(detail, dict) else {}
     message = str(told.get("message") or f"HTTP {status}")
-    if 400 <= status < 500:
+    kind = typed.get(str(told.get("type")), InvalidInput if 400 <= status < 500 else Unavailable)
+    if issubclass(kind, InvalidInput):
         param = told.get("param")
-        return InvalidInput(message, param=param if isinstance(param, str) else None)
-    return Unavailable(message)
+        return kind(message, param=param if isinstance(param, str) else None)
+    return kind(message)
 
 
 def _impatient_socket(addr_info: tuple[object, ...]) -> socket.socket:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-from tiermesh.client.jobs import Data
+from tiermesh.client.data import Data
 from tiermesh.errors import DeadlineExceeded, EngineFailed, NotFound, Unavailable, WrongOffset
 from tiermesh.protocol.jobs import DataReport
 

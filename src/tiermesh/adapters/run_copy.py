@@ -1,0 +1,185 @@
+"""A run's checkpoint as an artifact, and an artifact as the run that goes on from it.
+
+    checkpoints/step-00000120/...   the checkpoint; and the best one, where the run may come to give that as its result
+    events/00000, 00001, ...        the events up to this checkpoint's own, cut into pieces: all but the last are those
+                                    that the copy before had, so that a long run's history is not sent again and again
+    inherited.json                  of the run's folder, if it has one
+
+A run that is laid out from it tells its whole story: what came before, and then its own. `inherited.json` says how
+many lines of the events each attempt took over, {"2": 57}, so that a reader of all attempts is told nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from tiermesh.adapters.blobs import Blobs
+from tiermesh.errors import DataUnusable, StateUnwritable
+from tiermesh.protocol.artifacts import MAX_FILES, ArtifactFile, Manifest
+from tiermesh.protocol.run_folder import RunFolder, checkpoint_step
+from tiermesh.protocol.training_events import CheckpointSaved, from_line
+
+PIECE_BYTES = 1 << 20
+"""Of events."""
+INHERITED = "inherited.json"
+MAX_INHERITED_BYTES = 64 << 10
+STAGED = ".going-on"
+Keep = Callable[[str], None]
+"""Is told each digest as soon as it is kept, to pin it."""
+_EVENTS = re.compile(r"events/\d{5}")
+
+
+async def checkpoint_manifest(blobs: Blobs, run: RunFolder, name: str, keep: Keep) -> Manifest:
+    """What a run that goes on from the checkpoint `name` needs; all of it is in `blobs` then.
+
+    Raises `FileNotFoundError` when the run has removed it meanwhile, and as `Blobs` does.
+    """
+    folders = [name, *(best for best in [await asyncio.to_thread(_best, run)] if best not in (None, name))]
+    files = [file for folder in folders async for file in _kept(blobs, run.checkpoints / str(folder), run.path, keep)]
+    events = await asyncio.to_thread(_events_until, run, name)
+    for number, start in enumerate(range(0, len(events), PIECE_BYTES)):
+        piece = events[start : start + PIECE_BYTES]
+        keep(sha256 := await blobs.put_whole(piece))
+        files.append(ArtifactFile(name=f"events/{number:05d}", sha256=sha256, size_bytes=len(piece)))
+    if (run.path / INHERITED).is_file():
+        content = await asyncio.to_thread((run.path / INHERITED).read_bytes)
+        keep(sha256 := await blobs.put_whole(content))
+        files.append(ArtifactFile(name=INHERITED, sha256=sha256, size_bytes=len(content)))
+    return Manifest.of(files)
+
+
+async def folder_manifest(blobs: Blobs, folder: Path, keep: Keep) -> Manifest:
+    """All files of a folder, but for hidden ones and links. Raises `FileNotFoundError` where there is none."""
+    files = [file async for file in _kept(blobs, folder, folder, keep)]
+    if not files:
+        raise FileNotFoundError(f"{folder} has no files")
+    return Manifest.of(files)
+
+
+def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder, attempt: int) -> None:
+    """Make the folder of a run that goes on from the checkpoint in `manifest`, whose files are all in `blobs`.
+
+    A run that has checkpoints stays as it is. Blocks. Raises `DataUnusable` for what is no checkpoint, and
+    `StateUnwritable`.
+    """
+    if has_checkpoints(run):
+        return
+    names = sorted({file.name.split("/")[1] for file in manifest.files if file.name.startswith("checkpoints/")})
+    steps = {name: step for name in names if (step := checkpoint_step(name)) is not None}
+    if not steps or len(steps) != len(names):
+        raise DataUnusable("the artifact is no checkpoint of a run")
+    try:
+        _lay_out(blobs, manifest, run, attempt, newest=max(steps, key=lambda name: (steps[name], name)))
+    except OSError as error:
+        raise StateUnwritable(f"{run.path} can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(run.path / STAGED, ignore_errors=True)
+
+
+def has_checkpoints(run: RunFolder) -> bool:
+    """Can it go on from what it has?"""
+    return run.checkpoints.is_dir() and any(
+        checkpoint_step(path.name) is not None for path in run.checkpoints.iterdir()
+    )
+
+
+def inherited_lines(run: RunFolder, attempt: int) -> int:
+    """How many of the first lines of its events are of earlier attempts."""
+    return _inherited(run.path / INHERITED).get(str(attempt), 0)
+
+
+def _lay_out(blobs: Blobs, manifest: Manifest, run: RunFolder, attempt: int, *, newest: str) -> None:
+    """The events first and the checkpoints last: they are what tells that all is there."""
+    staged = run.path / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    kept = [file for file in manifest.files if file.name.startswith("checkpoints/") or file.name == INHERITED]
+    for file in kept:
+        blobs.lay(file.sha256, staged / file.name)
+    pieces = sorted((file.name, file.sha256) for file in manifest.files if _EVENTS.fullmatch(file.name))
+    lines = 0
+    with (staged / "events").open("wb") as events:
+        for _, sha256 in pieces:
+            with (blobs.find(sha256) or staged / "gone").open("rb") as piece:
+                while block := piece.read(PIECE_BYTES):
+                    lines += block.count(b"\n")
+                    events.write(block)
+    (staged / "checkpoints" / "latest").write_text(f"{newest}\n")
+    if not run.events.exists():
+        told = _inherited(staged / INHERITED) | {str(attempt): lines}
+        (staged / "inherited").write_text(json.dumps(told))
+        (staged / "inherited").replace(run.path / INHERITED)
+        (staged / "events").replace(run.events)
+    if run.checkpoints.is_dir() and not has_checkpoints(run):
+        shutil.rmtree(run.checkpoints)
+    (staged / "checkpoints").rename(run.checkpoints)
+
+
+async def _kept(blobs: Blobs, folder: Path, root: Path, keep: Keep) -> AsyncIterator[ArtifactFile]:
+    for path in await asyncio.to_thread(lambda: list(_files(folder))):
+        sha256, size = await blobs.adopt(path)
+        keep(sha256)
+        yield ArtifactFile(name=path.relative_to(root).as_posix(), sha256=sha256, size_bytes=size)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Raises `FileNotFoundError` when the folder is gone."""
+    for count, path in enumerate(sorted(folder.iterdir())):
+        if count > MAX_FILES:
+            raise DataUnusable(f"{folder} has more than {MAX_FILES} files")
+        if path.name.startswith(".") or path.is_symlink():
+            continue
+        if path.is_dir():
+            yield from _files(path)
+        elif path.is_file():
+            yield path
+
+
+def _best(run: RunFolder) -> str | None:
+    """The checkpoint that the run will give as its result if nothing better comes; None where it gives the last one."""
+    try:
+        if run.read_plan().spec.early_stop is None:
+            return None
+    except (OSError, ValueError):
+        return None
+    losses = [(loss, path.name) for path in run.checkpoints.iterdir() if (loss := _loss(path)) is not None]
+    return min(losses)[1] if losses else None
+
+
+def _loss(checkpoint: Path) -> float | None:
+    if checkpoint_step(checkpoint.name) is None:
+        return None
+    try:
+        loss = json.loads((checkpoint / "facts.json").read_text())["loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return loss if isinstance(loss, float) and loss == loss else None
+
+
+def _events_until(run: RunFolder, name: str) -> bytes:
+    """All lines up to the last that says that this checkpoint was saved; none when none does."""
+    content = run.events.read_bytes() if run.events.exists() else b""
+    end = len(content)
+    while (end := content.rfind(b"\n", 0, end)) >= 0:
+        start = content.rfind(b"\n", 0, end) + 1
+        match from_line(content[start:end]) if b'"checkpoint"' in content[start:end] else None:
+            case CheckpointSaved(name=saved) if saved == name:
+                return content[: end + 1]
+    return b""
+
+
+def _inherited(path: Path) -> dict[str, int]:
+    """What a file says that another node may have written; nothing where it says none."""
+    try:
+        with path.open("rb") as file:
+            told = json.loads(file.read(MAX_INHERITED_BYTES))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    return {key: lines for key, lines in told.items() if key.isdigit() and isinstance(lines, int) and lines >= 0}

@@ -1,0 +1,316 @@
+"""What a job needs, on more than one node: its data, its checkpoints, its result.
+
+    submission   data         -> `replicas` nodes, so that the submitter's may go
+    training     checkpoint   -> `checkpoint_replicas` others, as it is written, with the events so far
+    the end      result       -> the nodes that are to serve it
+
+The node that has something orders others to fetch it (`POST /mesh/v1/copies`) and asks again until they hold it; they
+fetch from whichever holder gives (`GET /mesh/v1/blobs/...`). So a sender that dies costs nothing that is held already,
+and a receiver that dies is replaced by the next one. On a mesh without a token nothing leaves a node by itself, unless
+the job says that its data is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiermesh.adapters.background import Background
+from tiermesh.adapters.blobs import Blobs
+from tiermesh.adapters.fetching import Fetcher, Holder
+from tiermesh.adapters.peers import Peers
+from tiermesh.adapters.run_copy import checkpoint_manifest, folder_manifest, has_checkpoints, lay_out_run
+from tiermesh.core.jobs import Checkpoint, Dataset
+from tiermesh.core.replicas import copy_order
+from tiermesh.daemon.copy_taking import CheckpointOwner, Taking, checkpoints_of, drop, drop_older
+from tiermesh.errors import InvalidInput, StateUnwritable, TiermeshError, Unavailable
+from tiermesh.protocol.artifacts import COPIES_PATH, ArtifactFile, CopyKind, CopyOrder, CopyReport, Manifest
+from tiermesh.protocol.run_folder import RunFolder, checkpoint_step
+from tiermesh.protocol.ulid import wall_ms_of
+from tiermesh.protocol.validation import validated
+from tiermesh.types import NodeId, View
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 30.0
+"""A receiver to which nothing more came for so long is given up, and the next one asked."""
+AGAIN_S = 0.5
+"""Between two questions how far a copy is."""
+TIDY_S = 60.0
+ABANDONED_S = 30 * 86400.0
+"""What is kept for a job that nobody here has heard of is dropped when the job is this old."""
+UNFIT: Mapping[str, type[TiermeshError]] = {StateUnwritable.type: StateUnwritable}
+"""What a receiver will not get over by being asked again."""
+MAKING, RESUME = ".making", ".resume"
+"""Ends of the names of those who pin something for as long as it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A checkpoint that is to be copied."""
+
+    job: str
+    attempt: int
+    name: str
+    run: RunFolder
+    replicas: int
+
+
+class Copies:
+    """All copies that this node makes and keeps. `start` once `blobs` are open, `close`; everything on one loop.
+
+    `is_over`: is the job over, and its result where it must be? None: unknown here. `on_copied` hears of each
+    checkpoint that is an artifact, first as held here alone, and again with each further holder.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        blobs: Blobs,
+        peers: Peers,
+        view: Callable[[], View],
+        token: bool,
+        is_over: Callable[[str], bool | None],
+        on_copied: Callable[[str, int, Checkpoint], None],
+    ) -> None:
+        self.blobs = blobs
+        self.fetcher = Fetcher(blobs, peers)
+        self._me = me
+        self._peers = peers
+        self._view = view
+        self._token = token
+        self._is_over = is_over
+        self._on_copied = on_copied
+        self._taking = Taking(blobs, self.fetcher, holders=self._found, is_over=is_over)
+        self._pending: dict[str, _Saved] = {}
+        """By job: the newest checkpoint that waits for its turn."""
+        self._copying: set[str] = set()
+        self._held: dict[str, set[NodeId]] = {}
+        """By job: who has some copy of it."""
+        self._background = Background()
+
+    def start(self) -> None:
+        """Drop what an earlier daemon was about to use, and look after the rest."""
+        for owner in self.blobs.owners():
+            if owner.endswith((MAKING, RESUME)):
+                drop(self.blobs, owner)
+        self._background.start(self._tidy())
+
+    async def close(self) -> None:
+        """Break off what is under way; it is gone on with by whoever asks again."""
+        await self._background.close()
+        await self._taking.close()
+
+    def may_leave(self, open_data: bool) -> bool:
+        """May other nodes get a copy?"""
+        return self._token or open_data
+
+    # Data
+
+    def hold(self, job: str, datasets: Iterable[Dataset]) -> None:
+        """Keep a job's data here for as long as it is not over. Raises `StateUnwritable`."""
+        self.blobs.pin(f"{job}.data", [data.sha256 for data in datasets])
+
+    async def spread(self, job: str, datasets: Iterable[Dataset], replicas: int, open_data: bool) -> tuple[NodeId, ...]:
+        """Copy data that is here until `replicas` nodes have it, this one among them; gives those that do."""
+        datasets = tuple(datasets)
+        self.hold(job, datasets)
+        if replicas < 2 or not self.may_leave(open_data):
+            return (self._me,)
+        sizes = {data.sha256: self._size(data) for data in datasets}
+        named = enumerate(sorted(sizes.items()))
+        manifest = Manifest.of(ArtifactFile(name=f"{n}", sha256=sha256, size_bytes=size) for n, (sha256, size) in named)
+        artifact = await self.blobs.put_whole(manifest.encoded())
+        self.blobs.pin(f"{job}.data", [artifact])
+        return (self._me, *await self._spread(self._order(job, "data", artifact), replicas - 1))
+
+    async def bring(self, job: str, dataset: Dataset, holders: Iterable[NodeId]) -> Path:
+        """Have a job's data here, and keep it. Raises as `Fetcher` does."""
+        self.blobs.pin(f"{job}.data", [dataset.sha256])
+        told = self._found(holders)
+        others = [node for node in copy_order(self._view(), self._me, job) if node not in {one.node for one in told}]
+        found = (*told, *self._found(others))
+        return await self.fetcher.fetch(dataset.sha256, found, size_bytes=dataset.size_bytes or None)
+
+    # Checkpoints
+
+    def checkpoint_saved(
+        self, job: str, attempt: int, name: str, run: RunFolder, *, replicas: int, open_data: bool
+    ) -> None:
+        """The run has a new one: copy it, unless a newer one comes before it is its turn."""
+        self._pending[job] = _Saved(job, attempt, name, run, replicas if self.may_leave(open_data) else 0)
+        if job not in self._copying:
+            self._copying.add(job)
+            self._background.start(self._copy_checkpoints(job))
+
+    async def prepare(self, job: str, attempt: int, run: RunFolder, checkpoint: Checkpoint) -> None:
+        """Have the run's folder go on from a copied checkpoint, unless it has its own. Raises as `Fetcher` does."""
+        if await asyncio.to_thread(has_checkpoints, run):
+            return
+        owner = f"{job}{RESUME}"
+        others = copy_order(self._view(), self._me, job)
+        holders = self._found(dict.fromkeys((*checkpoint.holders, *others)))
+        try:
+            manifest = await self.fetcher.artifact(checkpoint.artifact, holders, owner=owner)
+            await asyncio.to_thread(lay_out_run, self.blobs, manifest, run, attempt)
+        finally:
+            self.blobs.unpin(owner)
+        log.info("job %s: attempt %d goes on from step %d", job, attempt, checkpoint.step)
+
+    # Results
+
+    async def result(self, job: str, run: RunFolder) -> str:
+        """The result of a run as an artifact that is kept here. Raises `FileNotFoundError`, `StateUnwritable`."""
+        owner = f"{job}.result"
+        manifest = await folder_manifest(self.blobs, run.result, lambda digest: self.blobs.pin(owner, [digest]))
+        artifact = await self.blobs.put_whole(manifest.encoded())
+        self.blobs.pin(owner, [artifact])
+        return artifact
+
+    async def send_result(self, job: str, artifact: str, nodes: Iterable[NodeId]) -> tuple[NodeId, ...]:
+        """Have these nodes keep it too; gives those that do, this one included when it is asked for."""
+        order = self._order(job, "result", artifact)
+        wanted = tuple(dict.fromkeys(nodes))
+        held = await asyncio.gather(*(self._hand_over(node, order) for node in wanted if node != self._me))
+        others = (node for node in wanted if node != self._me)
+        given = {node for node, done in zip(others, held, strict=True) if done}
+        return tuple(node for node in wanted if node in given or node == self._me)
+
+    async def result_folder(self, job: str, artifact: str, holders: Iterable[NodeId], target: Path) -> None:
+        """The result as a folder here, fetched where it must be. Never write into it. Raises as `Fetcher` does."""
+        await self.fetcher.folder(artifact, self._found(holders), target, owner=f"{job}.result")
+
+    def forget_result(self, job: str) -> None:
+        """It need not be kept here any longer."""
+        self._taking.forget(f"{job}.result")
+        drop(self.blobs, f"{job}.result")
+
+    # Ends
+
+    def over(self, job: str) -> None:
+        """Nothing but its result is needed any more. Data stays while there is room: it may be learnt from again."""
+        self._pending.pop(job, None)
+        self._held.pop(job, None)
+        self._taking.forget(f"{job}.data")
+        self.blobs.unpin(f"{job}.data")
+        for owner in checkpoints_of(self.blobs, job):
+            self._taking.forget(str(owner))
+            drop(self.blobs, str(owner))
+
+    async def take(self, order: CopyOrder) -> CopyReport:
+        """Another node asks this one to keep a copy. Raises `StaleOrder`, `Unavailable`, and as `Fetcher` does."""
+        return await self._taking.take(order)
+
+    async def _copy_checkpoints(self, job: str) -> None:
+        try:
+            while (saved := self._pending.pop(job, None)) is not None:
+                try:
+                    await self._copy_checkpoint(saved)
+                except FileNotFoundError:
+                    log.info("job %s: %s is gone before it was copied", job, saved.name)
+                except TiermeshError as error:
+                    log.warning("job %s: %s could not be copied: %s", job, saved.name, error)
+        finally:
+            self._copying.discard(job)
+
+    async def _copy_checkpoint(self, saved: _Saved) -> None:
+        job, step = saved.job, checkpoint_step(saved.name)
+        assert step is not None, "only checkpoints are saved"
+        making = f"{job}{MAKING}"
+        try:
+            manifest = await checkpoint_manifest(
+                self.blobs, saved.run, saved.name, lambda digest: self.blobs.pin(making, [digest])
+            )
+            artifact = await self.blobs.put_whole(manifest.encoded())
+            if self._is_over(job):
+                return
+            owner = CheckpointOwner(job, saved.attempt, step, artifact)
+            self.blobs.pin(str(owner), [artifact, *(file.sha256 for file in manifest.files)])
+        finally:
+            self.blobs.remove(self.blobs.unpin(making))
+        drop_older(self.blobs, owner)
+        holders = [self._me]
+        self._on_copied(job, saved.attempt, Checkpoint(step, artifact, (self._me,)))
+
+        def held(node: NodeId) -> None:
+            holders.append(node)
+            self._on_copied(job, saved.attempt, Checkpoint(step, artifact, tuple(holders)))
+
+        order = self._order(job, "checkpoint", artifact, attempt=saved.attempt, step=step)
+        await self._spread(order, saved.replicas, held)
+
+    async def _spread(
+        self, order: CopyOrder, wanted: int, on_held: Callable[[NodeId], None] = lambda _: None
+    ) -> tuple[NodeId, ...]:
+        """Until so many others hold it, or nobody is left to ask."""
+        known = self._held.setdefault(order.job, set())
+        waiting = list(copy_order(self._view(), self._me, order.job, known))
+        holders: list[NodeId] = []
+
+        async def find_one() -> None:
+            while waiting:
+                if await self._hand_over(node := waiting.pop(0), order):
+                    holders.append(node)
+                    on_held(node)
+                    return
+                known.discard(node)
+
+        await asyncio.gather(*(find_one() for _ in range(min(wanted, len(waiting)))))
+        if self._is_over(order.job):
+            self._held.pop(order.job, None)
+        else:
+            known.update(holders)
+        return tuple(holders)
+
+    async def _hand_over(self, node: NodeId, order: CopyOrder) -> bool:
+        """Does it hold it in the end? Bounded by its progress."""
+        come, until = -1, time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            member = self._view().members.get(node)
+            if member is None or member.state == "down":
+                return False
+            try:
+                addresses = member.status.addresses
+                answer = await self._peers.ask(node, addresses, COPIES_PATH, order.model_dump(), typed=UNFIT)
+                report = validated(CopyReport, answer)
+            except Unavailable:
+                await asyncio.sleep(AGAIN_S)
+                continue
+            except (InvalidInput, StateUnwritable) as error:
+                log.info("node %s keeps no copy of job %s: %s", member.status.name, order.job, error)
+                return False
+            if report.state == "held":
+                return True
+            if report.bytes > come:
+                come, until = report.bytes, time.monotonic() + PATIENCE_S
+            await asyncio.sleep(AGAIN_S)
+        return False
+
+    def _order(self, job: str, kind: CopyKind, artifact: str, *, attempt: int = 0, step: int = 0) -> CopyOrder:
+        return CopyOrder(job=job, kind=kind, artifact=artifact, holders=[self._me], attempt=attempt, step=step)
+
+    def _found(self, nodes: Iterable[NodeId]) -> tuple[Holder, ...]:
+        """Where these are to be reached."""
+        members = self._view().members
+        known = (members[node] for node in dict.fromkeys(nodes) if node != self._me and node in members)
+        return tuple(Holder(member.id, member.status.addresses) for member in known)
+
+    def _size(self, data: Dataset) -> int:
+        path = self.blobs.find(data.sha256)
+        if path is None:
+            raise Unavailable(f"this node does not have the data {data.name} any more")
+        return path.stat().st_size
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_S)
+            self.blobs.tidy()
+            for job in {owner.partition(".")[0] for owner in self.blobs.owners()}:
+                over = self._is_over(job)
+                if over or (over is None and time.time() > wall_ms_of(job) / 1000 + ABANDONED_S):
+                    self.over(job)
