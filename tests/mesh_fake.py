@@ -88,6 +88,9 @@ class FakeMesh:
             "version": self.version,
         } | facts
 
+    def routes(self, app: web.Application) -> None:
+        """Add more."""
+
     async def _start(self) -> None:
         app = web.Application(middlewares=[self._judge])
         app.router.add_get("/health", self._health)
@@ -100,6 +103,7 @@ class FakeMesh:
         app.router.add_post("/api/complete", self._complete)
         app.router.add_post("/api/nodes/{name}/{order}", self._order)
         app.router.add_post("/api/route", self._route)
+        self.routes(app)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -107,7 +111,7 @@ class FakeMesh:
 
     @web.middleware
     async def _judge(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        body = await request.json() if request.can_read_body else None
+        body = await request.json() if request.can_read_body and request.content_type == "application/json" else None
         self.requests.append((request.method, request.path, dict(request.headers), body))
         self.connections.add(request.transport)
         if request.path != "/health":

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tiermesh.client import Data, TrainingJob, jobs
-from tiermesh.client.jobs import submission
+from tiermesh.client.job_door import submission
+from tiermesh.client.jobs import Decision, LogText
 from tiermesh.errors import EngineFailed, NotFound, TiermeshError, Unavailable
-from tiermesh.protocol.jobs import JobReport
+from tiermesh.protocol.jobs import JobReport, ResultReport
 from tiermesh.protocol.training_events import Warned
 
 RUNNING = JobReport(id="1", name="faq", state="running", node="desk")
@@ -36,7 +37,21 @@ class Door:
     async def job_report(self, job: str) -> JobReport:
         return DONE
 
-    async def cancel_job(self, job: str) -> JobReport:
+    async def decide_job(self, job: str, decision: Decision) -> JobReport:
+        raise NotFound("no")
+
+    async def job_log(
+        self, job: str, *, attempt: int | None = None, lines: int | None = None, after: int | None = None
+    ) -> LogText:
+        raise NotFound("no")
+
+    async def job_page(self, job: str) -> str:
+        raise NotFound("no")
+
+    async def job_results(self, job: str) -> ResultReport:
+        raise NotFound("no")
+
+    def result_chunks(self, job: str, name: str) -> AsyncIterator[bytes]:
         raise NotFound("no")
 
     async def job_chunks(self, job: str, after: int) -> AsyncIterator[bytes]:
@@ -106,7 +121,13 @@ async def test_data_is_a_file_or_in_memory(tmp_path: Path) -> None:
     assert [piece async for piece in file.chunks(2, 3)] == [piece async for piece in memory.chunks(2, 3)] == [b"xt\n"]
 
 
+async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "AGAIN_S", 0.01)
+    with pytest.raises(TimeoutError):
+        await TrainingJob(Door([job_event(RUNNING)], *[[] for _ in range(1000)]), RUNNING).wait(0.05)
+
+
 def test_paths_stay_here_and_the_id_is_made_here() -> None:
-    body = submission({"model_name": "m", "dataset_path": "/home/me/x.jsonl"}, name=None, job_id=None)
+    body = submission({"model_name": "m", "dataset_path": "/home/me/x.jsonl"}, name=None)
     assert (body["spec"], "name" in body, len(str(body["id"]))) == ({"model_name": "m"}, False, 26)
     assert submission({}, name="faq", job_id="X") == {"id": "X", "spec": {}, "name": "faq"}

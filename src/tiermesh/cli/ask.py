@@ -48,7 +48,7 @@ def ask(
 
 async def _ask(url: str | None, question: str, options: Options, *, whole: bool, as_json: bool) -> None:
     started = time.monotonic()
-    from tiermesh.client.remote import ANSWER_TIMEOUT_S
+    from tiermesh.client.http import ANSWER_TIMEOUT_S
 
     async with connect.open_mesh(url, timeout_s=ANSWER_TIMEOUT_S) as mesh:
         answer = await mesh.complete(question, **options) if whole else await _stream(mesh, question, options)

@@ -55,7 +55,7 @@ def watch(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOpti
 @app.command()
 def cancel(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
     """End a job. Its last checkpoint is kept."""
-    report = connect.run(_ask(url, lambda mesh: mesh.cancel_job(job)))
+    report = connect.run(_ask(url, lambda mesh: mesh.decide_job(job, "cancel")))
     print(report.model_dump_json(indent=2) if as_json else f"job {report.name} is {report.state}")
 
 

@@ -16,7 +16,7 @@ import typer
 from tiermesh.cli import connect
 from tiermesh.cli.outcome import FAILED, INTERRUPTED, say_error
 from tiermesh.cli.run_view import Show, run_view
-from tiermesh.client.jobs import Data, TrainingJob
+from tiermesh.client import Data, TrainingJob
 from tiermesh.errors import InvalidSpec
 from tiermesh.protocol.jobs import JobReport
 

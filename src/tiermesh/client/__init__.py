@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tiermesh.client.jobs import Data, TrainingJob
+from tiermesh.client.data import Data
+from tiermesh.client.jobs import TrainingJob
 from tiermesh.client.remote import RemoteClient
 from tiermesh.client.stream import Stream
 from tiermesh.client.sync import SyncClient, SyncStream
+from tiermesh.client.sync_job import SyncJob
 
-__all__ = ["Data", "RemoteClient", "Stream", "SyncClient", "SyncStream", "TrainingJob"]
+__all__ = ["Data", "RemoteClient", "Stream", "SyncClient", "SyncJob", "SyncStream", "TrainingJob"]

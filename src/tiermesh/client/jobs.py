@@ -1,74 +1,52 @@
-"""A training job from far away: what it is given, its events as they happen, its end."""
+"""A training job from far away: its events as they happen, what a person decides of it, its end and its result."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tiermesh.client.answers import decoded
-from tiermesh.errors import DeadlineExceeded, EngineFailed, TiermeshError, Unavailable
-from tiermesh.protocol.jobs import JobReport
+from tiermesh.client.results import ResultDoor, fetch_result
+from tiermesh.errors import DeadlineExceeded, EngineFailed, NotPossibleNow, TiermeshError, Unavailable
+from tiermesh.protocol.jobs import JobReport, ResultReport
 from tiermesh.protocol.training_events import TrainingEvent, from_line
-from tiermesh.protocol.ulid import CHANCE_BYTES, make_ulid
 
-BLOCK_BYTES = 1 << 20
-"""Read and sent at once."""
 LINE_LIMIT_BYTES = 8 << 20
 """A job's last event holds its spec, with a chat template perhaps."""
 PATIENCE_S = 60.0
 """How long a node may be away while its job is followed: a restart with all it loads."""
 AGAIN_S = 0.5
 """Between two tries meanwhile."""
+LOG_PAUSE_S = 1.0
+"""Between two looks at a log."""
+
+Decision = Literal["approve", "optimize", "cancel"]
 
 
-class Data:
-    """What is to be learnt from: a file of this machine, or what is in memory, under a `name` that tells its format."""
+@dataclass(frozen=True, slots=True)
+class LogText:
+    """What a worker's libraries said. `offset` is where the next look begins; None where the node doesn't say."""
 
-    def __init__(self, source: Path | str | bytes, name: str | None = None) -> None:
-        """A text is a path. Bytes need a name such as `faq.jsonl`."""
-        self._source = source if isinstance(source, bytes) else Path(source)
-        self.name = name or (self._source.name if isinstance(self._source, Path) else "data")
-
-    @property
-    def size_bytes(self) -> int:
-        """Raises `OSError` for a file that can't be read."""
-        return self._source.stat().st_size if isinstance(self._source, Path) else len(self._source)
-
-    async def sha256(self) -> str:
-        """Hexadecimal. Raises `OSError` for a file that can't be read."""
-        return await asyncio.to_thread(self._digest)
-
-    async def chunks(self, offset: int = 0, size_bytes: int | None = None) -> AsyncIterator[bytes]:
-        """A part of it; None: up to its end."""
-        end = self.size_bytes if size_bytes is None else offset + size_bytes
-        if isinstance(self._source, bytes):
-            yield self._source[offset:end]
-            return
-        with self._source.open("rb") as file:
-            file.seek(offset)
-            while offset < end and (block := await asyncio.to_thread(file.read, min(BLOCK_BYTES, end - offset))):
-                offset += len(block)
-                yield block
-
-    def _digest(self) -> str:
-        if isinstance(self._source, bytes):
-            return hashlib.sha256(self._source).hexdigest()
-        with self._source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    text: str
+    offset: int | None = None
 
 
-class Door(Protocol):
+class Door(ResultDoor, Protocol):
     """What a job needs of a client."""
 
     async def job_report(self, job: str) -> JobReport: ...
-    async def cancel_job(self, job: str) -> JobReport: ...
+    async def decide_job(self, job: str, decision: Decision) -> JobReport: ...
+    async def job_log(
+        self, job: str, *, attempt: int | None = None, lines: int | None = None, after: int | None = None
+    ) -> LogText: ...
+    async def job_page(self, job: str) -> str: ...
+    async def job_results(self, job: str) -> ResultReport: ...
     def job_chunks(self, job: str, after: int) -> AsyncIterator[bytes]: ...
 
 
@@ -94,14 +72,21 @@ class TrainingJob:
         self.report = await self._door.job_report(self.id)
         return self.report
 
+    async def approve(self) -> JobReport:
+        """Let it run although it costs more than runs unasked. Raises `NotPossibleNow` unless it waits for that."""
+        return await self._decide("approve")
+
+    async def optimize(self) -> JobReport:
+        """Have it made cheaper and judged again. Raises `NotPossibleNow` when it doesn't wait."""
+        return await self._decide("optimize")
+
     async def cancel(self) -> JobReport:
         """End it after a checkpoint. Raises `NotPossibleNow` when it is over."""
-        self.report = await self._door.cancel_job(self.id)
-        return self.report
+        return await self._decide("cancel")
 
-    async def wait(self) -> JobReport:
-        """Wait until it is over; `report.state` says how."""
-        async with aclosing(self.events()) as events:
+    async def wait(self, timeout_s: float | None = None) -> JobReport:
+        """Wait until it is over; `report.state` says how. Raises `TimeoutError`; the job goes on then."""
+        async with asyncio.timeout(timeout_s), aclosing(self.events()) as events:
             async for _ in events:
                 pass
         return self.report
@@ -130,6 +115,47 @@ class TrainingJob:
                 raise EngineFailed(f"the events of job {self.name} broke off")
             await asyncio.sleep(AGAIN_S)
 
+    async def logs(self, *, attempt: int | None = None, lines: int | None = None) -> str:
+        """The last `lines` (None: as many as the node gives) of what the worker's libraries said, in the newest attempt
+        unless another is named."""
+        return (await self._door.job_log(self.id, attempt=attempt, lines=lines)).text
+
+    async def follow_logs(self, *, lines: int | None = None) -> AsyncGenerator[str, None]:
+        """The newest attempt's log as it grows, until the job is over. Raises `NotPossibleNow` where a node can't."""
+        told = await self._door.job_log(self.id, lines=lines)
+        yield told.text
+        while not (await self.refresh()).is_over or told.text:
+            if told.offset is None:
+                if self.report.is_over:
+                    return
+                raise NotPossibleNow(f"{self.report.node} does not say how far its log was read; ask again without it")
+            if not told.text:
+                await asyncio.sleep(LOG_PAUSE_S)
+            told = await self._door.job_log(self.id, after=told.offset)
+            if told.text:
+                yield told.text
+
+    async def page(self) -> str:
+        """All of it as a report in Markdown."""
+        return await self._door.job_page(self.id)
+
+    async def results(self, folder: Path | str | None = None) -> ResultReport:
+        """How it ended and what it left; with a `folder`, its files are put there, each checked against its digest.
+
+        Raises `NotPossibleNow` while it is not over, `NotFound` when files are wanted of which there are none.
+        """
+        found = await self._door.job_results(self.id)
+        self.report = found.job
+        if not found.job.is_over:
+            raise NotPossibleNow(f"job {self.name} is {found.job.state}: it has no result yet")
+        if folder is not None:
+            await fetch_result(self._door, found, Path(folder))
+        return found
+
+    async def _decide(self, decision: Decision) -> JobReport:
+        self.report = await self._door.decide_job(self.id, decision)
+        return self.report
+
     def _understood(self, kind: str, data: bytes) -> TrainingEvent | JobReport | None:
         if kind != "job":
             return from_line(data)
@@ -138,14 +164,6 @@ class TrainingJob:
         except ValueError as error:
             raise TiermeshError(f"the report of job {self.name} can't be read: {error}") from error
         return self.report
-
-
-def submission(spec: Mapping[str, object], *, name: str | None, job_id: str | None) -> dict[str, object]:
-    """The body of `POST /api/train`, but for the data. The id is made here: a repeated request is the same job."""
-    made = job_id or make_ulid(int(time.time() * 1000), secrets.token_bytes(CHANCE_BYTES))
-    plain = {key: value for key, value in spec.items() if key not in ("dataset_path", "eval_path")}
-    body: dict[str, object] = {"id": made, "spec": plain}
-    return body if name is None else body | {"name": name}
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[int, str, bytes], None]:

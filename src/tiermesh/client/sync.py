@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 
-from tiermesh.client.remote import ANSWER_TIMEOUT_S, DEFAULT_URL, Messages, Options, RemoteClient
+from tiermesh.client.data import Data
+from tiermesh.client.http import ANSWER_TIMEOUT_S, DEFAULT_URL
+from tiermesh.client.job_door import JobOptions
+from tiermesh.client.loop_thread import LoopThread
+from tiermesh.client.remote import Messages, Options, RemoteClient
 from tiermesh.client.stream import Stream
+from tiermesh.client.sync_job import SyncJob
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteResponse
+from tiermesh.protocol.jobs import JobReport
 from tiermesh.protocol.openai import ModelCard
-
-T = TypeVar("T")
 
 
 class SyncClient:
@@ -23,7 +25,7 @@ class SyncClient:
     def __init__(
         self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = ANSWER_TIMEOUT_S
     ) -> None:
-        self._thread = _LoopThread()
+        self._thread = LoopThread()
         self._client = RemoteClient(url, token=token, timeout_s=timeout_s)
         self._thread.run(self._client.__aenter__())
 
@@ -38,7 +40,7 @@ class SyncClient:
         search_s: float = 3.0,
     ) -> Self:
         """As `RemoteClient.discover`."""
-        thread = _LoopThread()
+        thread = LoopThread()
         try:
             search = RemoteClient.discover(cluster=cluster, interface=interface, search_s=search_s)
             return cls(thread.run(search).url, token=token, timeout_s=timeout_s)
@@ -71,6 +73,27 @@ class SyncClient:
         """Ask and iterate over the answer's text as it comes."""
         return SyncStream(self._client.stream(messages, **options), self._thread)
 
+    def train(
+        self,
+        spec: Mapping[str, object],
+        data: Data,
+        *,
+        eval_data: Data | None = None,
+        job_id: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> SyncJob:
+        """As `RemoteClient.train`."""
+        sent = self._client.train(spec, data, eval_data=eval_data, job_id=job_id, **options)
+        return SyncJob(self._thread.run(sent), self._thread)
+
+    def jobs(self) -> list[JobReport]:
+        """The mesh's training jobs, the newest last."""
+        return self._thread.run(self._client.jobs())
+
+    def job(self, job: str) -> SyncJob:
+        """One of them, by name or id. Raises `NotFound`."""
+        return SyncJob(self._thread.run(self._client.job(job)), self._thread)
+
     def models(self) -> list[ModelCard]:
         """Every model that the mesh can answer with now."""
         return self._thread.run(self._client.models())
@@ -87,7 +110,7 @@ class SyncClient:
 class SyncStream:
     """`Stream` without `await`."""
 
-    def __init__(self, stream: Stream, thread: _LoopThread) -> None:
+    def __init__(self, stream: Stream, thread: LoopThread) -> None:
         self._stream = stream
         self._thread = thread
 
@@ -107,36 +130,3 @@ class SyncStream:
         """Hang up; the mesh stops generating."""
         if self._thread.running:
             self._thread.run(self._stream.close())
-
-
-class _LoopThread:
-    """A running event loop that others hand work to."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tiermesh-client", daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive()
-
-    def run(self, work: Awaitable[T]) -> T:
-        """Wait for `work`; an interrupt (Ctrl-C) cancels it."""
-        future = asyncio.run_coroutine_threadsafe(_awaited(work), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End the loop and the thread."""
-        self.run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _awaited(work: Awaitable[T]) -> T:
-    return await work
