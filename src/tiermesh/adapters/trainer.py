@@ -35,6 +35,8 @@ from tiermesh.protocol.training_events import (
     FailureKind,
     Phase,
     PhaseName,
+    Planned,
+    Relieved,
     Restarted,
     Stopped,
     TrainingEvent,
@@ -73,11 +75,13 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How it ended, and why in a sentence. `last` is the event that says so, where the worker could say it."""
+    """How it ended, and why in a sentence. `last` is the event that says so, where the worker could say it.
+    `micro_batch_size`: how many rows it computed at once in the end; it comes down when memory runs short."""
 
     how: How
     reason: str
     last: Completed | Failed | Stopped | None = None
+    micro_batch_size: int | None = None
 
 
 class Trainer:
@@ -108,7 +112,7 @@ class Trainer:
                 launch = replace(launch, tighter=attempt + 1)
                 self._tell(_restarted(ending, launch))
             self._tell_of_death(ending, life)
-            return ending
+            return replace(ending, micro_batch_size=life.micro_batch_size)
 
     def stop(self) -> None:
         """Ask the worker to end after a checkpoint; killed when it has not after `STOP_GRACE_S`."""
@@ -208,6 +212,7 @@ class _Life:
         self.last: Completed | Failed | Stopped | None = None
         self.open_phases: dict[PhaseName, None] = {}
         self.step = 0
+        self.micro_batch_size: int | None = None
         self.pid = 0
         self.code = 0
         self.last_words = ""
@@ -237,6 +242,8 @@ class _Life:
         match event:
             case Completed() | Failed() | Stopped():
                 self.last = event
+            case Planned() | Relieved():
+                self.micro_batch_size = event.micro_batch_size
             case Phase(state="started"):
                 self.open_phases[event.phase] = None
             case Phase():

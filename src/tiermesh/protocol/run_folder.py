@@ -43,6 +43,8 @@ class RunPlan(Part):
     """The held-out data, where it is a file of its own."""
     eval_digest: str | None = None
     """As `data_digest`."""
+    canary: bool = False
+    """Are the fixed prompts of `core.evaluation` answered before and after?"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,14 @@ class Warned(Event):
     message: str
 
 
+class AttemptBegun(Event):
+    """Told by whoever watches the worker: from here on, the run is this attempt of its job. What stands before is what
+    earlier attempts told, up to the checkpoint from which this one goes on."""
+
+    event: Literal["attempt"] = "attempt"
+    number: int
+
+
 class Restarted(Event):
     """Told by whoever watches the worker: it was killed for its memory, and is started again from its last checkpoint,
     for the `attempt`-th time, to take less. `memory_limit_bytes` is its limit, where there is one."""
@@ -254,19 +262,35 @@ class Failed(Event):
     crash: str | None = None
 
 
+class CanaryAnswer(Wire):
+    """What a fixed prompt was answered before the first step and after the last one. `copied_tokens`: the longest run
+    of the later answer that is training text word for word; `copied_tokens_before`: of the earlier one."""
+
+    prompt: str
+    before: str
+    after: str
+    copied_tokens: int = 0
+    copied_tokens_before: int = 0
+
+
 class Completed(Event):
-    """The run ended well; `result` is the folder with the adapter or the model."""
+    """The run ended well; `result` is the folder with the adapter or the model. `loss` is that of the last step,
+    `train_loss` a mean over the last ones."""
 
     event: Literal["completed"] = "completed"
     step: int
     result: str
     loss: Figure = None
+    train_loss: Figure = None
     held_out_loss: Figure = None
+    held_out_rows: int = 0
     held_out_loss_before: Figure = None
     seconds: float = 0.0
     tokens: int = 0
     skipped_steps: int = 0
     rollbacks: int = 0
+    canary: list[CanaryAnswer] = Field(default_factory=list)
+    """Empty where nobody was to be asked."""
 
 
 TrainingEvent = (
@@ -286,6 +310,7 @@ TrainingEvent = (
     | Paused
     | Continued
     | Warned
+    | AttemptBegun
     | Restarted
     | Stopped
     | Failed

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.run import Run
     from tiermesh.kernel.training.watchdog import Watchdog
+    from tiermesh.protocol.training_events import CanaryAnswer
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +123,16 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     watchdog.start()
     orders.begin()
     ending = run.go()
+    canary = run.canary_answers() if ending == "done" else None
     watchdog.end()
-    if ending == "stopped":
+    if canary is None:
         events.say(Stopped(step=run.progress.step, checkpoint=f"step-{run.progress.step:08d}"))
         return STOPPED
     events.say(Phase(phase="train", state="completed"))
     events.say(Phase(phase="result", state="started"))
     write(folder.result, parts.trainee, parts.tokenizer, parts.provenance(run))
     events.say(Phase(phase="result", state="completed"))
-    events.say(_completed(run, folder, time.monotonic() - began))
+    events.say(_completed(run, folder, time.monotonic() - began, canary))
     return DONE
 
 
@@ -180,18 +182,21 @@ def _evaluate(folder: RunFolder, parts: Assembly, orders: Orders) -> int:
     return DONE
 
 
-def _completed(run: Run, folder: RunFolder, seconds: float) -> Completed:
+def _completed(run: Run, folder: RunFolder, seconds: float, canary: list[CanaryAnswer]) -> Completed:
     progress = run.progress
     return Completed(
         step=progress.step,
         result=str(folder.result),
         loss=progress.loss,
+        train_loss=progress.train_loss,
         held_out_loss=progress.held_out,
+        held_out_rows=0 if run.held_out is None else run.held_out.rows,
         held_out_loss_before=progress.loss_before,
         seconds=seconds,
         tokens=progress.tokens,
         skipped_steps=progress.skipped_steps,
         rollbacks=progress.rollbacks,
+        canary=canary,
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from tiermesh.core.spikes import Detector, Sensitivity
 from tiermesh.errors import BadSpec
 from tiermesh.kernel.training import models, plugins
+from tiermesh.kernel.training.canary import Canary
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
 from tiermesh.kernel.training.curves import sinks
 from tiermesh.kernel.training.data.dataset import Dataset, open_dataset
@@ -149,6 +150,7 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         trim=trim,
         wait_while_paused=lambda step: _wait(orders, heat, events, step),
         detector=_detector(spec),
+        canary=_canary(parts),
     )
     if parts.begun is not None:
         _take_up(run, parts.begun, conditions, events)
@@ -259,6 +261,12 @@ def objective_of(spec: TrainingSpec) -> Objective:
 def _optimizer(spec: TrainingSpec, trainee: Trainee) -> torch.optim.Optimizer:
     groups = grouped(trainee.trainables.values(), spec.weight_decay)
     return plugins.make_optimizer(spec.optimizer, groups, spec.learning_rate)
+
+
+def _canary(parts: Assembly) -> Canary | None:
+    if not parts.plan.canary:
+        return None
+    return Canary(trainee=parts.trainee, tokenizer=parts.tokenizer, corpus=parts.data.corpus)
 
 
 def _detector(spec: TrainingSpec) -> Detector | None:

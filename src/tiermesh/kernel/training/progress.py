@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+LAST_SHARE = 5
+"""The training loss at the end is a mean over the last fifth of the steps: of one step it is noise."""
+MAX_LAST_STEPS = 50
+"""Of them at most: more would be history."""
+
 MAX_SKIPPED_RANGES = 1000
 """Ranges remembered as passed over, the newest; the run would have failed long before it needs more."""
 
@@ -15,7 +20,8 @@ class Progress:
     """How far a run is; goes into each checkpoint. `step`s are done; `position` is the next one in the order.
 
     `skipped` ranges of positions are passed over when the run comes by (again). `loss_before` and `held_out` are
-    held-out losses, before the first step and the latest.
+    held-out losses, before the first step and the latest; `losses` are those of the newest steps, `canary` what was
+    answered before the first one, by prompt.
     """
 
     step: int = 0
@@ -27,6 +33,8 @@ class Progress:
     skipped_steps: int = 0
     rollbacks: int = 0
     loss: float | None = None
+    losses: list[float] = field(default_factory=list)
+    canary: dict[str, str] = field(default_factory=dict)
     loss_before: float | None = None
     held_out: float | None = None
     best: float | None = None
@@ -41,6 +49,18 @@ class Progress:
             if first <= position < end:
                 position = end
         return position
+
+    @property
+    def train_loss(self) -> float | None:
+        """The mean loss of the last steps; None: none went well."""
+        last = self.losses[-min(MAX_LAST_STEPS, max(1, self.step // LAST_SHARE)) :]
+        return sum(last) / len(last) if last else None
+
+    def learned(self, loss: float, seconds: float) -> None:
+        """A step went well."""
+        self.loss, self.losses = loss, [*self.losses, loss][-MAX_LAST_STEPS:]
+        self.seconds += seconds
+        self.bad_in_a_row, self.suspect_from = 0, None
 
     def skip(self, first: int, end: int) -> None:
         """Never show these positions again."""
@@ -58,5 +78,5 @@ class Progress:
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Progress:
-        """The inverse of `asdict`."""
-        return cls(**{one.name: told[one.name] for one in fields(cls)})
+        """The inverse of `asdict`; what an earlier version did not keep has its default."""
+        return cls(**{one.name: told[one.name] for one in fields(cls) if one.name in told})

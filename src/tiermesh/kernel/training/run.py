@@ -38,9 +38,10 @@ from tiermesh.kernel.training.keeping import Keeping
 from tiermesh.kernel.training.progress import Progress
 from tiermesh.kernel.training.relieving import Relieving, refusal
 from tiermesh.kernel.training.state import restore
-from tiermesh.protocol.training_events import RolledBack, StepSkipped
+from tiermesh.protocol.training_events import Phase, RolledBack, StepSkipped
 
 if TYPE_CHECKING:
+    from tiermesh.kernel.training.canary import Canary
     from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
     from tiermesh.kernel.training.data.batches import Source
     from tiermesh.kernel.training.data.order import Order
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from tiermesh.kernel.training.models import Trainee
     from tiermesh.kernel.training.schedules import Schedule
     from tiermesh.protocol.training import TrainingSpec
-    from tiermesh.protocol.training_events import TrainingEvent
+    from tiermesh.protocol.training_events import CanaryAnswer, TrainingEvent
 
 Ending = Literal["done", "stopped"]
 
@@ -82,6 +83,7 @@ class Run:
     look: Callable[[], Usage]
     trim: Callable[[], None]
     wait_while_paused: Callable[[int], None] = lambda step: None
+    canary: Canary | None = None
     progress: Progress = field(default_factory=Progress)
     detector: Detector | None = None
     relieving: Relieving = field(init=False)
@@ -133,6 +135,7 @@ class Run:
     def go(self) -> Ending:
         """Train until the last step, an early stop, or an order to stop; all of it is in the newest checkpoint then."""
         self.relieving.open_state(self.progress.step)
+        self._ask_canary()
         self.keeping.offer(self.progress)
         while not self.stopping():
             if self.examining.due(self.progress, self.steps) and not self.examining.examine(self.progress):
@@ -162,9 +165,24 @@ class Run:
         self.relieving.apply()
         self.keeping.taken_up(self.progress)
 
+    def canary_answers(self) -> list[CanaryAnswer] | None:
+        """At the end: what the fixed prompts are answered, beside what they were before. None: dropped, to stop."""
+        canary = self.canary
+        if canary is None:
+            return []
+        return self.relieving.retried(lambda: canary.compared(self.progress, self.stopping), self.progress.step)
+
     def tighten(self) -> None:
         """The system killed the process for its memory: go on with less."""
         self.relieving.tighten(self.progress.step)
+
+    def _ask_canary(self) -> None:
+        canary = self.canary
+        if canary is None or not canary.is_due(self.progress):
+            return
+        self.say(Phase(phase="evaluate", state="started", detail="canary"))
+        self.relieving.retried(lambda: canary.ask_before(self.progress, self.stopping), self.progress.step)
+        self.say(Phase(phase="evaluate", state="completed", detail="canary"))
 
     def _take_step(self) -> bool:
         """One step; false when it was dropped because the run is to stop."""
@@ -245,8 +263,7 @@ class Run:
 
     def _went_well(self, gradient: Gradient, seconds: float) -> None:
         progress = self.progress
-        progress.bad_in_a_row, progress.suspect_from = 0, None
-        progress.loss, progress.seconds = gradient.loss, progress.seconds + seconds
+        progress.learned(gradient.loss, seconds)
         self._step_s = seconds if self._step_s is None else SPEED_MEMORY * self._step_s + (1 - SPEED_MEMORY) * seconds
         self.keeping.last_good.after_step()
         self.keeping.offer(progress)

@@ -27,11 +27,13 @@ AnySource = PackedSource | PairSource
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """`held_out` None: nothing is. `report` is plain JSON for the run's events and the model card."""
+    """`held_out` None: nothing is. `report` is plain JSON for the run's events and the model card. `corpus` holds all
+    records of the data, those held out of it too."""
 
     train: AnySource
     held_out: AnySource | None
     report: dict[str, Any]
+    corpus: Corpus
 
 
 def open_dataset(
@@ -81,7 +83,7 @@ def open_dataset(
         "duplicates": sides.duplicates,
         "withheld": sides.withheld,
     }
-    return Dataset(train, held, told)
+    return Dataset(train, held, told, corpus)
 
 
 @dataclass(frozen=True, slots=True)
