@@ -1,7 +1,6 @@
 """What a run will take, told before it begins: memory by its parts, and time.
 
-Memory is reckoned from what `footprint` counts, time from some steps of the real run (`PROBE_S` at most), which are
-only done when they fit. Both are of this machine.
+Memory is reckoned from what `footprint` counts; time from trying it (`duration`), if it fits. Both are of this machine.
 
     total = runtime + the larger of    loading:  weights, and the file they come from
                                        a step:   weights + states to go back to
@@ -14,19 +13,19 @@ only done when they fit. Both are of this machine.
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from tiermesh.core.relief import SHARES, Level
 from tiermesh.kernel.training import guard, models, plugins
 from tiermesh.kernel.training.assembly import assemble, ready
-from tiermesh.kernel.training.evaluation import moved
+from tiermesh.kernel.training.duration import Duration, estimate_duration
 from tiermesh.kernel.training.footprint import KEPT_STATES, Footprint, footprint, growth_bytes
 from tiermesh.kernel.training.memory import Memory as RunMemory
 from tiermesh.kernel.training.memory import free_bytes, resident_bytes
@@ -36,17 +35,12 @@ from tiermesh.protocol.training_events import Phase
 if TYPE_CHECKING:
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.orders import Orders
-    from tiermesh.kernel.training.run import Run
     from tiermesh.protocol.run_folder import RunFolder, RunPlan
     from tiermesh.protocol.training import TrainingSpec
+    from tiermesh.protocol.training_events import TrainingEvent
 
-PROBE_S = 30.0
-"""Longest time that steps are tried for."""
-WARM_STEPS = 1
-"""Not counted: the first one asks the system for its memory."""
-MAX_PROBE_STEPS = 12
-INTERVAL = 0.2
-"""Of the time, on both sides: other work on the machine comes and goes."""
+READ_AGAIN_S = 0.5
+"""For tokens that are in the cache; 100,000 records take a fraction of it."""
 
 ALLOCATOR = 1.5
 """Resident memory over what was asked for, where growth can't be measured."""
@@ -85,20 +79,10 @@ class Memory:
     fits: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duration:
-    """Seconds, without loading. None: it would not fit, so no step was tried."""
-
-    steps: int | None = None
-    step_s: float | None = None
-    seconds: float | None = None
-    seconds_low: float | None = None
-    seconds_high: float | None = None
-
-
 def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Orders, limit: int | None) -> None:
     """Write `estimate.json` for the run that `plan` describes. Steps are tried only where they fit."""
     spec, model_folder = plan.spec, Path(plan.model_path)
+    starting_s = time.time() - psutil.Process().create_time()
     events.say(Phase(phase="probe", state="started", detail="memory"))
     tokenizer = models.load_tokenizer(model_folder)  # a part of the runtime
     memory = estimate_memory(spec, model_folder, limit)
@@ -108,13 +92,39 @@ def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Ord
         micro_batch = {"micro_batch_size": memory.micro_batch_size, "checkpointing": memory.checkpointing}
         accumulation = {"gradient_accumulation_steps": -(-spec.effective_batch // memory.micro_batch_size)}
         smaller = plan.model_copy(update={"spec": spec.model_copy(update=micro_batch | accumulation)})
-        parts = assemble(folder, smaller, events.say)
-        watch = RunMemory(memory.limit_bytes, parts.trainee.device)
+        loading = Loading(events.say)
+        parts = assemble(folder, smaller, loading.say)
+        run = ready(parts, events, orders, RunMemory(memory.limit_bytes, parts.trainee.device))
+        loading_s = starting_s + loading.seconds()
         events.say(Phase(phase="probe", state="started", detail="time"))
-        duration = estimate_duration(ready(parts, events, orders, watch))
+        duration = estimate_duration(run, loading_s)
     told = {**asdict(memory), **asdict(duration)}
     folder.estimate.write_text(json.dumps(told) + "\n", "utf-8")
     events.say(Phase(phase="probe", state="completed"))
+
+
+class Loading:
+    """How long it takes to assemble a run. Of the data only what another run will need, which finds its tokens there
+    (`READ_AGAIN_S`): the estimate itself may have been the first to read it."""
+
+    def __init__(self, say: Callable[[TrainingEvent], None]) -> None:
+        self._say = say
+        self._began = time.monotonic()
+        self._reading_from: float | None = None
+        self._reading_s = 0.0
+
+    def say(self, event: TrainingEvent) -> None:
+        """Hear it, and pass it on."""
+        match event:
+            case Phase(phase="data", state="started") if self._reading_from is None:
+                self._reading_from = time.monotonic()
+            case Phase(phase="data", state="completed") if self._reading_from is not None:
+                self._reading_s = time.monotonic() - self._reading_from
+        self._say(event)
+
+    def seconds(self) -> float:
+        """Until now."""
+        return time.monotonic() - self._began - max(0.0, self._reading_s - READ_AGAIN_S)
 
 
 def estimate_memory(spec: TrainingSpec, folder: Path, limit_bytes: int | None) -> Memory:
@@ -135,30 +145,6 @@ def estimate_memory(spec: TrainingSpec, folder: Path, limit_bytes: int | None) -
     return found
 
 
-def estimate_duration(run: Run) -> Duration:
-    """Try some steps of a run that is thrown away afterwards, evenly from the whole of its data."""
-    ends = time.monotonic() + PROBE_S
-    times: list[float] = []
-    while len(times) < WARM_STEPS + MAX_PROBE_STEPS and not run.stopping():
-        began = time.monotonic()
-        if times and began + times[-1] > ends:
-            break
-        _try_step(run, len(times) * max(1, run.steps // (WARM_STEPS + MAX_PROBE_STEPS)))
-        times.append(time.monotonic() - began)
-    left = run.steps - run.progress.step
-    if not times:
-        return Duration(steps=left)
-    step_s = statistics.median(times[WARM_STEPS:] or times)
-    seconds = step_s * left
-    return Duration(
-        steps=left,
-        step_s=step_s,
-        seconds=seconds,
-        seconds_low=seconds * (1 - INTERVAL),
-        seconds_high=seconds * (1 + INTERVAL),
-    )
-
-
 def optimizer_bytes(spec: TrainingSpec, shapes: Sequence[tuple[int, ...]]) -> int:
     """What the spec's optimizer keeps for weights of these shapes: it is asked, with weights of zeros."""
     sizes: dict[tuple[int, ...], int] = {}
@@ -167,20 +153,6 @@ def optimizer_bytes(spec: TrainingSpec, shapes: Sequence[tuple[int, ...]]) -> in
         part = shape if elements <= WHOLE_SHAPE_ELEMENTS else (WHOLE_SHAPE_ELEMENTS // 2048, 2048)
         sizes[shape] = round(_state_bytes(spec, part) * elements / torch.Size(part).numel())
     return sum(sizes[shape] for shape in shapes)
-
-
-def _try_step(run: Run, index: int) -> None:
-    """What the loop does in a step, without its guard."""
-    spec = run.spec
-    rows = run.order.rows_at(index * spec.effective_batch, spec.effective_batch)
-    for start in range(0, len(rows), run.micro_batch):
-        micro = moved(run.source.micro(rows[start : start + run.micro_batch]), run.trainee.device)
-        run.objective.summed(run.trainee, micro).backward()  # type: ignore[no-untyped-call]
-    guard.gradient_norm(run.trainee.trainables.values())
-    for group in run.optimizer.param_groups:
-        group["lr"] = 0.0
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
 
 
 def _state_bytes(spec: TrainingSpec, shape: tuple[int, ...]) -> int:
