@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Every input may change records and gives effects (`core.job_effects`). Then whatever follows from the records as they
-now are is done (`_think`): it asks for what is missing, and asks again while no answer comes, so that a lost message
-costs time and nothing else. What is not in a record (who was asked when, who was heard when) is this coordinator's
-alone and is lost with it.
+An input changes records; then whatever follows from the records as they now are is done (`core.job_steps`), and what
+changed is saved, copied and told. Nothing follows from an input alone, so that it does not matter whether this
+coordinator was told something or another one was, whose record was joined. A message that is lost is sent again while
+what it asks for is missing.
 
 A new coordinator collects the records of all members before it orders anything, for `COLLECT_S` at most; what comes
 later joins all the same. While nobody leads, attempts go on, and tell the next coordinator.
@@ -18,43 +18,45 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from tiermesh.core.job_effects import (
-    Acknowledge,
-    AttemptTold,
-    Collect,
-    Copy,
-    Decline,
-    Heard,
-    JobEffect,
-    Order,
-    Refusal,
-    Save,
-    Serve,
-    Tell,
+from tiermesh.core import job_answers
+from tiermesh.core.job_effects import Acknowledge, AttemptTold, Decline, Heard, JobEffect, Refusal, Save, Tell
+from tiermesh.core.job_rules import AGAIN_S, THINK_S, JobRules
+from tiermesh.core.job_steps import think
+from tiermesh.core.jobs import (
+    AttemptId,
+    Estimate,
+    Happened,
+    Job,
+    JobId,
+    Stamp,
+    Told,
+    clip,
+    join,
+    join_told,
+    unique_name,
 )
-from tiermesh.core.job_rules import JobRules
-from tiermesh.core.jobs import Attempt, AttemptId, Estimate, Happened, Job, JobId, Stamp, join, unique_name
-from tiermesh.errors import JobExists, NotFound, Unavailable
+from tiermesh.core.reign import Reign
+from tiermesh.core.remediation import optimize
+from tiermesh.core.treatment import judged
+from tiermesh.errors import JobExists, NotFound, NotPossibleNow, TiermeshError, Unavailable
 from tiermesh.types import NodeId, View
 
 Decision = Literal["approve", "optimize", "cancel", "retry"]
-THINK_S = 0.5
-"""How often the coordinator looks at what is under way."""
+LAG_S = 1.0
+"""A coordinator whose loop stood still for longer lets the leases of others run on for as long."""
 
 
 class Foreman:
-    """Times are `now`, monotonic seconds, and `wall`, Unix seconds. Records are replaced whole."""
+    """Times are `now`, monotonic seconds, and `wall`, Unix seconds. Records are replaced whole. Effects come out of
+    every call, to be carried out in order."""
 
     def __init__(self, me: NodeId, rules: JobRules, records: Iterable[Job] = ()) -> None:
         self._me = me
         self._rules = rules
         self._records = {job.id: job for job in records}
-        self._view = View()
-        self._leads = False
+        self._reign: Reign | None = None
         self._unanswered: set[JobId] = set()
-        self._why: dict[JobId, str] = {}
-        self._thought = -math.inf
-        self._out: list[JobEffect] = []
+        self._called = 0.0
 
     @property
     def records(self) -> Mapping[JobId, Job]:
@@ -63,135 +65,222 @@ class Foreman:
 
     @property
     def leads(self) -> bool:
-        return self._leads
+        return self._reign is not None
 
     @property
     def deadline(self) -> float:
         """When `tick` wants to be called."""
-        busy = self._leads and any(not job.is_over for job in self._records.values())
-        return self._thought + THINK_S if busy else math.inf
+        return math.inf if self._reign is None or not self._reign.is_busy else self._called + THINK_S
 
     def why(self, job: JobId) -> str:
         """Why it waits, or how it ended, for a person."""
-        return self._why.get(job) or self._records[job].reason
+        waits = None if self._reign is None else self._reign.why.get(job)
+        return waits or self._records[job].reason
 
-    def set_rules(self, now: float, wall: float, rules: JobRules) -> list[JobEffect]:
-        """The policy changed."""
-        self._rules = rules
-        return self._done(now, wall)
+    # Inputs of people
 
     def submit(self, now: float, wall: float, job: Job) -> list[JobEffect]:
         """A person wants this: ends with `Acknowledge` or `Decline`, perhaps of a later call. `job` has its id and
-        what is asked for; name and time are made here."""
+        what is asked for; its name is made unique and its time is set here. The same job again is one job."""
+        self._at(now, wall)
         known = self._records.get(job.id)
-        if not self._leads:
-            return [Decline(job.id, Unavailable("nobody coordinates just now; try again"))]
-        if known is not None and not known.is_same_request(job):
-            return [Decline(job.id, JobExists(f"id: {job.id} is another job, {known.name}; make a new id", param="id"))]
+        if (error := self._refusal(job, known)) is not None:
+            return [Decline(job.id, error)]
+        assert self._reign is not None
         if known is None:
             name = unique_name(job.name, (each.name for each in self._records.values()))
             asked = replace(job.asked, name=name, submitted_at=wall)
-            self._put(replace(job, asked=asked, happened=(Happened(wall, "submit"),)))
+            self._reign.put(replace(job, asked=asked, happened=(Happened(wall, "submit"),)))
         self._unanswered.add(job.id)
-        return self._done(now, wall)
+        return self._done()
 
     def decide(self, now: float, wall: float, job: JobId, decision: Decision) -> list[JobEffect]:
-        """A person decides. Raises `NotFound`, `NotPossibleNow`; `Unavailable` while this node does not lead."""
-        self._known(job)
-        return self._done(now, wall)
+        """A person decides; durable once the effects are carried out. Raises `NotFound`, `NotPossibleNow`, and
+        `Unavailable` while this node does not lead."""
+        self._at(now, wall)
+        reign, known = self._leading(), self._known(job)
+        match decision:
+            case "cancel":
+                if known.state not in ("cancelling", "cancelled"):
+                    reign.put(replace(known.after("cancel", reign.ballot, wall, reason="cancelled"), cancel_asked=True))
+            case "approve":
+                approved = known.after("admit", reign.ballot, wall, reason="approved")
+                reign.put(replace(approved, approved=max(known.approved, known.course.edition)))
+            case "optimize":
+                self._optimize(reign, known, wall)
+            case "retry":
+                if known.state not in ("estimating", "queued"):
+                    raise NotPossibleNow(f"job {known.name} is {known.state}: it waits for no node")
+                reign.forget_objections(job)
+        return self._done()
+
+    def note(self, now: float, wall: float, job: JobId, kind: str, text: str) -> list[JobEffect]:
+        """Something happened to a job that changes nothing: its result is served, say. Only where this node leads."""
+        self._at(now, wall)
+        if self._reign is not None and job in self._records:
+            self._reign.put(self._records[job].noting(wall, kind, text))
+        return self._done()
+
+    # Inputs of nodes
 
     def estimated(
         self, now: float, wall: float, job: JobId, node: NodeId, answer: Estimate | Refusal
     ) -> list[JobEffect]:
         """`node` answered `AskEstimate`, or could not be asked (a `Refusal`)."""
-        return self._done(now, wall)
+        self._at(now, wall)
+        if self._reign is not None:
+            job_answers.estimated(self._reign, self._records[job], node, answer)
+        return self._done()
 
     def order_answered(
         self, now: float, wall: float, job: JobId, attempt: AttemptId, refusal: Refusal | None
     ) -> list[JobEffect]:
         """The node took the order (None), or would not. An order that got no answer is not reported at all."""
-        return self._done(now, wall)
+        self._at(now, wall)
+        if self._reign is not None:
+            job_answers.order_answered(self._reign, self._records[job], attempt, refusal)
+        return self._done()
 
     def told(self, now: float, wall: float, node: NodeId, told: AttemptTold) -> Heard:
-        """A node says how an attempt is. Only where this node leads."""
+        """A node says how an attempt is. Only where this node leads; elsewhere nothing is kept."""
+        self._at(now, wall)
         job = self._records.get(told.job)
         attempt = None if job is None else job.attempt((told.number, told.ballot))
+        if self._reign is None:
+            return Heard([])
         if job is None or attempt is None:
-            return Heard([Collect(node)])
-        job = job.with_attempt(replace(attempt, told=told.told))
-        if told.told.counts and job.state != "completed":
-            self._put(job.after("complete", self._view.ballot, wall))
-            self._out.append(Serve(self._records[job.id]))
-        elif attempt.told != told.told:
-            self._put(job)
-        return Heard(self._done(now, wall), fenced=attempt.fenced or job.is_over, kept=told.told.is_end)
+            self._reign.wants(node)
+            return Heard(self._done())
+        news = join_told(attempt.told, judged(job, _clipped(told.told)))
+        if news != attempt.told:
+            self._reign.put(job.with_attempt(replace(attempt, told=news)), durable=_matters(attempt.told, news))
+        job_answers.heard(self._reign, self._records[job.id], attempt.id)
+        effects = self._done()
+        job = self._records[job.id]
+        attempt = job.attempt(attempt.id)
+        assert attempt is not None
+        return Heard(effects, fenced=not attempt.is_end and (attempt.fenced or job.is_over), kept=told.told.is_end)
 
     def copied(self, now: float, wall: float, job: JobId, node: NodeId, stamp: Stamp) -> list[JobEffect]:
         """`node` has saved the copy that had this stamp."""
-        self._acknowledge(job)
-        return self._done(now, wall)
+        self._at(now, wall)
+        if self._reign is not None:
+            self._reign.copies.has(job, node, stamp)
+        return self._done()
 
     def learnt(
         self, now: float, wall: float, records: Iterable[Job], sender: NodeId, *, whole: bool = False
     ) -> list[JobEffect]:
         """Records came from another node: a copy, an order's, or the answer to `Collect`. `whole`: these (with those
         before) are all it has. On every node, leading or not; what is to be kept comes back as `Save`."""
+        self._at(now, wall)
+        changed: list[JobEffect] = []
         for job in records:
             known = self._records.get(job.id)
             joined = job if known is None else join(known, job)
-            if joined != known:
-                self._put(joined)
-        return self._done(now, wall)
+            if self._reign is not None:
+                self._reign.joined(known, joined, job, sender)
+            elif joined != known:
+                self._records[job.id] = joined
+                changed += [Save(joined), Tell(joined)]
+        if whole and self._reign is not None:
+            self._reign.handover.got(sender)
+        return changed + self._done()
+
+    # Inputs of the shell
 
     def view_changed(self, now: float, wall: float, view: View, leads: bool) -> list[JobEffect]:
         """There is a new view, or this node begins or ceases to lead."""
-        self._view, self._leads = view, leads
-        return self._done(now, wall)
+        self._at(now, wall)
+        if not leads:
+            self._reign = None
+            return self._unanswerable()
+        if self._reign is None:
+            self._reign = Reign(now, self._me, self._rules, self._records)
+            self._called = now
+            self._reign.at(now, wall)
+        self._reign.see(view)
+        return self._done()
+
+    def set_rules(self, now: float, wall: float, rules: JobRules) -> list[JobEffect]:
+        """The policy changed."""
+        self._at(now, wall)
+        self._rules = rules
+        if self._reign is not None:
+            self._reign.set_rules(rules)
+        return self._done()
 
     def tick(self, now: float, wall: float) -> list[JobEffect]:
         """The deadline has come, or it is anybody's guess."""
-        return self._done(now, wall)
+        self._at(now, wall)
+        return self._done()
 
     # Within
 
-    def _done(self, now: float, wall: float) -> list[JobEffect]:
-        if self._leads:
-            self._thought = now
-            self._think(now, wall)
-            self._think(now, wall)
-        effects, self._out = self._out, []
+    def _refusal(self, job: Job, known: Job | None) -> TiermeshError | None:
+        if self._reign is None:
+            return Unavailable("nobody coordinates just now; try again")
+        if known is not None and not known.is_same_request(job):
+            return JobExists(f"id: {job.id} is another job, {known.name}; make a new id", param="id")
+        limit = self._rules.waiting_limit
+        if known is None and sum(not each.is_over for each in self._records.values()) >= limit:
+            return Unavailable(f"{limit} jobs wait here already", retry_after_s=60)
+        return None
+
+    def _optimize(self, reign: Reign, job: Job, wall: float) -> None:
+        changed = job.after("optimize", reign.ballot, wall)
+        cheaper = optimize(job.spec, None if job.estimate is None else job.estimate.steps)
+        if cheaper is None:
+            raise NotPossibleNow(f"job {job.name}: nothing is left to make cheaper; approve or cancel it")
+        course = replace(changed.course, spec=cheaper.spec, reason=cheaper.why, edition=job.course.edition + 1)
+        reign.put(replace(changed, course=course))
+
+    def _at(self, now: float, wall: float) -> None:
+        if self._reign is None:
+            return
+        self._reign.at(now, wall)
+        if (late := now - self._called - THINK_S) > LAG_S and self._reign.is_busy:
+            self._reign.excuse(late)
+        self._called = now
+
+    def _done(self) -> list[JobEffect]:
+        if self._reign is None:
+            return []
+        effects = think(self._reign)
+        for job in [job for job in self._unanswered if self._reign.is_safe(job)]:
+            self._unanswered.discard(job)
+            effects.append(Acknowledge(self._records[job]))
         return effects
 
-    def _think(self, now: float, wall: float) -> None:
-        for job in list(self._records.values()):
-            if job.state == "estimating":
-                self._put(job.after("admit", self._view.ballot, wall))
-            elif job.state == "queued":
-                self._order(job, wall)
+    def _unanswerable(self) -> list[JobEffect]:
+        """Whoever waits is to ask the next coordinator; the job may have reached it all the same."""
+        left, self._unanswered = sorted(self._unanswered), set()
+        return [Decline(job, Unavailable("the coordinator changed; try again", retry_after_s=AGAIN_S)) for job in left]
 
-    def _order(self, job: Job, wall: float) -> None:
-        ballot = self._view.ballot
-        attempt = Attempt(number=1, ballot=ballot, node=self._me, spec=job.spec, ordered_at=wall)
-        self._put(job.with_attempt(attempt).after("begin", ballot, wall))
-        self._out.append(Order(self._records[job.id], attempt))
-
-    def _put(self, job: Job) -> None:
-        self._records[job.id] = job
-        self._out += [Save(job), Tell(job)]
-        others = [each for each, member in self._view.members.items() if each != self._me and member.state == "up"]
-        if self._leads:
-            self._out += [Copy(job, node) for node in others[: self._rules.replicas - 1]]
-            if not others:
-                self._acknowledge(job.id)
-
-    def _acknowledge(self, job: JobId) -> None:
-        if job in self._unanswered:
-            self._unanswered.discard(job)
-            self._out.append(Acknowledge(self._records[job]))
+    def _leading(self) -> Reign:
+        if self._reign is None:
+            raise Unavailable("nobody coordinates just now; try again")
+        return self._reign
 
     def _known(self, job: JobId) -> Job:
-        if not self._leads:
-            raise Unavailable("nobody coordinates just now; try again")
         if job not in self._records:
             raise NotFound(f"no job is called {job!r}; `mesh jobs` lists them", param="job")
         return self._records[job]
+
+
+def _clipped(told: Told) -> Told:
+    return replace(told, reason=clip(told.reason), failed_gates=())
+
+
+def _matters(before: Told | None, after: Told | None) -> bool:
+    """Is it worth a write? Figures are not: the next ones come within a second."""
+    assert after is not None
+    if before is None:
+        return True
+    return (before.state, before.phase, before.checkpoint, before.artifact, before.holders) != (
+        after.state,
+        after.phase,
+        after.checkpoint,
+        after.artifact,
+        after.holders,
+    )

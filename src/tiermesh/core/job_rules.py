@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tiermesh.core.gate import Budget
-from tiermesh.core.jobs import Job, Told
 from tiermesh.core.remediation import MAX_RETRIES
 
 COLLECT_S = 3.0
@@ -25,28 +23,19 @@ SILENT_LEASES = 3
 """Leases that an attempt may be silent on a node that is up, asked again all the while, until it is moved."""
 MAX_ATTEMPTS = 100
 """A job that was moved so often is not going to end."""
+MAX_ESTIMATES = 2
+"""Of one node at a time: equal jobs are answered from what it knows, others wait for one another."""
+THINK_S = 0.5
+"""How often a coordinator looks at what is under way."""
 MAX_INTERRUPTIONS = 3
 """An attempt that stopped so often in a row by itself, without a step done, has failed."""
 WAITING_LIMIT = 10_000
 """Jobs that wait. More are days of work: somebody's loop runs wild."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Why a result is not good enough. `failure` is a kind that `core.remediation` knows; `text` is for a person."""
-
-    failure: str
-    text: str
-
-
-def no_faults(job: Job, told: Told) -> tuple[Fault, ...]:
-    """Every result is good."""
-    return ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRules:
-    """Of the policy. `judge` finds what is wrong with a result; the same on every node."""
+    """Of the policy."""
 
     lease_s: float = 5.0
     max_retries: int = MAX_RETRIES
@@ -55,4 +44,3 @@ class JobRules:
     slots: int = 1
     waiting_limit: int = WAITING_LIMIT
     budget: Budget = field(default_factory=Budget)
-    judge: Callable[[Job, Told], tuple[Fault, ...]] = no_faults

@@ -27,7 +27,7 @@ there; anywhere else, or with another spec, it is the next attempt, and the one 
 | estimating | refuse    | refused    | over the limit, or no node will ever take it               |
 | waiting    | admit     | queued     | approved                                                   |
 | waiting    | optimize  | estimating | with a cheaper spec, then the gate again                   |
-| queued     | begin     | running    | an attempt is ordered on a node                            |
+| queued     | begin     | running    | an attempt is ordered on a node, or told of by one         |
 | queued     | refuse    | refused    | no node will ever take it                                  |
 | queued     | fail      | failed     | moved too often                                            |
 | running    | interrupt | queued     | stopped after a checkpoint, or its node is gone            |
@@ -51,6 +51,7 @@ from functools import reduce
 from typing import Literal, NewType
 
 from tiermesh.core.codec import decode_value, encode_value
+from tiermesh.core.evaluation import Gates
 from tiermesh.errors import NotPossibleNow
 from tiermesh.types import NO_BALLOT, AttemptState, Ballot, JobState, NodeId
 
@@ -140,8 +141,11 @@ class Told:
     checkpoint: Checkpoint | None = None
     failure: str | None = None
     """The kind of failure, when it failed."""
+    micro_batch_size: int | None = None
+    """What a run that failed for lack of memory had come down to by itself."""
     reason: str = ""
     result: Mapping[str, object] = field(default_factory=dict)
+    """What the run told at its good end."""
     artifact: str = ""
     """The digest of the result's manifest."""
     holders: tuple[NodeId, ...] = ()
@@ -243,8 +247,8 @@ class Asked:
     """Among whom the mesh is shared fairly: whoever says so itself, or an address."""
     open_data: bool = False
     """May data and checkpoints go to other nodes of an open mesh than the one that trains?"""
-    gates: Mapping[str, object] = field(default_factory=dict)
-    """What the result must meet (`core.evaluation`); plain JSON."""
+    gates: Gates = field(default_factory=Gates)
+    """What the result must reach."""
     approve: bool = False
     """Has the submitter agreed beforehand to what a person would be asked about?"""
     max_usd: float | None = None
@@ -266,7 +270,9 @@ class Course:
     spec: Mapping[str, object] | None = None
     """What the next attempt is to train; None: as asked for."""
     edition: int = 0
-    """How often the spec was made cheaper at the gate."""
+    """How often the gate was to judge another spec."""
+    retry: int = 0
+    """How many retries the next attempt will have been; higher than `Job.retries` when it is one itself."""
     estimate: Estimate | None = None
     ended_at: float | None = None
     """Unix seconds."""
@@ -440,7 +446,7 @@ def join_attempts(one: Attempt, other: Attempt) -> Attempt:
     """What both know of one attempt."""
     assert one.id == other.id
     first = min(one, other, key=lambda each: canonical(replace(each, told=None, fenced=False)))
-    return replace(first, told=_told(one.told, other.told), fenced=one.fenced or other.fenced)
+    return replace(first, told=join_told(one.told, other.told), fenced=one.fenced or other.fenced)
 
 
 def job_to_dict(job: Job) -> dict[str, object]:
@@ -484,7 +490,8 @@ def _told_order(told: Told) -> tuple[bool, bool, int, str]:
     return told.counts, told.is_end, told.seq, canonical(told)
 
 
-def _told(one: Told | None, other: Told | None) -> Told | None:
+def join_told(one: Told | None, other: Told | None) -> Told | None:
+    """What was said last; a good end before an end before all."""
     if one is None or other is None or one == other:
         return other if one is None else one
     return max(one, other, key=_told_order)
