@@ -41,31 +41,26 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """Asks a generator, and waits for its answers."""
+class Running:
+    """An answer that is generated now."""
 
-    generator: Generator
+    answer: Answer = field(default_factory=Answer)
+    events: queue.Queue[Event] = field(default_factory=queue.Queue)
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """All of them at once."""
-        pending = [self._submit(request) for request in requests]
-        return [_collect(events) for events in pending]
+    def until(self, tokens: int) -> None:
+        """Wait until it has so many."""
+        while len(self.answer.choices) < tokens:
+            self._take()
 
-    def answer_alone(self, requests: Sequence[Request]) -> list[Answer]:
-        """One after the other."""
-        return [self.answer([request])[0] for request in requests]
+    def whole(self) -> Answer:
+        """Wait until it has ended."""
+        while self.answer.end is None:
+            self._take()
+        return self.answer
 
-    def _submit(self, request: Request) -> queue.Queue[Event]:
-        events: queue.Queue[Event] = queue.Queue()
-        settings: dict[str, Any] = {"sampling": GREEDY, "max_tokens": TOKENS, "stops": ()} | request
-        self.generator.submit(Generation(**settings, emit=events.put))
-        return events
-
-
-def _collect(events: queue.Queue[Event]) -> Answer:
-    answer = Answer()
-    while answer.end is None:
-        match events.get(timeout=DEADLINE_S):
+    def _take(self) -> None:
+        answer = self.answer
+        match self.events.get(timeout=DEADLINE_S):
             case Replayed(text):
                 assert not answer.choices
                 answer.replayed = text
@@ -77,7 +72,29 @@ def _collect(events: queue.Queue[Event]) -> Answer:
                 answer.end = end
             case Failed(message):
                 pytest.fail(message)
-    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Asks a generator, and waits for its answers."""
+
+    generator: Generator
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """All of them at once."""
+        pending = [self.submit(request) for request in requests]
+        return [running.whole() for running in pending]
+
+    def answer_alone(self, requests: Sequence[Request]) -> list[Answer]:
+        """One after the other."""
+        return [self.answer([request])[0] for request in requests]
+
+    def submit(self, request: Request) -> Running:
+        """One of them, to be read while it is generated."""
+        running = Running()
+        settings: dict[str, Any] = {"sampling": GREEDY, "max_tokens": TOKENS, "stops": ()} | request
+        self.generator.submit(Generation(**settings, emit=running.events.put))
+        return running
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from tests import tiny_model
 
 from tiermesh.kernel.inference.attention import IMPLEMENTATION, WholeSequence, attending
@@ -15,6 +16,8 @@ from tiermesh.kernel.inference.decoder import Decoder, recognise
 from tiermesh.kernel.inference.linear import join
 from tiermesh.kernel.inference.loading import load
 from tiermesh.kernel.inference.trial import run_trial
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
 
 TOKENS_1T = torch.tensor([[5, 99, 7, 300, 12, 5, 5, 41]])
 POSITIONS_1T = torch.arange(TOKENS_1T.shape[1])[None]
@@ -100,11 +103,27 @@ def test_an_architecture_that_is_not_known_is_left_to_transformers(tmp_path: Pat
     assert load(folder, threads=1, precision="fp32", memory_bytes=32 << 20).decoder is None
 
 
-@pytest.mark.parametrize("layer", ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
-def test_layers_with_adapters_are_left_to_transformers(tmp_path: Path, layer: str) -> None:
-    folder = tiny_model.build_folder(tmp_path / "base")
-    adapter = tiny_model.build_adapter(tmp_path / "adapter", "llama", seed=1, target_modules=[layer])
-    plain = load(folder, threads=1, precision="fp32", memory_bytes=32 << 20)
-    with_adapter = load(folder, threads=1, precision="fp32", memory_bytes=32 << 20, adapters={"a": adapter})
-    assert plain.decoder is not None
-    assert with_adapter.decoder is None
+@pytest.mark.parametrize("targets", [["q_proj"], ["v_proj", "q_proj"], ["o_proj"], ["up_proj"], ["down_proj"], None])
+def test_adapters_stand_beside_layers_that_were_joined(tmp_path: Path, targets: list[str] | None) -> None:
+    """None: all of them, and two adapters and the base in one row."""
+    settings = {"r": 3} | ({"target_modules": targets} if targets else {"target_modules": "all-linear"})
+    one = tiny_model.build_adapter(tmp_path / "one", seed=1, **settings)
+    two = tiny_model.build_adapter(tmp_path / "two", seed=2, target_modules=["k_proj", "gate_proj"])
+    loaded = load(tiny_model.build_folder(tmp_path / "base"), threads=1, precision="fp32", memory_bytes=32 << 20)
+    before = loaded.decoder
+    assert before is not None
+    rows_T = torch.arange(TOKENS_1T.shape[1])
+    with torch.inference_mode():
+        plain_NV = before.logits(WholeSequence(), TOKENS_1T, POSITIONS_1T, range(8))
+        for name, folder in (("one", one), ("two", two)):
+            loaded.install(name, loaded.fit(folder, ""))
+        again_NV = before.logits(WholeSequence(), TOKENS_1T, POSITIONS_1T, range(8))
+        assert torch.equal(plain_NV, again_NV)
+        for name, folder in (("one", one), ("two", two)):
+            loaded.adapter_rows.set({name: rows_T})
+            got_NV = before.logits(WholeSequence(), TOKENS_1T, POSITIONS_1T, range(8))
+            peft_model = PeftModel.from_pretrained(tiny_model.build_model(), folder).eval()
+            expected_TV = peft_model(input_ids=TOKENS_1T, use_cache=False).logits[0]
+            torch.testing.assert_close(got_NV, expected_TV, atol=1e-3, rtol=1e-3)
+            loaded.remove(name)
+            assert torch.equal(before.logits(WholeSequence(), TOKENS_1T, POSITIONS_1T, range(8)), plain_NV)

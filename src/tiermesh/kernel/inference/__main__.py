@@ -40,6 +40,7 @@ async def _serve(options: argparse.Namespace) -> None:
             precision=options.precision,
             memory_bytes=options.memory_bytes,
             adapters=adapters,
+            digest=options.digest,
             on_progress=server.loading,
         )
         generator = Generator(model)

@@ -2,7 +2,7 @@
 
 At one token a sequence a layer is small, and what costs is the number of operations: transformers' own takes some
 fifty, this one twenty, which makes a step a fifth shorter. Whoever is not recognised, or computes something else in a
-trial, is left to transformers.
+trial, is left to transformers. Adapters stand beside the layers that are computed here, as beside transformers' own.
 
 Legend: T packed tokens, E width of the model, H query heads, K key/value heads, D size of a head, V vocabulary.
 """
@@ -18,7 +18,6 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from tiermesh.kernel.inference.attention import Batch, Rule, WholeSequence
 from tiermesh.kernel.inference.linear import Sibling
-from tiermesh.kernel.inference.lora import LoraLinear
 from tiermesh.kernel.inference.trial import Trial
 
 RELATIVES = frozenset({"llama", "mistral", "qwen2"})
@@ -53,7 +52,8 @@ class Decoder:
         self._head = attention.head_dim
         self._queries = attention.q_proj.out_features // self._head
         self._keys = attention.k_proj.out_features // self._head
-        self._layers = [_layer(layer, rules[layer.self_attn.layer_idx]) for layer in base.layers]
+        self._base, self._rules = base, rules
+        self.renew()
         self._embedding = base.embed_tokens.weight
         self._rotary = base.rotary_emb
         self._norm_E = base.norm.weight
@@ -61,6 +61,10 @@ class Decoder:
         self._eps = config.rms_norm_eps
         half = torch.ones(self._head // 2, dtype=self._embedding.dtype, device=self._embedding.device)
         self._signs_D = torch.cat((-half, half))
+
+    def renew(self) -> None:
+        """Look at the model's layers again: some have adapters beside them now."""
+        self._layers = [_layer(layer, self._rules[layer.self_attn.layer_idx]) for layer in self._base.layers]
 
     def logits(
         self, batch: Batch, tokens_1T: torch.Tensor, positions_1T: torch.Tensor, wanted: Sequence[int]
@@ -99,13 +103,11 @@ class Decoder:
 def recognise(model: Any, trial: Trial) -> Decoder | None:
     """The decoder of a loaded model whose layers have been joined; None when it does not compute what the trial saw.
 
-    Layers with adapters beside them are not recognised, whichever layers those are.
+    Adapters come afterwards, if any do.
     """
     if model.config.model_type not in RELATIVES or model.config.hidden_act != "silu":
         return None
     if not all(isinstance(part, Sibling) for layer in model.model.layers for part in _joined(layer)):
-        return None
-    if any(isinstance(module, LoraLinear) for module in model.modules()):
         return None
     decoder = Decoder(model, trial.rules)
     everyone = range(len(trial.logits_TV))

@@ -25,6 +25,7 @@ from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.continuation import Continuation
 from tiermesh.kernel.inference.embedding import Embedding
 from tiermesh.kernel.inference.loading import LoadedModel
+from tiermesh.kernel.inference.lora import Fitted
 from tiermesh.kernel.inference.schedule import PREFILL_TOKENS, SHARED_PREFILL_TOKENS, FairShare, share_prefill
 from tiermesh.kernel.inference.sequence import Failed, Sequence
 from tiermesh.kernel.inference.slots import Slot, Slots
@@ -40,6 +41,15 @@ MIN_SHARED_TOKENS = 256
 next. Measured, 8 answers to one prompt in bf16: 64 tokens take 0.25 s against 0.40 s, 512 take 4.6 s against 0.7 s."""
 RETRY_AFTER_S = 5.0
 """About one short answer of the small model on a CPU."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """An adapter that comes, or with `fitted` None one that goes."""
+
+    adapter: str
+    fitted: Fitted | None
+    done: Future[None]
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +83,7 @@ class Generator:
         self._changed = threading.Condition()
         self._queue: deque[Sequence] = deque()
         self._texts: deque[Embedding] = deque()
+        self._changes: deque[Change] = deque()
         self._runs: list[Run] = []
         self._thread = threading.Thread(target=self._run, name="generator", daemon=True)
         self._closing = False
@@ -115,6 +126,23 @@ class Generator:
             self._changed.notify()
         return text.vector
 
+    def install(self, adapter: str, fitted: Fitted) -> Future[None]:
+        """Have the model take one more adapter between two steps; the name must be one that no adapter ever had.
+
+        A slot's keys and values are known by it, and outlast the adapter.
+        """
+        return self._change(Change(adapter, fitted, Future()))
+
+    def remove(self, adapter: str) -> Future[None]:
+        """Have the model forget it as soon as no sequence needs it; nobody may submit one for it any more."""
+        return self._change(Change(adapter, None, Future()))
+
+    def _change(self, change: Change) -> Future[None]:
+        with self._changed:
+            self._changes.append(change)
+            self._changed.notify()
+        return change.done
+
     @property
     def active(self) -> int:
         """Sequences that are being computed."""
@@ -129,10 +157,13 @@ class Generator:
         with torch.inference_mode():
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._queue or self._runs or self._texts or self._closing)
+                    self._changed.wait_for(self._has_work)
                     if self._closing:
                         return
+                    changes = self._take_changes()
                     come = self._take_queued()
+                for change in changes:
+                    self._carry_out(change)
                 for sequence in come:
                     self._admit(sequence)
                 self._drop_cancelled()
@@ -140,6 +171,30 @@ class Generator:
                     self._embed_piece()
                 if self._runs:
                     self._step()
+
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._runs or self._texts or self._changes or self._closing)
+
+    def _take_changes(self) -> list[Change]:
+        """Those that can be made now: an adapter that somebody uses stays until then."""
+        used = {sequence.adapter for sequence in (*self._queue, *(run.sequence for run in self._runs))}
+        due = [change for change in self._changes if change.fitted is not None or change.adapter not in used]
+        self._changes = deque(change for change in self._changes if change not in due)
+        return due
+
+    def _carry_out(self, change: Change) -> None:
+        if not change.done.set_running_or_notify_cancel():
+            return
+        try:
+            if change.fitted is None:
+                self._model.remove(change.adapter)
+            else:
+                self._model.install(change.adapter, change.fitted)
+        except Exception as error:
+            log.exception("the adapter %s can't be changed", change.adapter)
+            change.done.set_exception(error)
+        else:
+            change.done.set_result(None)
 
     def _take_queued(self) -> list[Sequence]:
         """Those that get a slot now, first come first served; who has the prompt of another waits to copy it."""

@@ -61,6 +61,9 @@ class Sibling(nn.Module):
         self._output = joined.output
         if part == 0:
             self.joined = joined  # as a child, once, so that whoever walks over the modules finds it
+        self.family = (joined,)  # in a tuple it is no child
+        self.first = sum(joined.sizes[:part])
+        """Of the joined outputs, the first that is this layer's."""
         self._part = part
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:

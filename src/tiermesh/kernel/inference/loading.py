@@ -21,7 +21,7 @@ from tiermesh.kernel.inference.attention import IMPLEMENTATION, PackedBatch, att
 from tiermesh.kernel.inference.cache import Shapes, Size, plan_size, token_bytes
 from tiermesh.kernel.inference.decoder import Decoder
 from tiermesh.kernel.inference.encoder import Encoder
-from tiermesh.kernel.inference.lora import InvalidAdapter, Rows
+from tiermesh.kernel.inference.lora import Fitted, InvalidAdapter, Rows
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
 from tiermesh.kernel.inference.progress import OnProgress, ignored, weights_counted
 from tiermesh.kernel.inference.trial import Trial, run_trial
@@ -65,6 +65,20 @@ class LoadedModel:
         """In which it is computed."""
         return name_of(self.dtype)
 
+    def fit(self, folder: Path, digest: str) -> Fitted:
+        """What `install` takes, for this model of that digest; in any thread. Raises `InvalidAdapter`."""
+        return lora.fit(self.model, folder, digest)
+
+    def install(self, adapter: str, fitted: Fitted) -> None:
+        """Have one more adapter, under a name of its own. Call it between two batches."""
+        lora.install(self.adapter_rows, adapter, fitted)
+        if self.decoder is not None:
+            self.decoder.renew()
+
+    def remove(self, adapter: str) -> None:
+        """Have it no longer. Call it between two batches."""
+        lora.remove(self.model, adapter)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of these tokens; tokens with a special meaning have none."""
         text = self._decoder.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -74,10 +88,10 @@ class LoadedModel:
     def logits(self, batch: PackedBatch, wanted: Sequence[int]) -> torch.Tensor:
         """Compute a batch; the logits in fp32 after those of its packed tokens that are `wanted`, [len(wanted), V]."""
         computed = wanted or [0]  # Not every layer takes a call for none.
+        self.adapter_rows.set(batch.adapter_rows())
         if self.decoder is not None:
             logits_NV = self.decoder.logits(batch, batch.tokens_1T, batch.positions_1T, computed)
             return logits_NV[: len(wanted)].float()
-        self.adapter_rows.set(batch.adapter_rows())
         with attending(batch):
             output = self.model(
                 input_ids=batch.tokens_1T,
@@ -102,13 +116,14 @@ def load(
     precision: Precision = "auto",
     memory_bytes: int | None = None,
     adapters: Mapping[str, Path] = MappingProxyType({}),
+    digest: str = "",
     on_progress: OnProgress = ignored,
 ) -> LoadedModel:
     """Load weights and tokenizer from a local folder; raises what transformers raises when it is not a model.
 
     `memory_bytes` is for the cache; None: a quarter of what is free. `adapters` are folders of LoRAs by their names; a
-    bad one is refused, and the model is served without it. Raises `EngineFailed` for a model whose attention this
-    kernel can't compute, or whose cache has no room.
+    bad one, or one for a model that is not of this `digest`, is refused, and the model is served without it. Raises
+    `EngineFailed` for a model whose attention this kernel can't compute, or whose cache has no room.
     """
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
@@ -131,7 +146,10 @@ def load(
         token_bytes=token_bytes(trial.shapes, dtype),
         memory_bytes=_free_bytes(device) // FREE_SHARE if memory_bytes is None else memory_bytes,
     )
-    adapter_rows, refused = _attach(model, adapters)
+    layers = decoder.recognise(model, trial)
+    adapter_rows, refused = _attach(model, adapters, digest)
+    if layers is not None:
+        layers.renew()
     return LoadedModel(
         model=model,
         device=device,
@@ -142,7 +160,7 @@ def load(
         size=size,
         adapter_rows=adapter_rows,
         refused_adapters=refused,
-        decoder=decoder.recognise(model, trial),
+        decoder=layers,
         _decoder=copy.deepcopy(tokenizer),
     )
 
@@ -178,12 +196,12 @@ def _try(model: Any) -> Trial:
     return trial
 
 
-def _attach(model: Any, adapters: Mapping[str, Path]) -> tuple[Rows, Mapping[str, str]]:
+def _attach(model: Any, adapters: Mapping[str, Path], digest: str) -> tuple[Rows, Mapping[str, str]]:
     """What selects the rows of the adapters, and why some are refused."""
     rows, refused = Rows(), {}
     for name, folder in adapters.items():
         try:
-            lora.attach(model, rows, name, folder)
+            lora.attach(model, rows, name, folder, digest)
         except InvalidAdapter as error:
             log.warning("the adapter %s is not served: %s", name, error)
             refused[name] = str(error)

@@ -1,7 +1,8 @@
 """Low-rank adapters beside one base model (Hu et al. 2021), several of them in one batch.
 
 The base is computed for all rows at once. What an adapter adds is computed for its own rows only, so a row without one
-costs nothing, and neither does an adapter that nobody uses now.
+costs nothing, and neither does an adapter that nobody uses now. Adapters come and go while the model computes for
+others: `fit` reads and checks in any thread and changes nothing, `install` and `remove` are instant.
 
 Legend: T packed rows, I and O a layer's inputs and outputs, R the rank.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tiermesh.errors import InvalidInput
+from tiermesh.kernel.inference.linear import Sibling
+from tiermesh.protocol.serving import read_origin
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -40,6 +44,8 @@ KNOWN = WITHOUT_EFFECT | {"peft_type", "r", "lora_alpha", "use_rslora", "bias", 
 class InvalidAdapter(InvalidInput):
     """A folder that holds no adapter, one of a kind that is not served, or one of another model."""
 
+    type = "invalid_adapter"
+
 
 class LowRank(NamedTuple):
     """What is added to one layer: `x_TI @ down_IR @ up_RO`; the adapter's scale is in `up_RO`.
@@ -54,6 +60,19 @@ class LowRank(NamedTuple):
 
 Adapter = Mapping[str, LowRank]
 """By the name of the layer in the base model."""
+
+
+class Place(NamedTuple):
+    """A layer that is computed: where it hangs, and which of its outputs are meant, of how many."""
+
+    parent: nn.Module
+    child: str
+    first: int
+    width: int
+
+
+Fitted = tuple[tuple[Place, LowRank], ...]
+"""An adapter for the layers of one model as they are computed: what was joined is joined here too."""
 
 
 @dataclass(slots=True)
@@ -88,17 +107,40 @@ class LoraLinear(nn.Module):
         return output
 
 
-def attach(model: Any, rows: Rows, adapter: str, folder: Path) -> None:
-    """Put one more adapter beside a causal language model, by the name that it is asked for; `rows` select it.
+def fit(model: Any, folder: Path, base_digest: str = "") -> Fitted:
+    """Read an adapter for this causal language model, of that digest; "" is unknown. Changes nothing.
 
     The model's layers may have been replaced by faster ones already, which they must not be afterwards. Raises
-    `InvalidAdapter`, and then the model is as it was.
+    `InvalidAdapter`.
     """
-    low_ranks = read_adapter(folder)
-    for name, low_rank in low_ranks.items():
-        _demand_fit(name, _find(model, name, folder), low_rank, folder)
-    for name, low_rank in low_ranks.items():
-        _wrapped(model, name, rows).adapters[adapter] = LowRank(*(part.to(model.device) for part in low_rank))
+    _demand_base(folder, base_digest)
+    parts: defaultdict[tuple[nn.Module, str], list[tuple[Place, LowRank]]] = defaultdict(list)
+    for name, low_rank in read_adapter(folder).items():
+        place = _place(model, name, low_rank, folder)
+        parts[place.parent, place.child].append((place, LowRank(*(part.to(model.device) for part in low_rank))))
+    return tuple((found[0][0], _side_by_side(found)) for found in parts.values())
+
+
+def install(rows: Rows, adapter: str, fitted: Fitted) -> None:
+    """From the next forward on, `rows` may select it by this name, which nothing had before."""
+    for place, low_rank in fitted:
+        layer = getattr(place.parent, place.child)
+        if not isinstance(layer, LoraLinear):
+            layer = LoraLinear(layer, rows)
+            place.parent.set_submodule(place.child, layer)
+        layer.adapters[adapter] = low_rank
+
+
+def remove(model: nn.Module, adapter: str) -> None:
+    """Forget it; no forward may ask for it any more."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.adapters.pop(adapter, None)
+
+
+def attach(model: Any, rows: Rows, adapter: str, folder: Path, base_digest: str = "") -> None:
+    """Fit and install. Raises `InvalidAdapter`, and then the model is as it was."""
+    install(rows, adapter, fit(model, folder, base_digest))
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -173,7 +215,18 @@ def _pairs(
             yield name, down, up
 
 
-def _find(model: Any, name: str, folder: Path) -> Any:
+def _demand_base(folder: Path, base_digest: str) -> None:
+    """Weights that an adapter was not trained beside make it answer nonsense, without any error."""
+    origin = read_origin(folder)
+    if origin is not None and origin.base_digest and base_digest and origin.base_digest != base_digest:
+        raise InvalidAdapter(
+            f"the adapter in {folder} was trained on {origin.base_model} with the digest {origin.base_digest}, and the "
+            f"model here has {base_digest}"
+        )
+
+
+def _place(model: Any, name: str, low_rank: LowRank, folder: Path) -> Place:
+    """Where the layer of this name is computed, which must be linear and of the adapter's size."""
     try:
         layer = model.get_submodule(name)
     except AttributeError as error:
@@ -181,7 +234,11 @@ def _find(model: Any, name: str, folder: Path) -> Any:
     if layer is model.get_output_embeddings():
         # It is computed for the last rows alone, whose numbers are others.
         raise InvalidAdapter(f"the adapter in {folder} changes the output layer {name}, which is not served")
-    return layer
+    _demand_fit(name, layer, low_rank, folder)
+    if isinstance(layer, Sibling):
+        return Place(layer.family[0], "whole", layer.first, sum(layer.family[0].sizes))
+    parent, _, child = name.rpartition(".")
+    return Place(model.get_submodule(parent), child, 0, low_rank.up_RO.shape[1])
 
 
 def _demand_fit(name: str, layer: Any, low_rank: LowRank, folder: Path) -> None:
@@ -196,10 +253,20 @@ def _demand_fit(name: str, layer: Any, low_rank: LowRank, folder: Path) -> None:
         raise InvalidAdapter(f"the adapter in {folder} is for another model: {name} is {expected} here and {got} there")
 
 
-def _wrapped(model: nn.Module, name: str, rows: Rows) -> LoraLinear:
-    layer = model.get_submodule(name)
-    if isinstance(layer, LoraLinear):
-        return layer
-    wrapped = LoraLinear(layer, rows)
-    model.set_submodule(name, wrapped)
-    return wrapped
+def _side_by_side(parts: Sequence[tuple[Place, LowRank]]) -> LowRank:
+    """What is added to a layer, of what is added to parts of its outputs: their ranks follow one another.
+
+    One product of a larger rank, most of it zeros, takes less time than several: for few rows calls are what costs.
+    """
+    (place, first), *others = parts
+    if not others and place.width == first.up_RO.shape[1]:
+        return first
+    downs = [low_rank.down_IR for _, low_rank in parts]
+    down_IR = torch.cat(downs, dim=1)
+    up_RO = torch.zeros(down_IR.shape[1], place.width, dtype=down_IR.dtype, device=down_IR.device)
+    at = 0
+    for part, low_rank in parts:
+        ranks, outputs = low_rank.up_RO.shape
+        up_RO[at : at + ranks, part.first : part.first + outputs] = low_rank.up_RO
+        at += ranks
+    return LowRank(down_IR, up_RO)

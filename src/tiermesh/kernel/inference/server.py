@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from pydantic import Field
 
-from tiermesh.errors import EngineFailed, InvalidInput, Unavailable, UnknownModel
+from tiermesh.errors import EngineFailed, InvalidInput, NameTaken, Unavailable, UnknownModel
 from tiermesh.kernel.inference import answers, chat
 from tiermesh.kernel.inference.door import errors_answered, json_body, json_response, stream_response
 from tiermesh.kernel.inference.telling import Telling, telling
 from tiermesh.kernel.inference.transcript import Part, gathered
 from tiermesh.protocol.openai import EmbeddingRequest
-from tiermesh.protocol.validation import validated
+from tiermesh.protocol.validation import Wire, validated
 
 if TYPE_CHECKING:
     from tiermesh.kernel.inference.generation import Generator
@@ -35,6 +36,15 @@ MAX_TEXTS = 256
 """Texts in one request for embeddings; each waits for its turn between the steps of the others' answers."""
 ANY_MODEL = "auto"
 """What a request that names no model asks for."""
+MAX_ADAPTERS = 64
+"""All of them are kept in memory, whoever uses them: some MB each beside a small model."""
+
+
+class _Adapter(Wire):
+    """`POST /adapters`."""
+
+    name: str = Field(min_length=1)
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,10 @@ class Server:
         self._name = name
         self._digest = digest
         self._load = load
-        self._adapters = tuple(adapters)
+        self._adapters = {name: name for name in adapters}
+        """What the generator knows each by: a name may come again, with other weights."""
+        self._came = 0
+        self._changing = asyncio.Lock()
         self._refused: Mapping[str, str] = {}
         self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self._waiting = 0
@@ -74,7 +87,7 @@ class Server:
         await web.UnixSite(runner, str(socket)).start()
         loaded = await asyncio.to_thread(self._load)
         self._refused = loaded.model.refused_adapters
-        self._adapters = tuple(name for name in self._adapters if name not in self._refused)
+        self._adapters = {name: key for name, key in self._adapters.items() if name not in self._refused}
         self._loaded.set_result(loaded)
         log.info("%s is ready", self._name)
         await asyncio.Event().wait()
@@ -87,6 +100,8 @@ class Server:
                 web.get("/v1/models", self._models),
                 web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/embeddings", self._embeddings),
+                web.post("/adapters", self._add_adapter),
+                web.delete("/adapters/{name:.+}", self._drop_adapter),
             ]
         )
         return app
@@ -114,10 +129,11 @@ class Server:
         asked = chat.parse(await json_body(request))
         self._adapter(asked.model)  # A name that nobody has need not wait; an adapter may be refused by then.
         loaded = await self._wait_until_loaded()
-        adapter = self._adapter(asked.model)
         loop = asyncio.get_running_loop()
         encoded = await loop.run_in_executor(self._encoding, loaded.model.encoder.encode, asked)
-        answer = answers.Answer(adapter or self._name, len(encoded.prompt), asked.token_ids, encoded.bytes_of)
+        adapter = self._adapter(asked.model)  # No await until it is submitted: whoever goes meanwhile is missed.
+        name = self._name if adapter is None else asked.model
+        answer = answers.Answer(name, len(encoded.prompt), asked.token_ids, encoded.bytes_of)
         async with telling(loaded.generator, asked, encoded, adapter) as tellings:
             if asked.stream:
                 return await _stream(request, answer, tellings[0], asked)
@@ -141,14 +157,42 @@ class Server:
         return json_response(answers.embeddings(self._name, vectors, sum(map(len, rows)), as_base64=as_base64))
 
     def _adapter(self, model: str) -> str | None:
-        """The adapter of this name; None for the base model, which is also what is served to who names none."""
+        """The generator's name for it; None for the base model, which is also what is served to who names none."""
         if model in (self._name, ANY_MODEL):
             return None
         if model in self._refused:
             raise UnknownModel(f"model: {model} is not served here: {self._refused[model]}", param="model")
         if model not in self._adapters:
             raise UnknownModel(f"model: {model} is not served here; {self._name} is", param="model")
-        return model
+        return self._adapters[model]
+
+    async def _add_adapter(self, request: web.Request) -> web.Response:
+        """Those who are answered now notice nothing of it."""
+        asked = validated(_Adapter, await json_body(request))
+        loaded = await self._wait_until_loaded()
+        async with self._changing:
+            if asked.name in (self._name, ANY_MODEL) or asked.name in self._adapters:
+                raise NameTaken(f"name: {asked.name} is served here already", param="name")
+            if len(self._adapters) >= MAX_ADAPTERS:
+                raise InvalidInput(f"{self._name} has {MAX_ADAPTERS} adapters already; remove one first", param="name")
+            fitted = await asyncio.to_thread(loaded.model.fit, Path(asked.path), self._digest)
+            self._came += 1
+            key = f"{asked.name}\n{self._came}"  # no name that was given at the start holds a line break
+            await asyncio.wrap_future(loaded.generator.install(key, fitted))
+            self._adapters[asked.name] = key
+            self._refused = {name: why for name, why in self._refused.items() if name != asked.name}
+        log.info("the adapter %s is served from %s", asked.name, asked.path)
+        return json_response({"name": asked.name})
+
+    async def _drop_adapter(self, request: web.Request) -> web.Response:
+        """Nobody gets it any more; who is answered by it now is answered to the end."""
+        name = request.match_info["name"]
+        loaded = await self._wait_until_loaded()
+        if name not in self._adapters:
+            raise UnknownModel(f"name: no adapter {name} is served here", param="name")
+        loaded.generator.remove(self._adapters.pop(name))
+        log.info("the adapter %s is served no longer", name)
+        return json_response({"name": name})
 
     async def _wait_until_loaded(self) -> Loaded:
         if self._loaded.done():

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import transformers
 import yaml
 
+from tiermesh.protocol.serving import ORIGIN_FILE, Origin
+
 if TYPE_CHECKING:
     from tiermesh.kernel.training.models import Trainee
     from tiermesh.kernel.training.progress import Progress
@@ -45,9 +47,13 @@ def write(folder: Path, trainee: Trainee, tokenizer: Any, provenance: Provenance
     else:
         _write_adapter(staging, trainee, provenance.plan.spec.model_name)
         if provenance.plan.spec.merge:
-            _merge(staging, tokenizer, Path(provenance.plan.model_path))
+            merge(staging, tokenizer, Path(provenance.plan.model_path))
+        else:
+            _write_origin(staging, provenance.plan)
     (staging / "README.md").write_text(_card(provenance), "utf-8")
+    readable = staging.stat().st_mode & 0o666
     for file in staging.iterdir():
+        file.chmod(readable)  # a library's temporary file is its owner's alone; the umask decides, as for all others
         _sync(file)
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
@@ -55,11 +61,30 @@ def write(folder: Path, trainee: Trainee, tokenizer: Any, provenance: Provenance
     return folder
 
 
+def merge(folder: Path, tokenizer: Any, base: Path) -> None:
+    """Put a whole model in place of the adapter in `folder`. The base is read again: in training it was rounded."""
+    import torch
+    from peft import PeftModel
+
+    causal = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    merged = PeftModel.from_pretrained(causal, folder).merge_and_unload(safe_merge=True)
+    for file in folder.iterdir():
+        file.unlink()
+    _write_model(folder, merged, tokenizer, base)
+
+
 def _write_adapter(folder: Path, trainee: Trainee, base: str) -> None:
     config = trainee.model.peft_config["default"]
     config.base_model_name_or_path = base  # not the folder that it lies in on this machine
     trainee.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's, full of gaps
+
+
+def _write_origin(folder: Path, plan: RunPlan) -> None:
+    """Which weights it belongs beside: a name may come to mean others."""
+    spec = plan.spec
+    origin = Origin(base_model=spec.model_name, base_digest=plan.model_digest, task=spec.task, method=spec.method)
+    (folder / ORIGIN_FILE).write_text(origin.model_dump_json(indent=1) + "\n", "utf-8")
 
 
 def _write_model(folder: Path, causal: Any, tokenizer: Any, base: Path) -> None:
@@ -71,18 +96,6 @@ def _write_model(folder: Path, causal: Any, tokenizer: Any, base: Path) -> None:
     causal.save_pretrained(folder, state_dict=weights, safe_serialization=True, max_shard_size=LARGEST_SHARD)
     causal.config.dtype = kept
     tokenizer.save_pretrained(folder)
-
-
-def _merge(folder: Path, tokenizer: Any, base: Path) -> None:
-    """Put a whole model in place of the adapter in `folder`. The base is read again: in training it was rounded."""
-    import torch
-    from peft import PeftModel
-
-    causal = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-    merged = PeftModel.from_pretrained(causal, folder).merge_and_unload(safe_merge=True)
-    for file in folder.iterdir():
-        file.unlink()
-    _write_model(folder, merged, tokenizer, base)
 
 
 def _card(told: Provenance) -> str:
