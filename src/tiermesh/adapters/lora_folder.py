@@ -16,13 +16,18 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class LocalAdapter:
-    """An adapter that is on this machine. `base` is the configured name of its model, None the node's first one."""
+    """An adapter that is on this machine.
+
+    Its model is the one with the digest `base_digest`, or, where that is "", the one that is called `base`; None is the
+    node's first one.
+    """
 
     name: str
     path: Path
     digest: str
     size_bytes: int
     base: str | None = None
+    base_digest: str = ""
 
     def digest_on(self, base_digest: str) -> str:
         """Names the weights that answer: the same adapter on another base is another model."""
@@ -30,7 +35,7 @@ class LocalAdapter:
         return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
 
 
-def read_adapter(name: str, folder: str, base: str | None = None) -> LocalAdapter:
+def read_adapter(name: str, folder: str, base: str | None = None, base_digest: str = "") -> LocalAdapter:
     """Look at a folder and hash it; blocks. Raises `ModelSourceFailed` when it is no adapter."""
     path = Path(folder).expanduser().resolve()
     missing = [file for file in FILES if not (path / file).is_file()]
@@ -41,7 +46,7 @@ def read_adapter(name: str, folder: str, base: str | None = None) -> LocalAdapte
     for file in FILES:
         total.update(f"{file}\0{sha256_of(path / file)}\n".encode())
     size_bytes = sum((path / file).stat().st_size for file in FILES)
-    return LocalAdapter(name, path, f"sha256:{total.hexdigest()}", size_bytes, base)
+    return LocalAdapter(name, path, f"sha256:{total.hexdigest()}", size_bytes, base, base_digest)
 
 
 def _demand_lora(name: str, config: Path) -> None:

@@ -45,11 +45,12 @@ PATIENCE_S = 1.0
 class WorkerSpec:
     """What to run, and how to know that it is ready.
 
+    `argv` is a function where each start may need other arguments than the one before.
     `ready_limit_s` has room for gigabytes from a slow disk; past it the worker is killed and started again.
     """
 
     name: str
-    argv: Sequence[str]
+    argv: Sequence[str] | Callable[[], Sequence[str]]
     log: Path
     is_ready: Callable[[], Awaitable[bool]]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -152,8 +153,9 @@ class Worker:
     async def _run_once(self) -> bool:
         """From spawn to death; gives whether it was ever ready."""
         await self._become("starting")
+        argv = self._spec.argv
         try:
-            process = await Process.spawn(self._spec.argv, log=self._spec.log, env=self._spec.env)
+            process = await Process.spawn(argv() if callable(argv) else argv, log=self._spec.log, env=self._spec.env)
         except OSError as error:
             self._failure = f"{self._spec.name} can't be started: {error}"
             return False

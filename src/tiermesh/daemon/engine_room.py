@@ -7,6 +7,8 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from tiermesh.adapters.background import Background
 from tiermesh.adapters.catalogue import CATALOGUE, DEFAULT_MODEL
@@ -14,12 +16,12 @@ from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.engines.detect import Detector
 from tiermesh.adapters.engines.kernel import KernelEngine, why_unavailable
 from tiermesh.adapters.engines.openai_server import OpenAIServer
-from tiermesh.adapters.engines.served_model import Wanted
+from tiermesh.adapters.engines.served_model import ENGINE_NAME, Wanted
 from tiermesh.adapters.lora_folder import LocalAdapter, read_adapter
 from tiermesh.adapters.model_source import can_pull, resolve
 from tiermesh.config import AdapterEntry, DaemonOptions, EngineEntry, ModelEntry
 from tiermesh.daemon.supervisor import Supervisor
-from tiermesh.errors import InvalidConfig, ModelSourceFailed, UnknownModel
+from tiermesh.errors import InvalidConfig, InvalidInput, ModelSourceFailed, UnknownModel
 from tiermesh.types import Tier
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class EngineRoom:
         self._detector: Detector | None = None
         self._supervisor = Supervisor(options.state_dir)
         self._background = Background()
+        self._opening = asyncio.Lock()
         self._reason = "switched off by --no-engine"
 
     @property
@@ -73,6 +76,65 @@ class EngineRoom:
         await self._supervisor.close()
         self._engines.clear()
 
+    def holds(self, base: str, digest: str) -> bool:
+        """Does the kernel serve this model, warm or cold? A `digest` of "" is unknown."""
+        kernel = self._engines.get(ENGINE_NAME)
+        if not isinstance(kernel, KernelEngine):
+            return False
+        return kernel.has(digest) if digest else any(model.name == base for model in kernel.models)
+
+    async def hold(self, base: str, digest: str) -> None:
+        """Have the kernel serve this model of this machine, cold until it is asked, if it does not do so already.
+
+        Never downloads. Raises `UnknownModel`, `ModelSourceFailed` when it is here and can't be served, or
+        `InvalidInput` when it has other weights than those of `digest`; "" is unknown.
+        """
+        kernel = await self._kernel()
+        if self.holds(base, digest):
+            return
+        local = await asyncio.to_thread(resolve, base)
+        if digest and local.digest != digest:
+            raise InvalidInput(f"base: {base} has the digest {local.digest} here, not {digest}", param="base")
+        await kernel.add_model(local, self._tier)
+
+    async def add_adapter(self, adapter: LocalAdapter, *, later: bool = False) -> None:
+        """As `KernelEngine.add_adapter`."""
+        await (await self._kernel()).add_adapter(adapter, later=later)
+
+    async def drop_adapter(self, name: str) -> None:
+        """Serve it no longer. Raises `UnknownModel`."""
+        await (await self._kernel()).drop_adapter(name)
+
+    async def add_model(self, name: str, folder: Path) -> str:
+        """Serve the model in this folder by this name; gives its digest.
+
+        Raises `NameTaken`, `UnknownModel` or `ModelSourceFailed`.
+        """
+        kernel = await self._kernel()
+        local = await asyncio.to_thread(resolve, str(folder))
+        await kernel.add_model(replace(local, name=name), self._tier)
+        return local.digest
+
+    async def drop_model(self, name: str) -> None:
+        """Serve it no longer. Raises `UnknownModel`."""
+        await (await self._kernel()).drop_model(name)
+
+    @property
+    def used(self) -> Mapping[str, float]:
+        """When each of the kernel's models was asked last, by name; Unix time."""
+        kernel = self._engines.get(ENGINE_NAME)
+        return kernel.used if isinstance(kernel, KernelEngine) else {}
+
+    async def _kernel(self) -> KernelEngine:
+        """The node's own kernel, opened if it was not needed so far. Raises `UnknownModel` where there can be none."""
+        async with self._opening:
+            if isinstance(kernel := self._engines.get(ENGINE_NAME), KernelEngine):
+                return kernel
+            reason = why_unavailable() if self._options.kernel else "its kernel is switched off"
+            if reason is not None:
+                raise UnknownModel(f"this node runs no models itself: {reason}", param="base")
+            return await self._add_kernel((), [])
+
     async def _add_server(self, entry: EngineEntry, kind: str | None = None) -> None:
         await self._add(
             OpenAIServer(
@@ -100,23 +162,26 @@ class EngineRoom:
             return
         missing = await asyncio.to_thread(_missing, models)
         adapters = await asyncio.to_thread(_read_adapters, self._options.adapters)
-        await asyncio.to_thread(self._supervisor.start)
-        options = self._options
-        await self._add(
-            KernelEngine(
-                [Wanted(name=m.name, tier=self._tier if m.tier is None else m.tier, pinned=m.pinned) for m in models],
-                adapters=adapters,
-                limit_bytes=options.memory_limit_bytes,
-                precision=options.precision,
-                hire=self._supervisor.worker,
-                state_dir=options.state_dir,
-                on_change=self._on_change,
-            )
-        )
+        await self._add_kernel(models, adapters)
         for model in missing:
             log.info("%s is not on this machine yet; fetching it now", model)
         if missing:
             self._background.start(self._fetch_all(missing))
+
+    async def _add_kernel(self, models: Sequence[ModelEntry], adapters: Sequence[LocalAdapter]) -> KernelEngine:
+        await asyncio.to_thread(self._supervisor.start)
+        options = self._options
+        kernel = KernelEngine(
+            [Wanted(name=m.name, tier=self._tier if m.tier is None else m.tier, pinned=m.pinned) for m in models],
+            adapters=adapters,
+            limit_bytes=options.memory_limit_bytes,
+            precision=options.precision,
+            hire=self._supervisor.worker,
+            state_dir=options.state_dir,
+            on_change=self._on_change,
+        )
+        await self._add(kernel)
+        return kernel
 
     async def _fetch_all(self, models: Sequence[str]) -> None:
         """One after the other: two conversions at once would take the memory of both."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import logging
 import os
 import shutil
@@ -28,15 +29,27 @@ from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel, resolve
 from tiermesh.config import Precision
 from tiermesh.core.suspects import Suspects
-from tiermesh.errors import EngineFailed, InvalidInput, ModelSourceFailed, Unavailable, UnknownModel, WorkerDied
-from tiermesh.types import EngineInfo, EngineState, Load, Model
+from tiermesh.errors import (
+    EngineFailed,
+    InvalidInput,
+    ModelSourceFailed,
+    NameTaken,
+    Unavailable,
+    UnknownModel,
+    WorkerDied,
+)
+from tiermesh.types import EngineInfo, EngineState, Load, Model, Tier
 
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 3.0
 """How often a model that is missing is looked for; one look costs a few system calls."""
+LOOK_IDLE_S = 0.05
+"""How often a model that is dropped is looked at."""
 MAX_SOCKET_PATH_BYTES = 100
 """macOS allows 103, Linux 107."""
+FAREWELL_S = 30.0
+"""How long the answers of a model that is dropped may still take, as when a node stops."""
 NEEDED = ("torch", "transformers", "safetensors", "accelerate")
 
 
@@ -49,7 +62,9 @@ def why_unavailable() -> str | None:
 
 
 class KernelEngine:
-    """Serves the models in `wanted`, the first of which is the node's own. Create it on the daemon's loop.
+    """Serves the models in `wanted`, the first of which is the node's own, and those that are added later.
+
+    Create it on the daemon's loop.
 
     `hire` makes a supervised worker; `state_dir` keeps logs and sockets; `on_change` hears of every change of `info`,
     `models` or `load`; `threads` None lets the workers share the cores; `limit_bytes` None is a share of this machine's
@@ -69,9 +84,11 @@ class KernelEngine:
         threads: int | None = None,
         find: Callable[[str], LocalModel] = resolve,
     ) -> None:
-        assert wanted, "an engine without a model is none"
         self._wanted = tuple(wanted)
         self._adapters = tuple(adapters)
+        self._numbers = itertools.count()
+        self.used: dict[str, float] = {}
+        """When each model was asked last, by its name; Unix time."""
         self._hire = hire
         self._state_dir = state_dir
         self._on_change = on_change
@@ -81,7 +98,7 @@ class KernelEngine:
         self._missing: dict[str, str] = {}
         self._suspects = Suspects()
         limit = limit_bytes or default_limit(psutil.virtual_memory().total)
-        budget = Budget(limit_bytes=limit, models=len(self._wanted), precision=precision)
+        budget = Budget(limit_bytes=limit, models=max(1, len(self._wanted)), precision=precision)
         self._residents = Residents(budget, threads=threads)
         self._searches: list[asyncio.Task[None]] = []
         self._sockets, self._made_folder = _socket_folder(state_dir)
@@ -115,8 +132,8 @@ class KernelEngine:
 
     async def start(self) -> None:
         """Look for the models in the background."""
-        for number, wanted in enumerate(self._wanted):
-            search = self._run_search(number, wanted)
+        for wanted in self._wanted:
+            search = self._run_search(next(self._numbers), wanted)
             self._searches.append(asyncio.create_task(search, name=f"search for {wanted.name}"))
 
     async def close(self) -> None:
@@ -128,6 +145,60 @@ class KernelEngine:
         await asyncio.gather(*(served.close() for served in self._served.values()))
         if self._made_folder:
             shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def has(self, digest: str) -> bool:
+        """Is a model of these weights served, warm or cold?"""
+        return any(served.local.digest == digest for served in self._served.values())
+
+    async def add_adapter(self, adapter: LocalAdapter, *, later: bool = False) -> None:
+        """Serve it beside its model, without disturbing whoever is answered. `later`: its model may yet be found.
+
+        Raises `NameTaken`, `UnknownModel` when its model is not served here, or `InvalidInput` when it does not fit.
+        """
+        self._refuse_taken(adapter.name)
+        bases = [served for served in self._in_order() if self._belongs(adapter, served.wanted, served.local)]
+        if not bases and later:
+            self._adapters = (*self._adapters, adapter)
+            return
+        if not bases:
+            raise UnknownModel(f"base: {self._why_no_base(adapter)}", param="base")
+        self._adapters = (*self._adapters, adapter)
+        try:
+            await bases[0].add_adapter(adapter)
+        except BaseException:
+            self._forget(adapter.name)
+            raise
+
+    async def drop_adapter(self, name: str) -> None:
+        """Serve it no longer. Raises `UnknownModel`."""
+        if all(adapter.name != name for adapter in self._adapters):
+            raise UnknownModel(f"name: no adapter {name} is served here", param="name")
+        self._forget(name)
+        for served in self._in_order():
+            if any(adapter.name == name for adapter in served.adapters):
+                await served.drop_adapter(name)
+
+    async def add_model(self, local: LocalModel, tier: Tier) -> None:
+        """Serve one more model, cold until somebody asks for it. Raises `NameTaken` or `ModelSourceFailed`."""
+        self._refuse_taken(local.name)
+        self._residents.check(local)
+        wanted = Wanted(name=local.name, tier=tier)
+        self._wanted = (*self._wanted, wanted)
+        self._begin(next(self._numbers), wanted, local)
+
+    async def drop_model(self, name: str) -> None:
+        """Serve it no longer; what it is saying may end within `FAREWELL_S`. Raises `UnknownModel`."""
+        served = self._served.get(name)
+        if served is None or served.local.name != name:
+            raise UnknownModel(f"name: no model {name} was added here", param="name")
+        del self._served[name]
+        self._wanted = tuple(wanted for wanted in self._wanted if wanted.name != name)
+        self._on_change()
+        deadline = time.monotonic() + FAREWELL_S
+        while not served.idle and time.monotonic() < deadline:  # noqa: ASYNC110 - rare, and nobody waits for it
+            await asyncio.sleep(LOOK_IDLE_S)
+        await self._residents.remove(served)
+        await served.close()
 
     def chat(self, body: Mapping[str, object]) -> AbstractAsyncContextManager[Reply]:
         """A chat completion; the model is loaded first if need be. Raises `PoisonedRequest` besides."""
@@ -171,6 +242,7 @@ class KernelEngine:
         name = body.get("model")
         for served in self._served.values():
             if any(model.name == name for model in served.models):
+                self.used[str(name)] = time.time()
                 return served
         raise EngineFailed(self.missing or f"the kernel does not serve {name} yet")
 
@@ -195,23 +267,50 @@ class KernelEngine:
                 break
             await asyncio.sleep(LOOK_AGAIN_S)
         self._missing.pop(wanted.name, None)
+        served = self._begin(number, wanted, local)
+        if wanted.pinned:
+            await self._load_pinned(served)
+
+    def _begin(self, number: int, wanted: Wanted, local: LocalModel) -> ServedModel:
         served = self._served[wanted.name] = self._serve(number, wanted, local)
         self._residents.add(served)
         log.info("the kernel serves %s (%s) from %s", local.name, local.digest[:19], local.path)
         self._on_change()
-        if wanted.pinned:
-            await self._load_pinned(served)
+        return served
 
     def _serve(self, number: int, wanted: Wanted, local: LocalModel) -> ServedModel:
         return ServedModel(
             wanted,
             local,
-            tuple(a for a in self._adapters if (a.base or self._wanted[0].name) == wanted.name),
+            tuple(adapter for adapter in self._adapters if self._belongs(adapter, wanted, local)),
             socket=self._sockets / f"kernel-{number}.sock",
             log=self._state_dir / f"kernel-{number}.log",
             hire=self._hire,
             on_change=self._changed,
         )
+
+    def _belongs(self, adapter: LocalAdapter, wanted: Wanted, local: LocalModel) -> bool:
+        if adapter.base_digest:
+            return adapter.base_digest == local.digest
+        return (adapter.base or self._wanted[0].name) in (wanted.name, local.name)
+
+    def _why_no_base(self, adapter: LocalAdapter) -> str:
+        named = [served.local for served in self._in_order() if adapter.base in (served.local.name, served.wanted.name)]
+        if named:
+            return (
+                f"{adapter.name} was trained on {adapter.base} with the digest {adapter.base_digest}, "
+                f"and {adapter.base} has {named[0].digest} here"
+            )
+        return f"{adapter.name} needs {adapter.base or adapter.base_digest}, which this node does not serve"
+
+    def _refuse_taken(self, name: str) -> None:
+        names = {wanted.name for wanted in self._wanted} | {adapter.name for adapter in self._adapters}
+        if name in names | {model.name for model in self.models}:
+            raise NameTaken(f"name: {name} is served on this node already, and is something else", param="name")
+
+    def _forget(self, name: str) -> None:
+        self._adapters = tuple(adapter for adapter in self._adapters if adapter.name != name)
+        self.used.pop(name, None)
 
     async def _load_pinned(self, served: ServedModel) -> None:
         try:

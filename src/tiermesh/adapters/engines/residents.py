@@ -47,6 +47,14 @@ class Residents:
         """From now on it may be admitted."""
         self._models.append(model)
 
+    async def remove(self, model: ServedModel) -> None:
+        """It is admitted no more; one that is on its way is given up."""
+        self._models.remove(model)
+        if (load := self._loads.pop(model.wanted.name, None)) is not None:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+        self._changed.set()
+
     def changed(self) -> None:
         """A model may have fallen idle."""
         self._changed.set()

@@ -12,10 +12,11 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import aiohttp
 
@@ -25,7 +26,7 @@ from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.adapters.worker import Worker, WorkerSpec
 from tiermesh.config import Precision
-from tiermesh.errors import EngineFailed, TiermeshError, Unavailable, WorkerDied
+from tiermesh.errors import EngineFailed, InvalidInput, TiermeshError, Unavailable, WorkerDied
 from tiermesh.types import EngineState, Load, Model, ModelState, Tier
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ HEALTH_LIMIT_S = 1.0
 """A worker on this machine that is silent for this long is not ready."""
 DEATH_NOTICE_S = 0.5
 """Between a connection's end and the system telling that the process died; it takes milliseconds."""
+ADAPTER_LIMIT_S = 60.0
+"""An adapter is read from disk in milliseconds and waits for a step of the worker, which may take seconds on a slow
+machine."""
 PROGRESS_STEPS = 10
 """Each step of a load is told to the whole mesh."""
 HOST = "http://worker"
@@ -115,6 +119,10 @@ class ServedModel:
         self._health = Health()
         self._refused: frozenset[str] = frozenset()
         """Adapters that the last worker did not take."""
+        self._given: tuple[LocalAdapter, ...] = ()
+        """Those that the process was started with."""
+        self._changing = asyncio.Lock()
+        """Held while a running worker is told of adapters."""
         self._worker: Worker | None = None
         self._dismissal: asyncio.Task[None] | None = None
         self._hired = 0
@@ -185,7 +193,11 @@ class ServedModel:
         self._hired += 1
         self._health = Health()
         self.reserved_bytes = reserved_bytes
-        argv = self._command(cache_bytes, threads, precision)
+
+        def argv() -> list[str]:
+            self._given, self._health = self.adapters, Health()
+            return self._command(cache_bytes, threads, precision)
+
         spec = WorkerSpec(name=f"the worker of {self.local.name}", argv=argv, log=self._log, is_ready=self._look)
         self._worker = self._hire(spec, self._on_change)
         self._worker.begin()
@@ -209,6 +221,50 @@ class ServedModel:
         await self._session.close()
         for left in self._socket.parent.glob(f"{self._socket.stem}.*sock"):  # llama.cpp has one of its own beside it
             left.unlink(missing_ok=True)
+
+    async def add_adapter(self, adapter: LocalAdapter) -> None:
+        """Serve one more, at once where the worker runs, and from its next start where it does not.
+
+        Raises `InvalidInput` when the worker refuses it, and then it is not served.
+        """
+        if is_gguf(self.local.path):
+            raise InvalidInput(f"{self.local.name} is a GGUF, which takes no adapters here", param="base")
+        async with self._changing:
+            if self._worker is not None and self._health.ready:
+                try:
+                    await self._tell("POST", "/adapters", {"name": adapter.name, "path": str(adapter.path)})
+                except EngineFailed as error:
+                    log.info("%s is told of the adapter %s at its next start: %s", self.local.name, adapter.name, error)
+            self.adapters = (*self.adapters, adapter)
+            self._refused -= {adapter.name}
+        self._on_change()
+
+    async def drop_adapter(self, name: str) -> None:
+        """Serve it no longer; answers that it is giving now are given to the end."""
+        async with self._changing:
+            self.adapters = tuple(adapter for adapter in self.adapters if adapter.name != name)
+            self._on_change()
+            if self._worker is not None and self._health.ready:
+                try:
+                    await self._tell("DELETE", f"/adapters/{quote(name, safe='')}")
+                except (EngineFailed, InvalidInput) as error:
+                    log.info("%s keeps the adapter %s until its next start: %s", self.local.name, name, error)
+
+    async def _tell(self, method: str, path: str, body: Mapping[str, object] | None = None) -> None:
+        """Raises `InvalidInput` for the worker's 4xx, with its words, and `EngineFailed` for anything else."""
+        limit = aiohttp.ClientTimeout(total=ADAPTER_LIMIT_S)
+        try:
+            async with self._session.request(method, HOST + path, json=body, timeout=limit) as response:
+                answer = await response.json()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise EngineFailed(f"the worker of {self.local.name} does not answer: {error}") from error
+        if response.status == 200:
+            return
+        told = answer.get("error") if isinstance(answer, dict) else None
+        message = str(told.get("message")) if isinstance(told, dict) else f"HTTP {response.status}"
+        if response.status < 500:
+            raise InvalidInput(message, param="adapter")
+        raise EngineFailed(message)
 
     @contextmanager
     def request(self) -> Iterator[None]:
@@ -311,15 +367,36 @@ class ServedModel:
         self._health = Health(health.ready, health.slots, progress)
         if health.ready:
             self._note_refused(health.adapters)
+            if not await self._caught_up():
+                return False
         if moved:
             self._on_change()
         return health.ready
 
     def _note_refused(self, taken: frozenset[str]) -> None:
         """The model is served without them."""
-        self._refused = frozenset(adapter.name for adapter in self.adapters) - taken
+        self._refused = frozenset(adapter.name for adapter in self.adapters if adapter in self._given) - taken
         for name in sorted(self._refused):
             log.warning("%s does not take the adapter %s; its log says why: %s", self.local.name, name, self._log)
+
+    async def _caught_up(self) -> bool:
+        """Tell the worker of what came and went while it started; gives whether it knows now."""
+        gone = [adapter for adapter in self._given if adapter not in self.adapters]
+        come = [adapter for adapter in self.adapters if adapter not in self._given]
+        try:
+            for adapter in gone:
+                with suppress(InvalidInput):  # one that it had refused
+                    await self._tell("DELETE", f"/adapters/{quote(adapter.name, safe='')}")
+            for adapter in come:
+                try:
+                    await self._tell("POST", "/adapters", {"name": adapter.name, "path": str(adapter.path)})
+                except InvalidInput as error:
+                    self._refused |= {adapter.name}
+                    log.warning("%s does not take the adapter %s: %s", self.local.name, adapter.name, error)
+        except EngineFailed:
+            return False
+        self._given = tuple(adapter for adapter in (*self._given, *come) if adapter not in gone)
+        return set(self._given) == set(self.adapters)
 
 
 async def _unavailable(response: aiohttp.ClientResponse) -> TiermeshError:
