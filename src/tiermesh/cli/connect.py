@@ -38,6 +38,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
+async def find_here() -> str | None:
+    """The URL of a daemon on this machine, where one answers; nobody is searched for."""
+    from tiermesh.config import load
+
+    for url in _local_urls(load()):
+        if await _answers(url):
+            return url
+    return None
+
+
 @asynccontextmanager
 async def open_mesh(url: str | None, *, timeout_s: float = LOOK_S) -> AsyncIterator[RemoteClient]:
     """A client for the node at `url`, or else for the first that is found. Raises `Unavailable` when there is none."""

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from tiermesh.client.answers import decoded
 from tiermesh.client.http import ANSWER_TIMEOUT_S
 from tiermesh.client.job_door import JobDoor
+from tiermesh.client.model_door import ModelDoor
 from tiermesh.client.stream import Stream
 from tiermesh.protocol.cluster import ClusterReport, HealthReport, NodeOrderReport, PolicyReport
 from tiermesh.protocol.complete import CompleteResponse, Message
@@ -36,7 +37,7 @@ class Options(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
 
 
-class RemoteClient(JobDoor):
+class RemoteClient(JobDoor, ModelDoor):
     """Any node of a mesh. Use as `async with RemoteClient(url) as mesh`; connections are kept and used again.
 
     `token` defaults to `$MESH_TOKEN`. `timeout_s` bounds a whole answer, and in a stream the silence between two

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from tiermesh.adapters.engines import Engine
 from tiermesh.adapters.peers import Peers
-from tiermesh.core.routing import Refusal, Route, RouteRequest, assessed
+from tiermesh.core.routing import Candidate, Refusal, Route, RouteRequest, assessed
 from tiermesh.daemon.affinity import Affinity, Prefix
 from tiermesh.daemon.ask import REQUEST_TIMEOUT_S, Answer, Ask, Caller, Priority, Task
 from tiermesh.daemon.dispatch import DOWN_GRACE_S, Dispatch
@@ -48,11 +48,15 @@ class Gateway:
         log: RequestLog | None = None,
         silence_s: float = SILENCE_S,
         down_grace_s: float = DOWN_GRACE_S,
+        on_elsewhere: Callable[[str, NodeId], None] = lambda _, __: None,
     ) -> None:
+        """`on_elsewhere` hears which model of another node has answered."""
         self.dispatch = Dispatch(me=me, engines=engines, view=view, peers=peers, down_grace_s=down_grace_s)
         self._log = RequestLog() if log is None else log
         self._silence_s = silence_s
         self._affinity = Affinity()
+        self._me = me
+        self._on_elsewhere = on_elsewhere
 
     def view_changed(self, view: View) -> None:
         """Heed what the new view says of those that are asked now."""
@@ -86,19 +90,25 @@ class Gateway:
             ask = replace(ask, route=route)
         record = self._log.begin(ask.caller.api)
         errand = Errand(ask, self.dispatch, record, preferred=prefix.node, silence_s=self._silence_s)
-        return _Chat(errand, record, self._affinity, prefix)
+        return _Chat(errand, record, self._affinity, prefix, self)
+
+    def answered(self, candidate: Candidate) -> None:
+        """A request has got its answer, or the beginning of it, from there."""
+        if candidate.node != self._me:
+            self._on_elsewhere(candidate.model.name, candidate.node)
 
 
 class _Chat:
     """The context of `Gateway.chat`. A plain class, since every prompt passes here and a generator costs it more."""
 
-    __slots__ = ("_affinity", "_answer", "_errand", "_prefix", "_record")
+    __slots__ = ("_affinity", "_answer", "_errand", "_gateway", "_prefix", "_record")
 
-    def __init__(self, errand: Errand, record: Record, affinity: Affinity, prefix: Prefix) -> None:
+    def __init__(self, errand: Errand, record: Record, affinity: Affinity, prefix: Prefix, gateway: Gateway) -> None:
         self._errand = errand
         self._record = record
         self._affinity = affinity
         self._prefix = prefix
+        self._gateway = gateway
         self._answer: Answer | None = None
 
     async def __aenter__(self) -> Answer:
@@ -108,6 +118,7 @@ class _Chat:
             await self.__aexit__(type(error), error, None)
             raise
         self._affinity.note(self._prefix, answer.candidate.node)
+        self._gateway.answered(answer.candidate)
         return answer
 
     async def __aexit__(
