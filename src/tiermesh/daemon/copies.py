@@ -311,6 +311,7 @@ class Copies:
             await asyncio.sleep(TIDY_S)
             self.blobs.tidy()
             for job in {owner.partition(".")[0] for owner in self.blobs.owners()}:
+                made = wall_ms_of(job)  # 0: no job; files that were sent under a name keep theirs
                 over = self._is_over(job)
-                if over or (over is None and time.time() > wall_ms_of(job) / 1000 + ABANDONED_S):
+                if over or (over is None and made and time.time() > made / 1000 + ABANDONED_S):
                     self.over(job)

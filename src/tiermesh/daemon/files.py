@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tiermesh.adapters.blobs import Blobs
+from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.peers import Peers
 from tiermesh.adapters.sent_files import SentFile, SentFiles
 from tiermesh.errors import DataUnusable, NotFound, TiermeshError
@@ -25,9 +26,6 @@ log = logging.getLogger(__name__)
 
 FILES_PATH = "/mesh/v1/files"
 """A node's own door for its files, which never passes a question on."""
-
-Fetch = Callable[[str, Member], Awaitable[Path]]
-"""Copies data, by its digest, from a node that has it."""
 
 
 class FileDesk:
@@ -43,7 +41,7 @@ class FileDesk:
         view: Callable[[], View],
         wall: Callable[[], float],
         shared: bool,
-        fetch: Fetch,
+        fetcher: Fetcher,
     ) -> None:
         self._entries = entries
         self._blobs = blobs
@@ -52,7 +50,7 @@ class FileDesk:
         self._view = view
         self._wall = wall
         self._shared = shared
-        self._fetch = fetch
+        self._fetcher = fetcher
 
     async def take(self, name: str, purpose: str, chunks: AsyncIterator[bytes]) -> SentFile:
         """Keep a file; the same one again is the same. Raises `DataUnusable`, `BodyTooLarge`, `StateUnwritable`."""
@@ -90,7 +88,8 @@ class FileDesk:
         failure: TiermeshError | None = None
         for member, entry in await self._holders(ident):
             try:
-                return entry, self._blobs.find(entry.sha256) or await self._fetch(entry.sha256, member)
+                holder = Holder(member.id, member.status.addresses)
+                return entry, await self._fetcher.fetch(entry.sha256, [holder], size_bytes=entry.size_bytes)
             except TiermeshError as error:
                 log.warning("file %s can't be had from %s: %s", ident, member.status.name, error)
                 failure = error
