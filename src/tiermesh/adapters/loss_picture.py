@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from tiermesh.errors import EnvironmentUnfit, TiermeshError
 
 ADVICE = "matplotlib is not installed on this node; `pip install 'tiermesh[report]'` draws the curve"
+PROGRAM = ("-m", "tiermesh.adapters.loss_picture")
 DRAWN_S = 60.0
 """A picture takes a second or two, of which loading is the most; a slow machine takes ten times that."""
 POINTS_LIMIT = 4000
@@ -35,7 +36,7 @@ async def draw(title: str, losses: Points, held_out: Points) -> bytes:
         raise EnvironmentUnfit(why_not)
     asked = json.dumps({"title": title, "losses": _thinned(losses), "held_out": _thinned(held_out)})
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tiermesh.adapters.loss_picture"),
+        *(sys.executable, *PROGRAM),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
