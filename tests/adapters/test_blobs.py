@@ -15,6 +15,7 @@ import pytest
 
 from tiermesh.adapters import blobs as module
 from tiermesh.adapters.blobs import Blobs, safe_name
+from tiermesh.adapters.intake import Intake
 from tiermesh.errors import BodyTooLarge, DataUnusable, StateUnwritable, Unavailable, WrongOffset
 
 HELLO = hashlib.sha256(b"hello").hexdigest()
@@ -175,7 +176,7 @@ async def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     def full(self: object, block: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.Intake, "write", full)
+    monkeypatch.setattr(Intake, "write", full)
     with pytest.raises(StateUnwritable, match="No space left"):
         await blobs.put(HELLO, pieces(b"hello"), None)
     with pytest.raises(StateUnwritable, match="No space left"):

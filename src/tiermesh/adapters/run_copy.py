@@ -69,12 +69,12 @@ def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder, attempt: int) 
     """
     if has_checkpoints(run):
         return
-    names = sorted({file.name.split("/")[1] for file in manifest.files if file.name.startswith("checkpoints/")})
-    steps = {name: step for name in names if (step := checkpoint_step(name)) is not None}
-    if not steps or len(steps) != len(names):
+    paths = [file.name.split("/") for file in manifest.files if file.name.startswith("checkpoints/")]
+    steps = {path[1]: checkpoint_step(path[1]) for path in paths}
+    if not paths or None in steps.values() or any(len(path) < 3 for path in paths):
         raise DataUnusable("the artifact is no checkpoint of a run")
     try:
-        _lay_out(blobs, manifest, run, attempt, newest=max(steps, key=lambda name: (steps[name], name)))
+        _lay_out(blobs, manifest, run, attempt, newest=max(steps, key=lambda name: (steps[name] or 0, name)))
     except OSError as error:
         raise StateUnwritable(f"{run.path} can't be written: {error.strerror or error}") from error
     finally:
