@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tiermesh.adapters.store import CONTACT_LIMIT, MIGRATIONS, Saved, Store
-from tiermesh.core.jobs import Dataset, Job, JobId
+from tiermesh.core.jobs import Asked, Attempt, Checkpoint, Dataset, Job, JobId, Told
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
@@ -93,10 +94,6 @@ async def test_two_daemons_do_not_share_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (
-            lambda folder: (folder / "state.db").write_bytes(b"not a database, but long enough to be read as one" * 9),
-            "not a database",
-        ),
         (lambda folder: newer(folder / "state.db"), "newer version"),
         (lambda folder: (folder / "state.db").mkdir(), "unable to open"),
     ],
@@ -159,28 +156,99 @@ def test_a_saved_promise_survives_sigkill(tmp_path: Path) -> None:
     assert asyncio.run(read()) == Ballot(5, NodeId("a"))
 
 
-async def test_jobs_come_back_as_they_were_saved_last(tmp_path: Path) -> None:
-    job = Job(
-        id=JobId("01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+def record(key: str, **fields: object) -> Job:
+    asked = Asked(
         name="faq",
         spec={"seed": 7, "lora": {"r": 4}},
-        data=Dataset("a" * 64, "faq.jsonl"),
+        data=Dataset("a" * 64, "faq.jsonl", 9),
         eval_data=Dataset("b" * 64, "held.csv"),
         submitted_at=1.5,
     )
-    other = Job(id=JobId("01ARZ3NDEKTSV4RRFFQ69G5FAA"), name="b", spec={}, data=job.data, submitted_at=2.0)
-    done = job.after("begin", 3.0).after("complete", 4.0, reason="done", result={"step": 9})
-    async with opened(tmp_path) as (store, _):
-        await store.save_job(job)
-        await store.save_job(other)
-        await store.save_job(done)
-    async with opened(tmp_path) as (store, _):
-        assert await store.jobs() == [other, done]
+    return replace(Job(id=JobId(key), asked=asked), **fields)  # type: ignore[arg-type]
 
 
-async def test_a_folder_of_an_earlier_version_gets_its_jobs(tmp_path: Path) -> None:
+async def test_records_come_back_as_they_were_saved_last(tmp_path: Path) -> None:
+    job, other = record("01ARZ3NDEKTSV4RRFFQ69G5FAV"), record("01ARZ3NDEKTSV4RRFFQ69G5FAA")
+    told = Told(seq=3, state="stopped", step=7, checkpoint=Checkpoint(7, "c" * 64, (A, B)))
+    attempt = Attempt(number=1, ballot=Ballot(3, A), node=B, spec=job.spec, ordered_at=2.0, told=told)
+    later = job.after("admit", Ballot(3, A), 3.0).with_attempt(attempt)
+    async with opened(tmp_path) as (store, _):
+        await store.save_records([job, other])
+        await store.save_records([later])
+    async with opened(tmp_path) as (store, _):
+        assert await store.records() == [other, later]
+
+
+async def test_own_attempts_are_kept_until_they_are_forgotten(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, _):
+        for number in (1, 2):
+            await store.save_attempt("J", number, {"told": {"seq": number}})
+        await store.save_attempt("J", 2, {"told": {"seq": 9}})
+        await store.forget_attempt("J", 1)
+    async with opened(tmp_path) as (store, _):
+        assert await store.attempts() == [{"told": {"seq": 9}}]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_folder_of_an_earlier_version_gets_its_jobs(tmp_path: Path, version: int) -> None:
     db = sqlite3.connect(tmp_path / "state.db")
-    db.executescript(f"{MIGRATIONS[0]}; PRAGMA user_version = 1;")
+    db.executescript(f"{'; '.join(MIGRATIONS[:version])}; PRAGMA user_version = {version};")
     db.close()
     async with opened(tmp_path) as (store, _):
-        assert await store.jobs() == []
+        assert await store.records() == []
+
+
+async def test_jobs_that_an_earlier_version_kept_are_taken_over(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "state.db")
+    db.executescript(f"{'; '.join(MIGRATIONS[:2])}; PRAGMA user_version = 2;")
+    db.execute("INSERT INTO node VALUES (?)", (A,))
+    row = "INSERT INTO job VALUES (?, ?, '{}', ?, NULL, ?, 1, 1.0, ?, ?, ?, NULL, ?)"
+    data = f'{{"sha256": "{"a" * 64}", "name": "faq.jsonl"}}'
+    db.execute(row, ("1", "queued", data, "queued", None, None, "", "{}"))
+    db.execute(row, ("2", "running", data, "running", 2.0, None, "", "{}"))
+    db.execute(row, ("3", "done", data, "completed", 2.0, 3.0, "done after 9 steps", '{"step": 9}'))
+    db.commit()
+    db.close()
+    for _ in range(2):
+        async with opened(tmp_path) as (store, _saved):
+            queued, running, done = await store.records()
+    assert [(job.name, job.state) for job in (queued, running, done)] == [
+        ("queued", "queued"),
+        ("running", "running"),
+        ("done", "completed"),
+    ]
+    assert (queued.attempts, queued.data.name, queued.holders) == ((), "faq.jsonl", (A,))
+    assert running.current is not None
+    assert (running.current.node, running.current.told and running.current.told.state) == (A, "stopped")
+    assert done.result is not None
+    assert done.result.told is not None
+    assert (done.result.told.result, done.ended_at) == ({"step": 9}, 3.0)
+
+
+async def test_a_spoilt_file_is_set_aside_and_the_node_is_who_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as (store, first):
+        await store.save_promise(Ballot(7, B), Policy())
+        await store.save_records([record(f"{number:026d}") for number in range(200)])
+    for number in (1, 2):
+        content = bytearray((tmp_path / "state.db").read_bytes())
+        content[4096 : len(content) : 512] = b"\xff" * len(content[4096 : len(content) : 512])
+        (tmp_path / "state.db").write_bytes(content)
+        async with opened(tmp_path) as (store, again):
+            assert (again.node_id, again.promised) == (first.node_id, Ballot(7, B))
+            assert await store.records() == []
+            await store.save_records([record(f"{number:026d}") for number in range(200)])
+        assert (tmp_path / f"state.db.corrupt-{number}").exists()
+        assert f"set aside as state.db.corrupt-{number}" in caplog.text
+
+
+async def test_a_record_that_can_not_be_read_stays_where_it_is(tmp_path: Path) -> None:
+    async with opened(tmp_path) as (store, _):
+        await store.save_records([record("1"), record("2")])
+        other = sqlite3.connect(tmp_path / "state.db")
+        other.execute("UPDATE record SET body = '{}' WHERE id = '1'")
+        other.commit()
+        assert [job.id for job in await store.records()] == ["2"]
+        assert other.execute("SELECT count(*) FROM record").fetchone() == (2,)
+        other.close()

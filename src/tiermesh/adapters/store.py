@@ -1,29 +1,38 @@
-"""What a node must know after a restart: its promise, the policy, the peers it has met, its jobs. SQLite, one thread.
+"""What a node must know after a restart: its promise, the policy, the peers it has met, records of jobs, its own
+attempts at them. SQLite, one thread.
 
 Each method is one transaction. `synchronous=FULL` makes a returned `save_promise` durable: the election's safety
-rests on it.
+rests on it. A file that the disk has spoilt is set aside and a new one begun: other nodes have the records, and who
+this node is and what it has promised is in `node.json` besides.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import json
+import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from tiermesh.core.jobs import Dataset, Job, JobId
+from tiermesh.adapters.identity import Identity, read_identity, write_identity
+from tiermesh.core.jobs import Asked, Attempt, Course, Dataset, Job, JobId, Told, job_from_dict, job_to_dict
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable, TiermeshError
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
+FILE_NAME = "state.db"
 CONTACT_LIMIT = 1024
 """Peers kept in the address book, the latest met first: ten times the daily case, and a start-up tries them all."""
 
@@ -49,15 +58,19 @@ MIGRATIONS: tuple[str, ...] = (
         reason TEXT NOT NULL, failure TEXT, result TEXT NOT NULL
     );
     """,
+    """
+    CREATE TABLE record (id TEXT PRIMARY KEY, body TEXT NOT NULL);
+    CREATE TABLE attempt (job TEXT NOT NULL, number INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (job, number));
+    """,
 )
 """Append-only: the number of those already run is the database's `user_version`."""
 
-_JOB_COLUMNS = tuple(field.name for field in fields(Job))
-_JOBS = f"SELECT {', '.join(_JOB_COLUMNS)} FROM job ORDER BY id"  # noqa: S608 - our own names
-_SAVE_JOB = (
-    f"INSERT INTO job ({', '.join(_JOB_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _JOB_COLUMNS)}) "  # noqa: S608
-    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = :{name}' for name in _JOB_COLUMNS)}"
+_OLD_COLUMNS = (
+    *("id", "name", "spec", "data", "eval_data", "state", "attempt", "submitted_at", "started_at", "ended_at"),
+    *("reason", "failure", "result"),
 )
+"""Of the table `job`, which is emptied into `record`."""
+_OLD_JOBS = f"SELECT {', '.join(_OLD_COLUMNS)} FROM job"  # noqa: S608 - our own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,7 @@ class Store:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._db: sqlite3.Connection | None = None
         self._lock_fd: int | None = None
+        self._identity: Identity | None = None
 
     async def open(self) -> Saved:
         """Lock the folder, migrate, read everything. Raises `DuplicateNode` when another daemon holds it."""
@@ -96,13 +110,29 @@ class Store:
         known = tuple(contact for contact in contacts if contact.node_id)
         await self._run(lambda: self._save_contacts(known))
 
-    async def save_job(self, job: Job) -> None:
-        """Durable when it returns; in place of what was kept of the same job."""
-        await self._run(lambda: self._save_job(job))
+    async def save_records(self, jobs: Iterable[Job]) -> None:
+        """Durable, all of them, when it returns; each in place of what was kept of the same job."""
+        rows = [(job.id, _written(job)) for job in jobs]
+        await self._run(lambda: self._save_records(rows))
 
-    async def jobs(self) -> list[Job]:
-        """All of them, in the order of their ids: that of their making."""
-        return await self._run(lambda: [_job(row) for row in self._opened().execute(_JOBS)])
+    async def records(self) -> list[Job]:
+        """All of them, in the order of their ids: that of their making. One that can't be read stays where it is."""
+        return await self._run(self._records)
+
+    async def save_attempt(self, job: str, number: int, body: Mapping[str, Any]) -> None:
+        """What this node last knew of its own attempt, as plain JSON. Durable when it returns."""
+        await self._run(lambda: self._save_attempt((job, number, json.dumps(body, separators=(",", ":")))))
+
+    async def forget_attempt(self, job: str, number: int) -> None:
+        """Somebody else keeps it from now on."""
+        await self._run(
+            lambda: self._opened().execute("DELETE FROM attempt WHERE job = ? AND number = ?", (job, number))
+        )
+
+    async def attempts(self) -> list[dict[str, Any]]:
+        """Those that were saved and not forgotten."""
+        rows = "SELECT body FROM attempt ORDER BY job, number"
+        return await self._run(lambda: [json.loads(body) for (body,) in self._opened().execute(rows)])
 
     async def close(self) -> None:
         await self._run(self._close)
@@ -122,9 +152,13 @@ class Store:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock()
-            self._db = db = sqlite3.connect(self._folder / "state.db", isolation_level=None)
-            db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
-            _migrate(db)
+            try:
+                self._db = db = self._connected()
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError | _Newer):
+                    raise
+                self._set_aside(error)
+                self._db = db = self._connected()
         except (OSError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise InvalidConfig(
@@ -133,6 +167,35 @@ class Store:
                 param="state_dir",
             ) from error
         return self._read(db)
+
+    def _connected(self) -> sqlite3.Connection:
+        """Whole, and of this version's shape. Raises `sqlite3.DatabaseError` for what is spoilt."""
+        db = sqlite3.connect(self._folder / FILE_NAME, isolation_level=None)
+        try:
+            db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+            _migrate(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        """Spoilt, it is kept for whoever wants to look at it, and never read again."""
+        taken = (self._folder / f"{FILE_NAME}.corrupt-{number}" for number in itertools.count(1))
+        aside = next(path for path in taken if not path.exists())
+        for end in ("-wal", "-shm", ""):  # the file itself last: without it the others are nobody's
+            with suppress(FileNotFoundError):
+                (self._folder / f"{FILE_NAME}{end}").rename(f"{aside}{end}")
+        log.critical(
+            "%s is damaged (%s): set aside as %s. Records of jobs come again from other nodes; what only this node "
+            "knew is gone, the address book too",
+            self._folder / FILE_NAME,
+            error,
+            aside.name,
+        )
 
     def _lock(self) -> None:
         self._lock_fd = fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -146,21 +209,33 @@ class Store:
 
     def _read(self, db: sqlite3.Connection) -> Saved:
         node = db.execute("SELECT id FROM node").fetchone()
-        if node is None:
-            node = (secrets.token_hex(16),)
-            db.execute("INSERT INTO node VALUES (?)", node)
         promise = db.execute("SELECT term, node_id FROM promise").fetchone()
+        kept = read_identity(self._folder)
+        me = NodeId(node[0]) if node else kept.node_id if kept else NodeId(secrets.token_hex(16))
+        promised = Ballot(promise[0], NodeId(promise[1])) if promise else NO_BALLOT
+        if kept is not None and kept.node_id == me:
+            promised = max(promised, kept.promised)
+        if node is None:
+            db.execute("INSERT INTO node VALUES (?)", (me,))
+        self._identify(Identity(me, promised))
+        _take_over(db, me)
         policy = db.execute("SELECT term, node_id, version, body FROM policy").fetchone()
         contacts = db.execute("SELECT node_id, addresses FROM contact WHERE cluster = ? ORDER BY met", (self._cluster,))
         return Saved(
-            node_id=NodeId(node[0]),
-            promised=Ballot(promise[0], NodeId(promise[1])) if promise else NO_BALLOT,
+            node_id=me,
+            promised=promised,
             policy=_policy(policy) if policy else Policy(),
             contacts=tuple(Contact(tuple(map(Address, json.loads(a))), NodeId(n)) for n, a in contacts),
         )
 
+    def _identify(self, identity: Identity) -> None:
+        if identity != self._identity:
+            write_identity(self._folder, identity)
+            self._identity = identity
+
     def _save_promise(self, promised: Ballot, policy: Policy) -> None:
         db = self._opened()
+        assert self._identity is not None, "read when it was opened"
         with _transaction(db):
             db.execute(
                 "INSERT INTO promise VALUES (1, :term, :node) ON CONFLICT (only) DO UPDATE SET term = :term, "
@@ -171,6 +246,8 @@ class Store:
                 "INSERT OR REPLACE INTO policy VALUES (1, ?, ?, ?, ?)",
                 (policy.ballot.term, policy.ballot.node_id, policy.version, json.dumps(dict(policy.body))),
             )
+        if promised > self._identity.promised:
+            self._identify(replace(self._identity, promised=promised))
 
     def _save_contacts(self, contacts: tuple[Contact, ...]) -> None:
         db = self._opened()
@@ -185,16 +262,23 @@ class Store:
                 {"cluster": self._cluster, "limit": CONTACT_LIMIT},
             )
 
-    def _save_job(self, job: Job) -> None:
-        row = asdict(job) | {
-            "spec": json.dumps(job.spec),
-            "data": json.dumps(asdict(job.data)),
-            "eval_data": json.dumps(asdict(job.eval_data)) if job.eval_data else None,
-            "result": json.dumps(job.result),
-        }
+    def _save_records(self, rows: Sequence[tuple[str, str]]) -> None:
         db = self._opened()
         with _transaction(db):
-            db.execute(_SAVE_JOB, row)
+            db.executemany("INSERT OR REPLACE INTO record VALUES (?, ?)", rows)
+
+    def _records(self) -> list[Job]:
+        found = []
+        for key, body in self._opened().execute("SELECT id, body FROM record ORDER BY id"):
+            try:
+                found.append(job_from_dict(json.loads(body)))
+            except ValueError as error:
+                log.error("the record of job %s can't be read: %s", key, error)
+        return found
+
+    def _save_attempt(self, row: tuple[str, int, str]) -> None:
+        with _transaction(db := self._opened()):
+            db.execute("INSERT OR REPLACE INTO attempt VALUES (?, ?, ?)", row)
 
     def _close(self) -> None:
         if self._db is not None:
@@ -207,6 +291,10 @@ class Store:
     def _opened(self) -> sqlite3.Connection:
         assert self._db is not None, "the store is used before open() or after close()"
         return self._db
+
+
+class _Newer(sqlite3.DatabaseError):
+    """Nothing is wrong with it but this program."""
 
 
 class _transaction:  # noqa: N801 - reads as a statement
@@ -225,24 +313,52 @@ class _transaction:  # noqa: N801 - reads as a statement
 def _migrate(db: sqlite3.Connection) -> None:
     (done,) = db.execute("PRAGMA user_version").fetchone()
     if done > len(MIGRATIONS):
-        raise sqlite3.DatabaseError(
-            f"it was written by a newer version (schema {done}, this one knows {len(MIGRATIONS)})"
-        )
+        raise _Newer(f"it was written by a newer version (schema {done}, this one knows {len(MIGRATIONS)})")
     for number, script in enumerate(MIGRATIONS[done:], start=done + 1):
         db.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
 
 
+def _take_over(db: sqlite3.Connection, me: NodeId) -> None:
+    """Jobs of a version that kept them for this node alone become records."""
+    old = [dict(zip(_OLD_COLUMNS, row, strict=True)) for row in db.execute(_OLD_JOBS)]
+    with _transaction(db):
+        rows = [(row["id"], _written(_record(row, me))) for row in old]
+        db.executemany("INSERT OR IGNORE INTO record VALUES (?, ?)", rows)
+        db.execute("DELETE FROM job")
+
+
+def _record(row: Mapping[str, Any], me: NodeId) -> Job:
+    plain = {name: json.loads(row[name]) for name in ("spec", "data", "result")}
+    held_out = json.loads(row["eval_data"]) if row["eval_data"] else None
+    asked = Asked(
+        name=row["name"],
+        spec=plain["spec"],
+        data=Dataset(**plain["data"]),
+        eval_data=Dataset(**held_out) if held_out else None,
+        submitted_at=row["submitted_at"],
+    )
+    course = Course(state=row["state"], reason=row["reason"], failure=row["failure"], ended_at=row["ended_at"])
+    begun = () if row["started_at"] is None else (_old_attempt(row, plain, me),)
+    return Job(id=JobId(row["id"]), asked=asked, course=course, attempts=begun, holders=(me,))
+
+
+def _old_attempt(row: Mapping[str, Any], plain: Mapping[str, Any], me: NodeId) -> Attempt:
+    ended = {"completed": "completed", "failed": "failed"}
+    told = Told(
+        seq=1,
+        state=ended.get(row["state"], "stopped"),  # type: ignore[arg-type]
+        failure=row["failure"],
+        reason=row["reason"],
+        result=plain["result"],
+        holders=(me,) if row["state"] == "completed" else (),
+    )
+    at = row["started_at"]
+    return Attempt(number=row["attempt"], ballot=NO_BALLOT, node=me, spec=plain["spec"], ordered_at=at, told=told)
+
+
+def _written(job: Job) -> str:
+    return json.dumps(job_to_dict(job), separators=(",", ":"))
+
+
 def _policy(row: tuple[int, str, int, str]) -> Policy:
     return Policy(ballot=Ballot(row[0], NodeId(row[1])), version=row[2], body=json.loads(row[3]))
-
-
-def _job(row: tuple[object, ...]) -> Job:
-    facts = dict(zip(_JOB_COLUMNS, row, strict=True))
-    plain = {name: json.loads(str(facts[name])) for name in ("spec", "data", "result")}
-    held_out = json.loads(str(facts["eval_data"])) if facts["eval_data"] else None
-    return Job(
-        **facts
-        | plain
-        | {"id": JobId(str(facts["id"])), "data": Dataset(**plain["data"])}
-        | {"eval_data": Dataset(**held_out) if held_out else None}  # type: ignore[arg-type]
-    )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from logging import getLogger
+from typing import Literal
 
 from aiohttp import web
 
@@ -129,13 +130,18 @@ class Daemon:
         self._training = TrainingRoom(
             options,
             store,
-            ballot=lambda: self._reactor.promised,
+            self._peers,
+            me=self._me,
+            hardware=self._hardware,
+            view=lambda: self._reactor.view,
+            leads=lambda: self._reactor.leads,
+            promised=lambda: self._reactor.promised,
             ending=self._stop_asked.is_set,
             on_training=lambda job: self._portrait.change(training=job),
         )
         self._exit.push_async_callback(self._training.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
-        self._nodes = NodeDesk(self._me, self._reactor, self._peers, lambda state: self._portrait.change(state=state))
+        self._nodes = NodeDesk(self._me, self._reactor, self._peers, self._told_to_rest)
         requests = RequestLog()
         self._gateway = Gateway(
             me=self._me,
@@ -314,6 +320,11 @@ class Daemon:
         self._gateway.view_changed(view)
         self._instruments.view_changed(view)
         self._policy.settle()
+        self._training.viewed(view)
+
+    def _told_to_rest(self, state: Literal["up", "draining"]) -> None:
+        self._portrait.change(state=state)
+        self._training.rest(state == "draining")
 
     def _announce(self) -> None:
         self._discovery.announce()
@@ -336,9 +347,11 @@ class Daemon:
         getLogger(__name__).info("stopping: what runs may finish, new requests go to other nodes")
         self._requests.refuse()
         self._portrait.change(state="draining")
+        letting_go = asyncio.create_task(self._training.drain(), name="training ends")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.grace_s):
                 await self._idle_or_now()
+        await letting_go
         await self._reactor.leave()
 
     async def _idle_or_now(self) -> None:

@@ -1,39 +1,43 @@
-"""This node's training slot: one attempt at a time, ordered by whoever leads, in a folder of its own.
+"""This node's training slot: one attempt at a time, ordered by whoever leads, in a folder of its own; and what is told
+of it, kept on this node's disk until a coordinator knows.
 
 It takes orders, not wishes: a job's state, its queue and its retries are the affair of whoever orders. What is refused
-is refused with a reason for a person: for now (`SlotTaken`) or for good.
+is refused with a reason for a person: for now (`SlotTaken`) or for good. With no coordinator it trains on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tiermesh.adapters.catalogue import CATALOGUE
-from tiermesh.adapters.data_shelf import DataShelf
-from tiermesh.adapters.model_source import can_pull
-from tiermesh.adapters.run_events import completion
-from tiermesh.adapters.run_plan import check_libraries, data_problems, plan_of, trainable_model
+from tiermesh.adapters.run_events import add_event, completion
+from tiermesh.adapters.store import Store
 from tiermesh.adapters.trainer import Ending, Launch, OnRecord, Trainer
-from tiermesh.core.admission import Judgement, Machine, judge_memory, least_bytes
-from tiermesh.errors import (
-    DataUnusable,
-    EnvironmentUnfit,
-    InvalidSpec,
-    JobRefused,
-    RunBusy,
-    SlotTaken,
-    StaleOrder,
-)
-from tiermesh.protocol.jobs import AttemptOrder, AttemptReport, DataRef, Progress
+from tiermesh.core.codec import decode_value, encode_value
+from tiermesh.core.jobs import AttemptId, Checkpoint, Dataset, JobId, Told
+from tiermesh.daemon.groundwork import Groundwork
+from tiermesh.errors import EnvironmentUnfit, JobRefused, RunBusy, SlotTaken, StaleOrder, StateUnwritable, TiermeshError
+from tiermesh.protocol.cluster import BallotReport
+from tiermesh.protocol.jobs import AttemptKey, AttemptOrder, AttemptTold, DataAsked, HeardReport
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
-from tiermesh.protocol.training_events import Completed, Failed, Phase, StepDone, TrainingEvent
-from tiermesh.protocol.training_problems import read_spec
+from tiermesh.protocol.training_events import (
+    AttemptBegun,
+    CheckpointSaved,
+    Completed,
+    Failed,
+    Phase,
+    StepDone,
+    TrainingEvent,
+)
 from tiermesh.types import Ballot, NodeId
+
+if TYPE_CHECKING:
+    from tiermesh.daemon.copies import Copies
 
 log = logging.getLogger(__name__)
 
@@ -42,155 +46,264 @@ CANCEL_S = 10.0
 had saved before is good all the same."""
 CLOSE_S = 60.0
 """The same when this daemon ends: what is not saved must be done again. Less than what systemd gives a service."""
+ANSWER_S = 3.0
+"""How long an order's answer waits to hear whether it can be obeyed: data may have to come from elsewhere first."""
+KEPT_S = 24 * 3600.0
+"""Ends are kept to be told to the next coordinator too, should the one that knew them never come back."""
+KEPT_LIMIT = 1000
+"""Of them, the newest."""
+
+Key = tuple[JobId, AttemptId]
 
 
 @dataclass(slots=True)
-class _Attempt:
-    """The one that has the slot. `trainer` is None while it is examined."""
+class _Run:
+    """The attempt that has the slot. `trainer` is None while what it needs is brought here."""
 
     order: AttemptOrder
-    report: AttemptReport
+    told: Told
+    folder: RunFolder
+    stopping: str = ""
+    """Why it was asked to stop, once it was."""
     trainer: Trainer | None = None
     task: asyncio.Task[None] | None = None
 
+    @property
+    def key(self) -> Key:
+        return key_of(self.order.key)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What was told of an attempt last. `known_to` is the ballot of the coordinator that has it on its disk."""
+
+    told: Told
+    at: float
+    known_to: Ballot | None = None
+
 
 class Attempts:
-    """Owner of the slot. `on_change` hears how an attempt ended, and nothing of its figures.
+    """Owner of the slot. `open` before all else; `close` at the end.
 
-    `models` are those that this node was started with, by the names that it serves them under. `supervise` gives what
-    hears of a worker's process.
+    `on_news` hears that there is something to tell; `on_training` the name of the job that has the slot, or nothing.
     """
 
     def __init__(
         self,
         *,
+        me: NodeId,
         folder: Path,
-        shelf: DataShelf,
-        models: Mapping[str, str],
+        store: Store,
+        copies: Copies,
+        groundwork: Groundwork,
         promised: Callable[[], Ballot],
-        memory: Callable[[], Machine],
         supervise: Callable[[], OnRecord],
-        on_change: Callable[[AttemptReport], None],
+        on_news: Callable[[], None],
+        on_training: Callable[[str], None],
     ) -> None:
+        self._me = me
         self._folder = folder
-        self._shelf = shelf
-        self._models = models
+        self._store = store
+        self._copies = copies
+        self._groundwork = groundwork
         self._promised = promised
-        self._memory = memory
         self._supervise = supervise
-        self._on_change = on_change
-        self._current: _Attempt | None = None
+        self._on_news = on_news
+        self._on_training = on_training
+        self._current: _Run | None = None
+        self._kept: dict[Key, _Kept] = {}
+        self._resting = False
+        self._closing = False
+
+    async def open(self) -> None:
+        """Read what was told last. An attempt that ran when the daemon ended has stopped."""
+        now = time.time()
+        for row in await self._store.attempts():
+            try:
+                key, kept = _read(row)
+            except (ValueError, KeyError, TypeError) as error:
+                log.error("what was kept of an attempt can't be read: %s", error)
+                continue
+            if kept.told.state == "running":
+                kept.told = _next(kept.told, state="stopped", reason="its node ended")
+            if kept.at < now - KEPT_S and kept.told.is_end:
+                await self._store.forget_attempt(key[0], key[1][0])
+            else:
+                self._kept[key] = kept
 
     def run_folder(self, job: str, attempt: int) -> RunFolder:
         """Where an attempt keeps everything; it need not be there."""
         return RunFolder(self._folder / job / f"attempt-{attempt}")
 
-    def report(self, job: str) -> AttemptReport | None:
-        """Of the attempt that runs now, if it is this job's."""
-        current = self._current
-        return current.report if current is not None and current.order.job == job else None
+    @property
+    def training(self) -> str:
+        """The job that has the slot, or nothing."""
+        return "" if self._current is None else self._current.order.job
 
-    async def examine(self, order: AttemptOrder) -> None:
-        """Would this node ever take it? Reads the data; nothing new is left behind when the answer is no.
+    def to_tell(self, ballot: Ballot) -> list[AttemptTold]:
+        """What the coordinator of this ballot is to hear now: of the one that runs always, of others once."""
+        live = () if self._current is None else ((self._current.key, self._current.told),)
+        news = [(key, kept.told) for key, kept in self._kept.items() if kept.known_to != ballot]
+        return [_wire(key, told) for key, told in dict([*news, *live]).items()]
 
-        Raises `InvalidSpec`, `DataUnusable` or `JobRefused`.
-        """
-        run = self.run_folder(order.job, order.attempt)
-        is_new = not run.path.parent.exists()
-        try:
-            await asyncio.to_thread(self._examine, order, run)
-        except BaseException:
-            if is_new:
-                shutil.rmtree(run.path.parent, ignore_errors=True)  # a link or two
-            raise
+    async def answered(self, said: Iterable[AttemptTold], heard: Iterable[HeardReport], ballot: Ballot) -> None:
+        """The coordinator of this ballot has it on its disk, and says what to do."""
+        sent = {key_of(each): each.told.get("seq") for each in said}
+        for answer in heard:
+            key = key_of(answer)
+            if answer.fenced:
+                self.stop(key, "another attempt took its place, or the job is over")
+            kept = self._kept.get(key)
+            if kept is None or kept.told.seq != sent.get(key):
+                continue
+            if answer.kept or answer.fenced:
+                kept.known_to = ballot
+            if answer.fenced and not kept.told.is_end:
+                del self._kept[key]
+                await self._store.forget_attempt(key[0], key[1][0])
 
-    async def take(self, order: AttemptOrder) -> AttemptReport:
+    async def take(self, order: AttemptOrder) -> Told:
         """Begin, or go on from the last checkpoint; the same order twice is one attempt.
 
-        Raises `StaleOrder`, `SlotTaken`, `JobRefused`, `InvalidSpec` and `DataUnusable`.
+        Raises `StaleOrder`, `SlotTaken`, `JobRefused`, `InvalidSpec`, `DataUnusable` and `Unavailable`. What takes
+        longer than `ANSWER_S` to find out is told later.
         """
         self._check_fence(order)
+        key = key_of(order.key)
         if (current := self._current) is not None:
-            if current.order.job == order.job and current.order.attempt == order.attempt:
-                return current.report
-            raise SlotTaken(f"this node trains job {current.order.job}, and has one training slot")
-        self._current = attempt = _Attempt(order, _report(order))
-        try:
-            if (done := await asyncio.to_thread(self._done, order)) is not None:
-                self._current = None
-                return done
-            plan = await asyncio.to_thread(self._admitted, order)
-        except BaseException:
-            self._current = None
-            raise
-        self._start(attempt, plan)
-        return attempt.report
+            if current.key == key and not current.stopping:
+                return current.told
+            raise SlotTaken(f"this node trains {current.order.name or current.order.job}, and has one training slot")
+        if self._resting:
+            raise SlotTaken("this node was told to rest")
+        kept = self._kept.get(key)
+        if kept is not None and kept.told.is_end:
+            return kept.told
+        told = Told(seq=_later(0)) if kept is None else _next(kept.told, state="running", reason="", phase="")
+        self._current = run = _Run(order, told, self.run_folder(order.job, order.attempt))
+        self._on_training(order.name or order.job)
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        run.task = asyncio.create_task(self._live(run, ready), name=f"train {order.job}")
+        await asyncio.wait((ready,), timeout=ANSWER_S)
+        if ready.done():
+            ready.result()
+        else:
+            ready.cancel()
+        kept = self._kept.get(key)
+        return run.told if kept is None else kept.told
 
-    def stop(self, job: str, within_s: float = CANCEL_S) -> None:
-        """End the job's attempt after a checkpoint, soon."""
+    def stop(self, key: Key, why: str = "", within_s: float = CANCEL_S) -> None:
+        """End this attempt after a checkpoint, soon, if it runs."""
         current = self._current
-        if current is None or current.order.job != job or current.trainer is None:
+        if current is None or current.key != key or current.stopping:
             return
+        current.stopping = why or "stopped"
+        if current.trainer is None:
+            return  # it never begins
         current.trainer.stop()
         asyncio.get_running_loop().call_later(within_s, current.trainer.kill)
 
+    def rest(self, resting: bool, why: str = "its node was told to rest") -> None:
+        """Take nothing new, and let go of what runs after a checkpoint; or work again."""
+        self._resting = resting
+        if resting and self._current is not None:
+            self.stop(self._current.key, why, CLOSE_S)
+
+    def copied(self, job: str, attempt: int, checkpoint: Checkpoint) -> None:
+        """A checkpoint of this attempt is held by these nodes now."""
+        run = self._current
+        if run is not None and (run.order.job, run.order.attempt) == (job, attempt):
+            self._say(run, checkpoint=checkpoint)
+            return
+        for key, kept in self._kept.items():
+            if (key[0], key[1][0]) == (job, attempt):
+                kept.told = _next(kept.told, checkpoint=checkpoint)
+                kept.known_to = None
+                self._on_news()
+
+    async def idle(self) -> None:
+        """Until nothing has the slot."""
+        while self._current is not None and self._current.task is not None:
+            await asyncio.wait((self._current.task,))
+
     async def close(self) -> None:
         """End what runs after a checkpoint, and wait for it."""
+        self._closing = True
         current = self._current
         if current is not None and current.task is not None:
-            self.stop(current.order.job, CLOSE_S)
+            self.stop(current.key, "its node ended", CLOSE_S)
             await asyncio.gather(current.task, return_exceptions=True)
 
-    def _examine(self, order: AttemptOrder, run: RunFolder) -> None:
-        try:
-            plan = self._plan(order)
-            judgement = self._judge(plan)
-            if judgement.verdict == "never":
-                raise JobRefused(f"this node can't train it: it {judgement.reason}")
-            problems, _ = data_problems(plan.spec)
-        except EnvironmentUnfit as error:
-            raise JobRefused(f"this node can't train: {error}") from error
-        if problems:
-            raise DataUnusable(_without(run, "; ".join(map(str, problems))), param="data")
-
     def _check_fence(self, order: AttemptOrder) -> None:
-        ballot, promised = Ballot(order.ballot.term, NodeId(order.ballot.node_id)), self._promised()
+        ballot, promised = ballot_of(order.ballot), self._promised()
         if ballot < promised:
             raise StaleOrder(f"the order is of ballot {ballot}, and this node obeys {promised} by now")
         later = [path.name for path in (self._folder / order.job).glob("attempt-*") if _number(path) > order.attempt]
         if later:
             raise StaleOrder(f"attempt {order.attempt} of job {order.job} was replaced by {max(later)}")
 
-    def _done(self, order: AttemptOrder) -> AttemptReport | None:
-        """What an attempt came to that ended well while nobody listened. Blocks."""
-        run = self.run_folder(order.job, order.attempt)
-        if not run.result.exists():
-            return None
-        last = completion(run.events)
-        return None if last is None else _ended(_report(order), Ending("done", "done", last))
-
-    def _plan(self, order: AttemptOrder) -> RunPlan:
-        """What the order names, found on this machine. Blocks."""
-        check_libraries()
-        run = self.run_folder(order.job, order.attempt)
-        spec = read_spec(order.spec)
-        source = self._model_source(spec.model_name)
-        data = self._data(order.data, run, "data")
-        held_out = None if order.eval_data is None else self._data(order.eval_data, run, "eval_data")
-        placed = {"dataset_path": str(data), "eval_path": None if held_out is None else str(held_out)}
+    async def _live(self, run: _Run, ready: asyncio.Future[None]) -> None:
+        """From the order to the end; what it came to is on disk when it returns."""
         try:
-            plan = plan_of(spec.model_copy(update=placed | {"model_name": source}))
-        except InvalidSpec as error:
-            raise InvalidSpec(_without(run, str(error)), param=error.param) from None
-        return plan.model_copy(update={"spec": spec.model_copy(update=placed)})
+            told = await self._worked(run, ready)
+        except (TiermeshError, OSError) as error:
+            if not ready.done():  # whoever ordered hears it as the answer
+                ready.set_exception(error if isinstance(error, TiermeshError) else _unwritable(error))
+                self._free(run)
+                return
+            told = self._fallen(run, error)
+        except Exception as error:
+            log.exception("job %s could not be run", run.order.job)
+            told = _next(run.told, state="failed", failure="unexplained", reason=str(error) or type(error).__name__)
+        if run.stopping and told.state == "stopped" and run.stopping != "stopped":
+            told = replace(told, reason=f"{run.stopping}; {told.reason}" if told.reason else run.stopping)
+        run.told = told
+        await self._keep(run)
+        log.info("job %s: attempt %d %s: %s", run.order.job, run.order.attempt, told.state, told.reason)
+        self._free(run)
+        if not ready.done():
+            ready.set_result(None)
 
-    def _admitted(self, order: AttemptOrder) -> RunPlan:
+    async def _worked(self, run: _Run, ready: asyncio.Future[None]) -> Told:
+        if (done := await asyncio.to_thread(_done, run.folder)) is not None:
+            return await self._completed(run, done)
+        plan = await self._prepared(run)
+        if run.stopping:
+            return _next(run.told, state="stopped")
+        await self._keep(run)
+        launch = Launch(folder=run.folder, plan=plan, memory_limit_bytes=plan.spec.memory_limit)
+        run.trainer = trainer = Trainer(launch, lambda event: self._hear(run, event), self._supervise())
+        log.info("job %s: attempt %d begins", run.order.job, run.order.attempt)
+        if not ready.done():
+            ready.set_result(None)
+        self._on_news()
+        ending = await trainer.run()
+        if ending.how == "done" and isinstance(ending.last, Completed):
+            return await self._completed(run, ending.last)
+        return _ended(run.told, ending)
+
+    async def _prepared(self, run: _Run) -> RunPlan:
+        """Everything it needs is here, and it may begin."""
+        order = run.order
+        self._say(run, phase="prepare")
+        for data in filter(None, (order.data, order.eval_data)):
+            await self._copies.bring(order.job, _dataset(data), [NodeId(each) for each in data.holders])
+        if order.checkpoint is not None and order.checkpoint.artifact:
+            point = order.checkpoint
+            held = Checkpoint(point.step, point.artifact, tuple(NodeId(each) for each in point.holders))
+            await self._copies.prepare(order.job, order.attempt, run.folder, held)
+        plan = await asyncio.to_thread(self._admitted, run)
+        if order.attempt > 1:
+            await asyncio.to_thread(_mark, run.folder, order.attempt)
+        return plan
+
+    def _admitted(self, run: _Run) -> RunPlan:
         """The plan of what may begin now. Blocks."""
         try:
-            plan = self._plan(order)
+            plan = self._groundwork.plan(run.order, run.folder)
         except EnvironmentUnfit as error:
             raise JobRefused(f"this node can't train: {error}") from error
-        match (judgement := self._judge(plan)).verdict:
+        match (judgement := self._groundwork.judge(plan)).verdict:
             case "fits":
                 return plan
             case "wait":
@@ -198,92 +311,144 @@ class Attempts:
             case "never":
                 raise JobRefused(f"it {judgement.reason}")
 
-    def _model_source(self, name: str) -> str:
-        """A name that this node or the world knows; never a path, which would be one on somebody else's machine."""
-        if (own := self._models.get(name)) is not None:
-            return own
-        if name in CATALOGUE or (can_pull(name) and not name.startswith((".", "~", "/")) and not Path(name).exists()):
-            return name
-        known = ", ".join(sorted({*self._models, *CATALOGUE}))
-        raise InvalidSpec(
-            f"model_name is {name!r}, which is no name of a model here; there are {known}, and ORG/NAME on the Hugging "
-            "Face hub. A folder is trained where it is, with --local, or by the node that serves it (--model FOLDER)",
-            param="model_name",
-        )
+    def _fallen(self, run: _Run, error: TiermeshError | OSError) -> Told:
+        """What kept it from running; whoever ordered it has its answer already."""
+        reason = str(error) or type(error).__name__
+        if isinstance(error, SlotTaken | RunBusy) or (isinstance(error, TiermeshError) and error.http_status == 503):
+            return _next(run.told, state="stopped", reason=reason)
+        kind = error.type if isinstance(error, TiermeshError) else "environment_unfit"
+        return _next(run.told, state="failed", failure=kind, reason=reason)
 
-    def _data(self, ref: DataRef, run: RunFolder, field: str) -> Path:
-        path = self._shelf.link(ref.sha256, ref.name, run.path / f"input-{field}")
-        if path is None:
-            raise DataUnusable(
-                f"{field}: this node has no data {ref.sha256[:12]}…; send it first with PUT /api/data/{ref.sha256}",
-                param=f"{field}.sha256",
-            )
-        return path
-
-    def _judge(self, plan: RunPlan) -> Judgement:
-        needed = least_bytes(trainable_model(plan.model_path).parameters, plan.spec.method)
-        return judge_memory(needed, self._memory(), plan.spec.memory_limit)
-
-    def _start(self, attempt: _Attempt, plan: RunPlan) -> None:
-        run = self.run_folder(attempt.order.job, attempt.order.attempt)
-        launch = Launch(folder=run, plan=plan, memory_limit_bytes=plan.spec.memory_limit)
-
-        def hear(event: TrainingEvent) -> None:
-            attempt.report = attempt.report.model_copy(update={"progress": _progress(attempt.report.progress, event)})
-
-        attempt.trainer = Trainer(launch, hear, self._supervise())
-        attempt.task = asyncio.create_task(self._live(attempt, attempt.trainer), name=f"train {attempt.order.job}")
-        log.info("job %s: attempt %d begins", attempt.order.job, attempt.order.attempt)
-
-    async def _live(self, attempt: _Attempt, trainer: Trainer) -> None:
+    async def _completed(self, run: _Run, last: Completed) -> Told:
+        """With its result as an artifact, which any node can fetch."""
+        plan = await asyncio.to_thread(run.folder.read_plan)
+        whole = plan.spec.method == "full_finetune" or bool(getattr(plan.spec, "merge", False))
+        result = last.model_dump(mode="json", exclude={"event"}) | {
+            "kind": "model" if whole else "adapter",
+            "base_digest": plan.model_digest,
+            "result": str(run.folder.result),
+        }
         try:
-            report = _ended(attempt.report, await trainer.run())
-        except RunBusy as error:
-            report = attempt.report.model_copy(update={"state": "stopped", "reason": str(error)})
-        except Exception as error:
-            log.exception("job %s could not be run", attempt.order.job)
-            failed = {"state": "failed", "reason": str(error) or type(error).__name__, "failure": "environment_unfit"}
-            report = attempt.report.model_copy(update=failed)
+            artifact = await self._copies.result(run.order.job, run.folder)
+        except (TiermeshError, OSError) as error:
+            log.error("job %s: its result can't be given to others: %s", run.order.job, error)
+            artifact = ""
+        reason = f"done after {last.step} steps"
+        return _next(run.told, state="completed", reason=reason, result=result, artifact=artifact, holders=(self._me,))
+
+    def _hear(self, run: _Run, event: TrainingEvent) -> None:
+        match event:
+            case Phase(state="started"):
+                self._say(run, phase=event.phase)
+            case StepDone():
+                run.told = _next(
+                    run.told,
+                    phase="train",
+                    step=event.step,
+                    steps=event.steps,
+                    loss=event.loss,
+                    tokens_per_s=event.tokens_per_s,
+                    eta_s=event.eta_s,
+                )
+            case CheckpointSaved():
+                self._copies.checkpoint_saved(
+                    run.order.job,
+                    run.order.attempt,
+                    event.name,
+                    run.folder,
+                    replicas=run.order.checkpoint_replicas,
+                    open_data=run.order.open_data,
+                )
+
+    def _say(self, run: _Run, **facts: Any) -> None:
+        run.told = _next(run.told, **facts)
+        self._on_news()
+
+    async def _keep(self, run: _Run) -> None:
+        """On this node's disk, to be told."""
+        kept = _Kept(run.told, time.time())
+        row = _wire(run.key, run.told).model_dump(mode="json") | {"at": kept.at}
+        try:
+            await self._store.save_attempt(run.order.job, run.order.attempt, row)
+        except StateUnwritable as error:
+            log.error("job %s: that it is %s could not be saved: %s", run.order.job, run.told.state, error)
+        if run.told.state != "running":
+            self._kept[run.key] = kept
+            for old in sorted(self._kept, key=lambda key: self._kept[key].at)[:-KEPT_LIMIT]:
+                del self._kept[old]
+        else:
+            self._kept.pop(run.key, None)
+
+    def _free(self, run: _Run) -> None:
+        assert self._current is run
         self._current = None
-        log.info("job %s: attempt %d %s: %s", report.job, report.attempt, report.state, report.reason)
-        self._on_change(report)
+        if not self._closing:
+            self._on_training("")
+        self._on_news()
 
 
-def _report(order: AttemptOrder) -> AttemptReport:
-    return AttemptReport(job=order.job, attempt=order.attempt, state="running")
+def key_of(key: AttemptKey) -> Key:
+    """As core has it."""
+    return JobId(key.job), (key.attempt, ballot_of(key.made))
 
 
-def _ended(report: AttemptReport, ending: Ending) -> AttemptReport:
+def ballot_of(told: BallotReport) -> Ballot:
+    """As core has it."""
+    return Ballot(told.term, NodeId(told.node_id))
+
+
+def _read(row: dict[str, Any]) -> tuple[Key, _Kept]:
+    told = AttemptTold.model_validate({name: value for name, value in row.items() if name != "at"})
+    return key_of(told), _Kept(decode_value(Told, told.told), float(row["at"]))
+
+
+def _wire(key: Key, told: Told) -> AttemptTold:
+    job, (number, made) = key
+    encoded = encode_value(told)
+    assert isinstance(encoded, dict)
+    return AttemptTold(job=job, attempt=number, made=BallotReport(term=made.term, node_id=made.node_id), told=encoded)
+
+
+def _next(told: Told, **facts: Any) -> Told:
+    return replace(told, seq=_later(told.seq), **facts)
+
+
+def _later(seq: int) -> int:
+    """Rises over restarts as well."""
+    return max(seq + 1, int(time.time() * 1000))
+
+
+def _dataset(data: DataAsked) -> Dataset:
+    return Dataset(data.sha256, data.name, data.size_bytes)
+
+
+def _done(folder: RunFolder) -> Completed | None:
+    """What an attempt came to that ended well while nobody listened. Blocks."""
+    return completion(folder.events) if folder.result.exists() else None
+
+
+def _mark(folder: RunFolder, attempt: int) -> None:
+    """From here on the run's events are of this attempt. Blocks."""
+    with folder.events.open("ab"):
+        pass
+    if f'"event":"attempt","number":{attempt}' not in folder.events.read_text("utf-8", "replace"):
+        add_event(folder.events, AttemptBegun(number=attempt))
+
+
+def _ended(told: Told, ending: Ending) -> Told:
     """A worker that was killed by somebody may go on; one that crashed would crash again."""
+    reached = ending.micro_batch_size
     match ending.how, ending.last:
-        case "done", Completed() as last:
-            told = {"state": "completed", "result": last.model_dump(exclude={"event"})}
         case "failed", Failed() as last:
             advice = f". {last.advice}" if last.advice else ""
-            told = {"state": "failed", "failure": last.kind, "reason": f"{last.message}{advice}"}
+            reason = f"{last.message}{advice}"
+            return _next(told, state="failed", failure=last.kind, reason=reason, micro_batch_size=reached)
         case (("stopped" | "killed"), _):
-            told = {"state": "stopped"}
+            return _next(told, state="stopped", reason=ending.reason)
         case "out_of_memory", _:
-            told = {"state": "failed", "failure": "out_of_memory"}
+            return _next(told, state="failed", failure="out_of_memory", reason=ending.reason, micro_batch_size=reached)
         case _:
-            told = {"state": "failed", "failure": "unexplained"}
-    return report.model_copy(update={"reason": ending.reason} | told)
-
-
-def _progress(before: Progress, event: TrainingEvent) -> Progress:
-    match event:
-        case Phase(state="started"):
-            return before.model_copy(update={"phase": event.phase})
-        case StepDone():
-            return Progress(
-                phase="train",
-                step=event.step,
-                steps=event.steps,
-                loss=event.loss,
-                tokens_per_s=event.tokens_per_s,
-                eta_s=event.eta_s,
-            )
-    return before
+            return _next(told, state="failed", failure="unexplained", reason=ending.reason)
 
 
 def _number(folder: Path) -> int:
@@ -291,6 +456,5 @@ def _number(folder: Path) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _without(run: RunFolder, text: str) -> str:
-    """Names of data instead of this machine's paths."""
-    return text.replace(f"{run.path}/input-data/", "").replace(f"{run.path}/input-eval_data/", "")
+def _unwritable(error: OSError) -> TiermeshError:
+    return StateUnwritable(f"this node can't write: {error.strerror or error}")

@@ -1,20 +1,33 @@
-"""Training jobs on the wire: `POST /api/train`, `/api/jobs`, `/api/data`, and the peers' `/mesh/v1/attempts`."""
+"""Training jobs on the wire: `POST /api/train`, `/api/jobs`, `/api/data`, and the peers' `/mesh/v1/jobs`,
+`/mesh/v1/attempts` and `/mesh/v1/estimates`. Between peers, records travel as `core.codec` writes them."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
+from tiermesh.core.evaluation import parse_limit
 from tiermesh.protocol import ulid
 from tiermesh.protocol.cluster import BallotReport
 from tiermesh.protocol.validation import Wire
-from tiermesh.types import AttemptState, JobState
+from tiermesh.types import JobState
 
+JOBS_PATH = "/mesh/v1/jobs"
+"""`/submit`, `/decide`, `/find` and `/list` are the coordinator's; `/records` and `/collect` everybody's."""
 ATTEMPTS_PATH = "/mesh/v1/attempts"
+TOLD_PATH = f"{ATTEMPTS_PATH}/told"
+STOP_PATH = f"{ATTEMPTS_PATH}/stop"
+EVENTS_PATH = f"{ATTEMPTS_PATH}/events"
+LOG_PATH = f"{ATTEMPTS_PATH}/log"
+ESTIMATES_PATH = "/mesh/v1/estimates"
 NAME_LIMIT = 100
 """Characters of a job's name, and of a dataset's."""
 
+Most = Annotated[float | Literal["any"], PlainValidator(parse_limit)]
+"""A limit, or none."""
+AttemptNumber = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A job that moved every second would have so many after eleven days; the numbers of its events begin with it."""
 Ulid = Annotated[str, Field(pattern=ulid.PATTERN)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=NAME_LIMIT)]
@@ -42,6 +55,22 @@ class GivenData(Wire):
         return self
 
 
+class GatesGiven(Wire):
+    """What the result must reach, where it differs from the mesh's policy. A field that is left out is the policy's;
+    `any` asks for nothing."""
+
+    max_final_loss: Most | None = None
+    """Nats, of the training loss averaged over the last steps."""
+    max_gap: Most | None = None
+    """Nats by which the held-out loss may lie above the training loss."""
+    canary: bool | None = None
+    """Are a few fixed prompts answered before and after?"""
+
+    def said(self) -> dict[str, Any]:
+        """What is not left to the policy."""
+        return self.model_dump(exclude_none=True)
+
+
 class TrainRequest(Wire):
     """`POST /api/train`. Sent again with the same `id`, it is the same job.
 
@@ -54,6 +83,7 @@ class TrainRequest(Wire):
     spec: dict[str, Any]
     data: GivenData
     eval_data: GivenData | None = None
+    gates: GatesGiven = GatesGiven()
     approve: bool = False
     """Is what the gate would ask a person for approved already? The budget's maximum holds all the same."""
     max_usd: float | None = Field(None, ge=0)
@@ -65,21 +95,163 @@ class TrainRequest(Wire):
 
 
 class DataReport(Wire):
-    """`PUT` and `GET /api/data/{sha256}`: it is there, whole."""
+    """`PUT` and `GET /api/data/{sha256}`: `size_bytes` are there; unless `whole`, the next piece begins behind them."""
 
     sha256: str
     size_bytes: int
+    whole: bool = True
 
 
-class AttemptOrder(Wire):
+class DataAsked(DataRef):
+    """A dataset, and the nodes that may have it."""
+
+    size_bytes: int = 0
+    holders: list[str] = Field(default_factory=list)
+
+
+class CheckpointRef(Wire):
+    """A checkpoint by the digest of its manifest, and the nodes that have it."""
+
+    step: int
+    artifact: str = ""
+    holders: list[str] = Field(default_factory=list)
+
+
+class AttemptKey(Wire):
+    """One attempt; `made` is the ballot under which it was ordered first."""
+
+    job: Ulid
+    attempt: AttemptNumber
+    made: BallotReport
+
+
+class WorkAsked(Wire):
+    """What is to be trained, or what the price of training is asked for."""
+
+    job: Ulid
+    name: str = ""
+    spec: dict[str, Any]
+    data: DataAsked
+    eval_data: DataAsked | None = None
+    canary: bool = False
+    """Are fixed prompts to be answered before and after?"""
+
+
+class AttemptOrder(WorkAsked):
     """`POST /mesh/v1/attempts`: train this, by order of whoever has the `ballot`."""
 
     ballot: BallotReport
+    made: BallotReport | None = None
+    """As in `AttemptKey`; None: under `ballot`."""
+    attempt: AttemptNumber
+    checkpoint: CheckpointRef | None = None
+    """Where to go on from, if this node has none of its own."""
+    open_data: bool = False
+    """May its checkpoints go to other nodes although the mesh is open?"""
+    checkpoint_replicas: int = Field(1, ge=0)
+    record: dict[str, Any] | None = None
+    """The job's, to be kept like a copy."""
+
+    @property
+    def key(self) -> AttemptKey:
+        return AttemptKey(job=self.job, attempt=self.attempt, made=self.made or self.ballot)
+
+
+class AttemptTold(AttemptKey):
+    """How an attempt is: `told` is a `core.jobs.Told`."""
+
+    told: dict[str, Any]
+
+
+class AttemptsTold(Wire):
+    """`POST /mesh/v1/attempts/told`: by the node that makes them."""
+
+    attempts: list[AttemptTold]
+
+
+class HeardReport(AttemptKey):
+    """`fenced`: it was replaced, and must stop. `kept`: this end need not be told again."""
+
+    fenced: bool = False
+    kept: bool = False
+
+
+class ToldAnswer(Wire):
+    """What was told is on the coordinator's disk; one answer for each attempt."""
+
+    attempts: list[HeardReport] = Field(default_factory=list)
+
+
+class LinesAsked(Wire):
+    """`POST /mesh/v1/attempts/events`: the events of a run with an id above `after`. `place`: as the last answer had
+    it, so that the file need not be read from its beginning."""
+
     job: Ulid
-    attempt: int = Field(ge=1)
-    spec: dict[str, Any]
-    data: DataRef
-    eval_data: DataRef | None = None
+    attempt: AttemptNumber
+    after: int = Field(0, ge=0)
+    place: list[int] = Field(default_factory=list, max_length=3)
+
+
+class LinesTold(Wire):
+    """Some of them; `more`: there are others already."""
+
+    ids: list[int]
+    lines: list[str]
+    place: list[int]
+    more: bool = False
+
+
+class LogAsked(Wire):
+    """`POST /mesh/v1/attempts/log`: what follows byte `after` of the worker's log, or the last `lines` of it."""
+
+    job: Ulid
+    attempt: AttemptNumber
+    lines: int = Field(50, ge=0)
+    after: int | None = Field(None, ge=0)
+
+
+class LogTold(Wire):
+    """`offset` is the byte after the last one that is told."""
+
+    text: str
+    offset: int
+
+
+class EstimateTold(Wire):
+    """`POST /mesh/v1/estimates`: a `core.jobs.Estimate`."""
+
+    estimate: dict[str, Any]
+
+
+class StopOrder(AttemptKey):
+    """`POST /mesh/v1/attempts/stop`: end it after a checkpoint."""
+
+    ballot: BallotReport
+    why: str = ""
+
+
+class RecordList(Wire):
+    """Records of jobs: `core.jobs.Job`."""
+
+    records: list[dict[str, Any]]
+
+
+class Record(Wire):
+    """One of them."""
+
+    record: dict[str, Any]
+
+
+class JobKey(Wire):
+    """`/find`: by name or id."""
+
+    job: str
+
+
+class JobDecision(JobKey):
+    """`/decide`: what a person wants done with it."""
+
+    decision: Literal["approve", "optimize", "cancel", "retry"]
 
 
 class Progress(Wire):
@@ -91,18 +263,6 @@ class Progress(Wire):
     loss: float | None = None
     tokens_per_s: float | None = None
     eta_s: float | None = None
-
-
-class AttemptReport(Wire):
-    """How an attempt is. `failure` is the kind of failure; `result` what the run told when it was done."""
-
-    job: str
-    attempt: int
-    state: AttemptState
-    reason: str = ""
-    failure: str | None = None
-    progress: Progress = Progress()
-    result: dict[str, Any] = Field(default_factory=dict)
 
 
 class EstimateReport(Wire):
@@ -157,6 +317,8 @@ class TriedReport(Wire):
     ordered_at: float = 0.0
     reason: str = ""
     failure: str | None = None
+    failed_gates: list[str] = Field(default_factory=list)
+    """What its result did not reach."""
     step: int = 0
     steps: int = 0
 

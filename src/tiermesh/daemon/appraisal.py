@@ -1,0 +1,82 @@
+"""What a job will take on this node, for whoever decides where it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tiermesh.core.jobs import Dataset, Estimate
+from tiermesh.daemon.groundwork import Groundwork, without_paths
+from tiermesh.errors import BadData, DataUnusable, JobRefused, TrainingFailure
+from tiermesh.protocol.jobs import WorkAsked
+from tiermesh.protocol.run_folder import RunFolder, RunPlan
+from tiermesh.types import NodeId
+
+if TYPE_CHECKING:
+    from tiermesh.adapters.estimator import Estimator
+    from tiermesh.daemon.copies import Copies
+
+KEPT = 256
+"""Answers: jobs that differ in nothing that matters get the same one."""
+
+
+class Appraisal:
+    """One for a node."""
+
+    def __init__(self, *, folder: Path, copies: Copies, groundwork: Groundwork, estimator: Estimator) -> None:
+        self._folder = folder
+        self._copies = copies
+        self._groundwork = groundwork
+        self._estimator = estimator
+        self._kept: dict[str, asyncio.Task[Estimate]] = {}
+
+    async def estimate(self, asked: WorkAsked) -> Estimate:
+        """Raises `JobRefused` for what this node can't train, `InvalidSpec` and `DataUnusable` for what none can, and
+        `Unavailable`. Equal questions are one."""
+        key = _key(asked)
+        task = self._kept.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.create_task(self._appraise(key, asked), name=f"estimate {asked.job}")
+            self._kept[key] = task
+            for old in list(self._kept)[:-KEPT]:
+                del self._kept[old]
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Break off what is under way."""
+        for task in self._kept.values():
+            task.cancel()
+        await asyncio.gather(*self._kept.values(), return_exceptions=True)
+
+    async def _appraise(self, key: str, asked: WorkAsked) -> Estimate:
+        for data in filter(None, (asked.data, asked.eval_data)):
+            holders = [NodeId(each) for each in data.holders]
+            await self._copies.bring(asked.job, Dataset(data.sha256, data.name, data.size_bytes), holders)
+        run = RunFolder(self._folder / f"estimate-{key[:16]}")
+        try:
+            plan = await asyncio.to_thread(self._checked, asked, run)
+            return await self._estimator.estimate(plan)
+        except BadData as error:
+            raise DataUnusable(without_paths(run, str(error)), param="data") from error
+        except TrainingFailure as error:
+            raise JobRefused(f"this node can't train it: {error}") from error
+        finally:
+            await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
+
+    def _checked(self, asked: WorkAsked, run: RunFolder) -> RunPlan:
+        """Blocks."""
+        plan = self._groundwork.plan(asked, run)
+        judgement = self._groundwork.judge(plan)
+        if judgement.verdict == "never":
+            raise JobRefused(f"this node can't train it: it {judgement.reason}")
+        return plan
+
+
+def _key(asked: WorkAsked) -> str:
+    """Of all that an estimate can depend on."""
+    data = [None if each is None else (each.sha256, each.name) for each in (asked.data, asked.eval_data)]
+    return hashlib.sha256(json.dumps([asked.spec, data, asked.canary], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""The events and the log of a job's runs, wherever in the mesh they are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import astuple
+from pathlib import Path
+
+from tiermesh.adapters.event_lines import ATTEMPT, EventLines, Place
+from tiermesh.adapters.peers import Peers
+from tiermesh.core.jobs import Attempt, Job
+from tiermesh.daemon.attempts import Attempts
+from tiermesh.daemon.scheduler import TYPED, Scheduler
+from tiermesh.errors import NotFound, TiermeshError, Unavailable
+from tiermesh.protocol.jobs import EVENTS_PATH, LOG_PATH, LinesAsked, LinesTold, LogAsked, LogTold
+from tiermesh.types import NodeId
+
+LOG_BYTES = 1 << 20
+"""Told at once, of a worker's log."""
+
+Line = tuple[int, bytes]
+
+
+class JobEvents:
+    """Reads for one node; what is another's is asked of it."""
+
+    def __init__(
+        self, *, me: NodeId, scheduler: Scheduler, attempts: Attempts, peers: Peers, ending: Callable[[], bool]
+    ) -> None:
+        self._me = me
+        self._scheduler = scheduler
+        self._attempts = attempts
+        self._peers = peers
+        self._ending = ending
+
+    async def lines(self, key: str, after: int = 0) -> AsyncGenerator[Line | Job | None, None]:
+        """All events with an id above `after`, as they happen; the job at first, at each change, and last. None: a
+        moment in which nothing happened.
+
+        Ends when the job is over and all was told, or this daemon ends. Raises `NotFound`.
+        """
+        job = await self._scheduler.find(key)
+        reader, shown = _Reader(self, after), None
+        while True:
+            ends = job.is_over or self._ending()  # before the files are read: they are whole then
+            changed, shown = _sight(job) != shown, _sight(job)
+            if changed and not job.is_over:
+                yield job
+            said = False
+            async for line in reader.read(job):
+                said = True
+                yield line
+            if changed and job.is_over:
+                yield job
+            if ends:
+                return
+            if not said:
+                yield None
+            await self._scheduler.changed(job.id, WATCH_S)
+            job = await self._scheduler.find(job.id)
+
+    async def read(self, key: str, after: int = 0) -> list[Line]:
+        """Those that there are now; none where nobody has them. Raises `NotFound`."""
+        job = await self._scheduler.find(key)
+        return [line async for line in _Reader(self, after).read(job)]
+
+    async def log(self, key: str, *, attempt: int | None, lines: int, after: int | None) -> LogTold:
+        """Of the newest attempt unless told otherwise. Raises `NotFound`, `Unavailable`."""
+        job = await self._scheduler.find(key)
+        found = [each for each in job.attempts if attempt in (None, each.number)]
+        if not found:
+            raise NotFound(f"job {job.name} has no {'attempt yet' if attempt is None else f'attempt {attempt}'}")
+        asked = LogAsked(job=job.id, attempt=found[-1].number, lines=lines, after=after)
+        if found[-1].node == self._me:
+            return await self.log_here(asked)
+        return LogTold.model_validate(await self._ask(found[-1].node, LOG_PATH, asked.model_dump()))
+
+    async def lines_here(self, asked: LinesAsked) -> LinesTold:
+        """Of a run on this node."""
+        path = self._attempts.run_folder(asked.job, asked.attempt).events
+        place = Place(*asked.place) if len(asked.place) == 3 else None
+        return await asyncio.to_thread(_read_lines, path, asked.after, place)
+
+    async def log_here(self, asked: LogAsked) -> LogTold:
+        """Of a run on this node."""
+        path = self._attempts.run_folder(asked.job, asked.attempt).log
+        return await asyncio.to_thread(_read_log, path, asked.lines, asked.after)
+
+    async def told(self, asked: LinesAsked, node: NodeId) -> LinesTold:
+        """Of a run on any node. Raises `Unavailable`."""
+        if node == self._me:
+            return await self.lines_here(asked)
+        return LinesTold.model_validate(await self._ask(node, EVENTS_PATH, asked.model_dump()))
+
+    async def _ask(self, node: NodeId, path: str, body: dict[str, object]) -> dict[str, object]:
+        member = self._scheduler.member(node)
+        if member is None or member.state == "down":
+            raise Unavailable(f"node {self._scheduler.node_name(node)}, which has it, is away")
+        return await self._peers.ask(node, member.status.addresses, path, body, typed=TYPED)
+
+
+WATCH_S = 0.2
+"""Between two looks at the events."""
+
+
+class _Reader:
+    """One reader's way through the attempts of a job."""
+
+    def __init__(self, events: JobEvents, after: int) -> None:
+        self._events = events
+        self._after = after
+        self._places: dict[tuple[int, NodeId], list[int]] = {}
+
+    async def read(self, job: Job) -> AsyncGenerator[Line, None]:
+        """What is new. A node that is away is passed over: what it had told last comes again with the next attempt."""
+        for attempt in _chain(job, self._after // ATTEMPT):
+            more = True
+            while more:
+                place = self._places.get((attempt.number, attempt.node), [])
+                asked = LinesAsked(job=job.id, attempt=attempt.number, after=self._after, place=place)
+                try:
+                    told = await self._events.told(asked, attempt.node)
+                except TiermeshError:
+                    break
+                self._places[attempt.number, attempt.node] = told.place
+                more = told.more
+                for number, line in zip(told.ids, told.lines, strict=True):
+                    self._after = number
+                    yield number, line.encode()
+
+
+def _chain(job: Job, known: int) -> list[Attempt]:
+    """The attempts that are to be read, by who has read up to attempt `known`: the newest, and before it those that
+    were not moved on with all that they had told."""
+    newest = {attempt.number: attempt for attempt in job.attempts}
+    if job.result is not None:
+        newest = {number: each for number, each in newest.items() if number < job.result.number}
+        newest[job.result.number] = job.result
+    found: list[Attempt] = []
+    for number in sorted(newest, reverse=True):
+        if found and (number < known or found[-1].cause == "moved"):
+            break
+        found.append(newest[number])
+    return found[::-1]
+
+
+def _sight(job: Job) -> tuple[object, ...]:
+    """What of a job is worth telling its watchers."""
+    return job.state, job.reason, job.estimate, len(job.attempts), job.asked.name
+
+
+def _read_lines(path: Path, after: int, place: Place | None) -> LinesTold:
+    lines = EventLines(path, after, place)
+    found = lines.read()
+    return LinesTold(
+        ids=[number for number, _ in found],
+        lines=[line.decode() for _, line in found],
+        place=list(astuple(lines.place)),
+        more=bool(found) and lines.has_more(),
+    )
+
+
+def _read_log(path: Path, lines: int, after: int | None) -> LogTold:
+    """Whole lines where it is cut at its beginning."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            start = max(0, end - LOG_BYTES) if after is None else min(after, end)
+            file.seek(start)
+            block = file.read(LOG_BYTES)
+    except FileNotFoundError:
+        return LogTold(text="", offset=0)
+    offset = start + len(block)
+    if after is None:
+        kept = block.split(b"\n")
+        block = b"\n".join(kept[-lines - 1 :] if block.endswith(b"\n") else kept[-lines:]) if lines else b""
+    return LogTold(text=block.decode("utf-8", "replace"), offset=offset)
