@@ -6,6 +6,7 @@ said by its model's folder and by the last message:
 - `FOLDER/slots`: how many slots it tells (default 4); `FOLDER/progress`: it is loading, that far, while this is there;
 - `die` ends it by SIGKILL before an answer, `die later` after the first event; `hold` answers when its client has left;
 - `wait` (and whatever begins so) is answered as soon as there is a file `FOLDER/go`;
+- adapters come and go by `/adapters`; one whose name begins with `bad` is refused;
 - `fail` breaks the connection off without dying; everything else is answered with the model's name and the text.
 
 It appends its own arguments to `FOLDER/started`, a line a start.
@@ -59,6 +60,17 @@ class Worker:
         body = await request.json()
         return web.json_response({"object": "list", "data": [], "model": body["model"]})
 
+    async def add_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["name"]
+        if name.startswith("bad"):
+            return web.json_response({"error": {"message": f"{name} is for another model"}}, status=400)
+        self.adapters.append(name)
+        return web.json_response({"name": name})
+
+    async def drop_adapter(self, request: web.Request) -> web.Response:
+        self.adapters.remove(request.match_info["name"])
+        return web.json_response({})
+
     async def _answer(self, request: web.Request, model: str, text: str) -> web.StreamResponse:
         if text == "die":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -89,6 +101,8 @@ async def _serve(options: argparse.Namespace) -> None:
     app.router.add_get("/health", worker.health)
     app.router.add_post("/v1/chat/completions", worker.chat)
     app.router.add_post("/v1/embeddings", worker.embed)
+    app.router.add_post("/adapters", worker.add_adapter)
+    app.router.add_delete("/adapters/{name:.+}", worker.drop_adapter)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
     await runner.setup()
     options.socket.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -39,10 +39,15 @@ RECORD, FILES = "result.json", "files"
 
 
 class ResultShelf:
-    """One folder of one node. `open` before all else; `used` is when each was asked last, by name, Unix time."""
+    """One folder of one node. `open` before all else; `used` gives when each was asked last, by name, Unix time."""
 
     def __init__(
-        self, folder: Path, *, used: Mapping[str, float], cap_bytes: int = CAP_BYTES, limit: int = MAX_RESULTS
+        self,
+        folder: Path,
+        *,
+        used: Callable[[], Mapping[str, float]],
+        cap_bytes: int = CAP_BYTES,
+        limit: int = MAX_RESULTS,
     ) -> None:
         self._folder = folder
         self._used = used
@@ -139,7 +144,7 @@ class ResultShelf:
     def note_use(self) -> None:
         """Write down when each was used last."""
         for name in self._results:
-            if (used := self._used.get(name)) is not None:
+            if (used := self._used().get(name)) is not None:
                 try:
                     os.utime(self._place(name) / RECORD, (used, used))
                 except OSError as error:
@@ -167,7 +172,7 @@ class ResultShelf:
         return self._folder / f"{name.replace(':', '-')[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def _last_use(self, result: ServedResult) -> float:
-        if (used := self._used.get(result.name)) is not None:
+        if (used := self._used().get(result.name)) is not None:
             return used
         try:
             return (self._place(result.name) / RECORD).stat().st_mtime

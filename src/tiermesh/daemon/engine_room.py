@@ -92,6 +92,9 @@ class EngineRoom:
         kernel = await self._kernel()
         if self.holds(base, digest):
             return
+        for model in kernel.models:
+            if model.name == base:
+                raise InvalidInput(f"base: {base} has the digest {model.digest} here, not {digest}", param="base")
         local = await asyncio.to_thread(resolve, base)
         if digest and local.digest != digest:
             raise InvalidInput(f"base: {base} has the digest {local.digest} here, not {digest}", param="base")
