@@ -15,7 +15,7 @@ from tests.daemon.still_mesh import until
 
 from tiermesh.adapters import blobs as blobs_module
 from tiermesh.adapters.blobs import Blobs
-from tiermesh.adapters.run_copy import PIECE_BYTES, inherited_lines
+from tiermesh.adapters.run_copy import PIECE_BYTES
 from tiermesh.core.jobs import Checkpoint, Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon import copies as module
@@ -263,7 +263,6 @@ async def test_a_run_goes_on_elsewhere_with_its_whole_story(mesh: CopyingMesh, r
     assert os.listdir(second.checkpoints / "step-00000008") != []
     assert second.latest.read_text() == "step-00000008\n"
     assert sorted(os.listdir(second.checkpoints)) == ["latest", "step-00000008"]
-    assert inherited_lines(second, 2) == told.count(b"\n") == 4
     assert [name for name in os.listdir(second.path) if name.startswith(".")] == []
     for name in os.listdir(run.checkpoints / "step-00000008"):
         path = Path("step-00000008") / name
@@ -274,7 +273,7 @@ async def test_a_run_goes_on_elsewhere_with_its_whole_story(mesh: CopyingMesh, r
     await until(lambda: bool(last.told))
     third = RunFolder(tmp_path / "third")
     await last.copies.prepare(job, 3, third, last.told[-1][2])
-    assert json.loads((third.path / "inherited.json").read_text()) == {"2": 4, "3": 6}
+    assert third.events.read_bytes() == second.events.read_bytes()
     with third.events.open("a") as events:
         events.write("what comes then does not change what was copied\n")
     assert last.blobs.pinned(f"{job}{module.RESUME}") == frozenset()
@@ -298,7 +297,7 @@ async def test_preparing_that_was_broken_off_is_done_again(mesh: CopyingMesh, ru
     (second.path / ".going-on" / "checkpoints").mkdir(parents=True)
     second.checkpoints.mkdir()
     await mesh["two"].copies.prepare(job, 2, second, one.told[-1][2])
-    assert sorted(os.listdir(second.path)) == ["checkpoints", "events.jsonl", "inherited.json"]
+    assert sorted(os.listdir(second.path)) == ["checkpoints", "events.jsonl"]
 
 
 async def test_with_early_stopping_the_best_goes_along(mesh: CopyingMesh, run: RunFolder, tmp_path: Path) -> None:

@@ -3,10 +3,8 @@
     checkpoints/step-00000120/...   the checkpoint; and the best one, where the run may come to give that as its result
     events/00000, 00001, ...        the events up to this checkpoint's own, cut into pieces: all but the last are those
                                     that the copy before had, so that a long run's history is not sent again and again
-    inherited.json                  of the run's folder, if it has one
 
-A run that is laid out from it tells its whole story: what came before, and then its own. `inherited.json` says how
-many lines of the events each attempt took over, {"2": 57}, so that a reader of all attempts is told nothing twice.
+A run that is laid out from it tells its whole story: what came before, and then its own.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from tiermesh.protocol.training_events import CheckpointSaved, from_line
 
 PIECE_BYTES = 1 << 20
 """Of events."""
-INHERITED = "inherited.json"
-MAX_INHERITED_BYTES = 64 << 10
 STAGED = ".going-on"
 Keep = Callable[[str], None]
 """Is told each digest as soon as it is kept, to pin it."""
@@ -46,10 +42,6 @@ async def checkpoint_manifest(blobs: Blobs, run: RunFolder, name: str, keep: Kee
         piece = events[start : start + PIECE_BYTES]
         keep(sha256 := await blobs.put_whole(piece))
         files.append(ArtifactFile(name=f"events/{number:05d}", sha256=sha256, size_bytes=len(piece)))
-    if (run.path / INHERITED).is_file():
-        content = await asyncio.to_thread((run.path / INHERITED).read_bytes)
-        keep(sha256 := await blobs.put_whole(content))
-        files.append(ArtifactFile(name=INHERITED, sha256=sha256, size_bytes=len(content)))
     return Manifest.of(files)
 
 
@@ -61,7 +53,7 @@ async def folder_manifest(blobs: Blobs, folder: Path, keep: Keep) -> Manifest:
     return Manifest.of(files)
 
 
-def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder, attempt: int) -> None:
+def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder) -> None:
     """Make the folder of a run that goes on from the checkpoint in `manifest`, whose files are all in `blobs`.
 
     A run that has checkpoints stays as it is. Blocks. Raises `DataUnusable` for what is no checkpoint, and
@@ -74,7 +66,7 @@ def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder, attempt: int) 
     if not paths or None in steps.values() or any(len(path) < 3 for path in paths):
         raise DataUnusable("the artifact is no checkpoint of a run")
     try:
-        _lay_out(blobs, manifest, run, attempt, newest=max(steps, key=lambda name: (steps[name] or 0, name)))
+        _lay_out(blobs, manifest, run, newest=max(steps, key=lambda name: (steps[name] or 0, name)))
     except OSError as error:
         raise StateUnwritable(f"{run.path} can't be written: {error.strerror or error}") from error
     finally:
@@ -88,32 +80,22 @@ def has_checkpoints(run: RunFolder) -> bool:
     )
 
 
-def inherited_lines(run: RunFolder, attempt: int) -> int:
-    """How many of the first lines of its events are of earlier attempts."""
-    return _inherited(run.path / INHERITED).get(str(attempt), 0)
-
-
-def _lay_out(blobs: Blobs, manifest: Manifest, run: RunFolder, attempt: int, *, newest: str) -> None:
+def _lay_out(blobs: Blobs, manifest: Manifest, run: RunFolder, *, newest: str) -> None:
     """The events first and the checkpoints last: they are what tells that all is there."""
     staged = run.path / STAGED
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    kept = [file for file in manifest.files if file.name.startswith("checkpoints/") or file.name == INHERITED]
-    for file in kept:
-        blobs.lay(file.sha256, staged / file.name)
+    for file in manifest.files:
+        if file.name.startswith("checkpoints/"):
+            blobs.lay(file.sha256, staged / file.name)
     pieces = sorted((file.name, file.sha256) for file in manifest.files if _EVENTS.fullmatch(file.name))
-    lines = 0
     with (staged / "events").open("wb") as events:
         for _, sha256 in pieces:
             with (blobs.find(sha256) or staged / "gone").open("rb") as piece:
                 while block := piece.read(PIECE_BYTES):
-                    lines += block.count(b"\n")
                     events.write(block)
     (staged / "checkpoints" / "latest").write_text(f"{newest}\n")
     if not run.events.exists():
-        told = _inherited(staged / INHERITED) | {str(attempt): lines}
-        (staged / "inherited").write_text(json.dumps(told))
-        (staged / "inherited").replace(run.path / INHERITED)
         (staged / "events").replace(run.events)
     if run.checkpoints.is_dir() and not has_checkpoints(run):
         shutil.rmtree(run.checkpoints)
@@ -147,8 +129,9 @@ def _best(run: RunFolder) -> str | None:
             return None
     except (OSError, ValueError):
         return None
-    losses = [(loss, path.name) for path in run.checkpoints.iterdir() if (loss := _loss(path)) is not None]
-    return min(losses)[1] if losses else None
+    newest_first = sorted(run.checkpoints.iterdir(), reverse=True)
+    losses = [(loss, path.name) for path in newest_first if (loss := _loss(path)) is not None]
+    return min(losses, key=lambda pair: pair[0])[1] if losses else None
 
 
 def _loss(checkpoint: Path) -> float | None:
@@ -171,15 +154,3 @@ def _events_until(run: RunFolder, name: str) -> bytes:
             case CheckpointSaved(name=saved) if saved == name:
                 return content[: end + 1]
     return b""
-
-
-def _inherited(path: Path) -> dict[str, int]:
-    """What a file says that another node may have written; nothing where it says none."""
-    try:
-        with path.open("rb") as file:
-            told = json.loads(file.read(MAX_INHERITED_BYTES))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(told, dict):
-        return {}
-    return {key: lines for key, lines in told.items() if key.isdigit() and isinstance(lines, int) and lines >= 0}

@@ -157,7 +157,7 @@ class Copies:
         holders = self._found(dict.fromkeys((*checkpoint.holders, *others)))
         try:
             manifest = await self.fetcher.artifact(checkpoint.artifact, holders, owner=owner)
-            await asyncio.to_thread(lay_out_run, self.blobs, manifest, run, attempt)
+            await asyncio.to_thread(lay_out_run, self.blobs, manifest, run)
         finally:
             self.blobs.unpin(owner)
         log.info("job %s: attempt %d goes on from step %d", job, attempt, checkpoint.step)
