@@ -197,7 +197,6 @@ async def add(
     await rooms.open()
     await until(lambda: bool(node.models()))
     await served.open()
-    stack.push_async_callback(served.close)
     stack.push_async_callback(serving.close)
     await _open_doors(mesh, stack, node, copies)
     return node

@@ -91,6 +91,7 @@ class Serving:
         for taking in self._taking.values():
             taking.cancel()
         await asyncio.gather(*self._taking.values(), return_exceptions=True)
+        await self.here.close()
 
     def serve_job(self, job: Job) -> None:
         """Have the result of a job that ended well served, as `serve` does."""
