@@ -87,12 +87,17 @@ def test_steps_done_again_count_as_they_came_out_at_last() -> None:
 def test_what_the_mesh_did_and_what_the_run_told_are_one_timeline() -> None:
     happened = [
         HappenedReport(at=99.0, kind="ordered", text="attempt 1 on gpu1"),
-        HappenedReport(at=105.0, kind="evaluation", text="final loss 2.5 is above 2.0"),
+        HappenedReport(at=105.0, kind="retry", text="half the learning rate"),
     ]
     report = report_of(job(happened=happened), lines(FIRST, SECOND), 500.0)
     assert [moment.at for moment in report.timeline] == [99.0, 100.0, 105.0, 110.0, 113.0, 114.0]
     assert report.timeline[1].text == "train started"
-    assert report.evaluation_failures == ("final loss 2.5 is above 2.0",)
+
+
+def test_gates_that_a_result_did_not_pass_are_named_by_attempt() -> None:
+    tried = [TriedReport(number=1, node="gpu1", state="failed", failed_gates=["final loss 2.5 is above 2.0"])]
+    report = report_of(job(attempts=tried), [], 500.0)
+    assert report.evaluation_failures == ("attempt 1: final loss 2.5 is above 2.0",)
 
 
 def test_a_job_without_events_or_estimate() -> None:

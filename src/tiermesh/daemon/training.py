@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.estimator import Estimator
 from tiermesh.adapters.peers import Peers
+from tiermesh.adapters.sent_files import SentFiles
 from tiermesh.adapters.store import Store
 from tiermesh.config import DaemonOptions, PolicyDocument
 from tiermesh.core.jobs import Checkpoint, Job, Told, job_from_dict
@@ -17,7 +19,9 @@ from tiermesh.daemon.appraisal import Appraisal
 from tiermesh.daemon.attempts import Attempts, ballot_of, key_of
 from tiermesh.daemon.copies import Copies
 from tiermesh.daemon.events import JobEvents
+from tiermesh.daemon.files import FileDesk
 from tiermesh.daemon.groundwork import Groundwork
+from tiermesh.daemon.job_desk import JobDesk
 from tiermesh.daemon.results import Results
 from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.daemon.submission import Submissions
@@ -114,11 +118,23 @@ class TrainingRoom:
         self._telling = Telling(me=me, attempts=self.attempts, scheduler=self.scheduler, peers=peers, view=view)
         self.events = JobEvents(me=me, scheduler=self.scheduler, attempts=self.attempts, peers=peers, ending=ending)
         self.results = Results(scheduler=self.scheduler, blobs=self.blobs, peers=peers)
+        self.desk = JobDesk(self.scheduler, self.events)
+        self.files = FileDesk(
+            SentFiles(options.state_dir / "files"),
+            self.blobs,
+            me=me,
+            peers=peers,
+            view=view,
+            wall=time.time,
+            shared=options.token is not None,
+            fetcher=self.copies.fetcher,
+        )
         self._awaking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Read what an earlier daemon left."""
         self.blobs.open()
+        self.files.open()
         await self.attempts.open()
         await self.scheduler.open()
         self.copies.start()

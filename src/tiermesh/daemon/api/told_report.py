@@ -26,8 +26,6 @@ from tiermesh.protocol.training_events import (
 
 ATTEMPT_STRIDE = 1_000_000_000
 """Ids of events: this times the attempt's number, plus the line."""
-EVALUATION_KINDS = ("evaluation", "evaluated", "gates")
-"""Under which a job's record keeps what its result did not pass."""
 
 
 @dataclass(slots=True)
@@ -58,7 +56,9 @@ def report_of(job: JobReport, lines: Iterable[tuple[int, bytes]], now: float) ->
         estimate_basis=job.estimate.basis if job.estimate else "",
         timeline=tuple(sorted([*happened, *run.moments], key=lambda moment: moment.at)),
         attempts=attempts,
-        evaluation_failures=tuple(each.text for each in job.happened if each.kind in EVALUATION_KINDS),
+        evaluation_failures=tuple(
+            f"attempt {tried.number}: {gate}" for tried in job.attempts for gate in tried.failed_gates
+        ),
         curve=Curve(losses=tuple(sorted(run.losses.items())), held_out=tuple(sorted(run.held_out.items()))),
     )
 

@@ -8,7 +8,9 @@ from tiermesh.daemon.api.attempts import register_attempts, register_records
 from tiermesh.daemon.api.blobs import register_blobs
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.data import register_data
+from tiermesh.daemon.api.job_report import register_report
 from tiermesh.daemon.api.jobs import register_jobs
+from tiermesh.daemon.api.openai_tuning import register_tuning
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.protocol.jobs import TrainRequest
 from tiermesh.protocol.validation import validated
@@ -26,5 +28,7 @@ def register_training(app: web.Application, room: TrainingRoom) -> None:
     register_data(app, room.blobs)
     register_blobs(app, room.copies)
     register_jobs(app, room)
+    register_report(app, room.desk)
+    register_tuning(app, room.desk, room.files)
     register_attempts(app, room)
     register_records(app, room)
