@@ -37,7 +37,7 @@ from tiermesh.adapters.trainer import Ending, Launch, OnRecord, Trainer, default
 from tiermesh.core.admission import GIB, Machine
 from tiermesh.core.jobs import Estimate
 from tiermesh.core.price import Declared, cost_of, price_of
-from tiermesh.errors import DataUnusable, InvalidSpec, JobRefused
+from tiermesh.errors import BadData, DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_events import DataReady, Failed, TrainingEvent
@@ -340,7 +340,12 @@ def _looked_at(plan: RunPlan) -> Amount:
     spec = plan.spec
     if spec.data.format not in READER_FORMATS:
         return Amount(at=time.time(), rows=1, exact=False, row_tokens=spec.seq_len)  # Only the run can read it.
-    told = inspect_data(Path(plan.data_path), tokenizer=Path(plan.model_path), spec=spec.model_dump(mode="json"))
+    try:
+        told = inspect_data(Path(plan.data_path), tokenizer=Path(plan.model_path), spec=spec.model_dump(mode="json"))
+    except BadData as error:
+        raise DataUnusable(f"data: {error}", param="data") from error
+    except EnvironmentUnfit as error:
+        raise JobRefused(f"this node can't train: {error}") from error
     rows = max(1, round(told["rows"] * (1 - spec.held_out_fraction)))
     return Amount(at=time.time(), rows=rows, exact=False, row_tokens=told["fill"] * spec.seq_len)
 
