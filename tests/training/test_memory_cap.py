@@ -115,3 +115,48 @@ def test_when_nothing_is_left_to_relieve_it_fails_typed(tmp_path: Path, model: P
     assert last.crash is not None
     names = {path.name for path in (tight.crash / last.crash).iterdir()}
     assert {"report.json", "stack.txt", "events.jsonl", "worker.log", "spec.json"} <= names
+
+
+MAKE = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+sys.path.insert(0, sys.argv[1])
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+from tests.tiny_model import VOCABULARY, build_folder
+folder = build_folder(Path(sys.argv[2]))
+config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=1024, intermediate_size=4096, num_hidden_layers=2,
+                     num_attention_heads=8, max_position_embeddings=512)
+torch.manual_seed(0)
+AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+"""
+WEIGHTS_BYTES = 135 << 20
+"""Of this model in fp32; what AdamW keeps is twice that."""
+
+
+def test_an_optimizer_that_finds_no_room_is_kept_in_a_file(tmp_path: Path, data: Path) -> None:
+    """There is room for the weights and their gradients, and not for what the optimizer keeps. It used to be refused
+    within the first update."""
+    model = tmp_path / "model"
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", MAKE, root, str(model)], check=True, capture_output=True)
+    fields = FIELDS | {
+        "method": "full_finetune",
+        "seq_len": 64,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-3,
+        "checkpointing": False,
+    }
+    plain = plan_run(tmp_path / "plain", model, data, **fields)
+    code, need = run(plain)
+    assert code == DONE, plain.log.read_text()
+    # Weights, gradients, the optimizer's two, and as many again of three of them as copies to go back to.
+    least = need - 7 * WEIGHTS_BYTES
+
+    tight = plan_run(tmp_path / "tight", model, data, **fields)
+    code, _ = run(tight, "--memory-limit", str(least + int(2.6 * WEIGHTS_BYTES)))
+    assert code == DONE, tight.log.read_text()
+    relieved = [event for event in events(tight) if isinstance(event, Relieved)]
+    assert [(event.step, event.action, event.pressure) for event in relieved] == [(0, "offload_optimizer", None)]
+    assert last_loss(tight) == pytest.approx(last_loss(plain), abs=1e-5)

@@ -277,6 +277,7 @@ class TestMemory:
         monkeypatch.setattr("tiermesh.kernel.training.keeping.Keeping._snapshot", refuse)
         run.keeping.offer(run.progress)
         assert run.keeping.last_good.latest is None
+        assert not run.keeping.last_good.wanted(run.progress.step), "it would be tried at each step"
 
     def test_large_copies_are_let_go_first(self, model: Path, tmp_path: Path) -> None:
         """The limit is 100 bytes here, so that any copy is large."""

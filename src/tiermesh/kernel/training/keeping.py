@@ -60,6 +60,7 @@ class Keeping:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            self.last_good.allowed = False  # there will be less room, not more
 
     def good(self) -> Snapshot | None:
         """What was proven by the steps that followed, or else the newest checkpoint."""
