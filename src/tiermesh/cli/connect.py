@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -13,6 +13,8 @@ import typer
 from tiermesh.errors import TiermeshError, Unauthenticated, Unavailable
 
 if TYPE_CHECKING:
+    from asyncio import Runner
+
     from tiermesh.client import RemoteClient
     from tiermesh.config import ClusterFile
 
@@ -62,6 +64,23 @@ async def open_mesh(url: str | None, *, timeout_s: float = LOOK_S) -> AsyncItera
         except Unauthenticated as error:
             said = "refuses the token given" if client.token else "demands a token"
             raise Unauthenticated(f"{client.url} {said}: set MESH_TOKEN to the mesh's ({error})") from error
+
+
+@contextmanager
+def session(url: str | None, *, timeout_s: float = LOOK_S) -> Iterator[tuple[Runner, RemoteClient]]:
+    """As `open_mesh`, for a command that waits for the mesh and for a person by turns: while it runs nothing in the
+    runner, Ctrl-C and input are the person's."""
+    import asyncio
+
+    with asyncio.Runner() as runner:
+        context = open_mesh(url, timeout_s=timeout_s)
+        mesh = runner.run(context.__aenter__())
+        try:
+            yield runner, mesh
+        except BaseException as error:
+            runner.run(context.__aexit__(type(error), error, error.__traceback__))
+            raise
+        runner.run(context.__aexit__(None, None, None))
 
 
 async def _find(file: ClusterFile) -> str:

@@ -1,47 +1,52 @@
-"""`mesh jobs`: training jobs of a node."""
+"""`mesh jobs`: the training jobs of the mesh."""
 
 from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from tiermesh.cli import connect
+from tiermesh.cli import connect, names
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tiermesh.client import RemoteClient
+    from tiermesh.client.jobs import Decision
     from tiermesh.protocol.jobs import JobReport
 
 app = typer.Typer(help="Training jobs of the mesh.", rich_markup_mode=None)
 
+FETCH_S = 600.0
+"""Of silence, in which a node may be fetching a result from another one."""
+
 T = TypeVar("T")
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="Its name or id.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Its name or id.", autocompletion=names.jobs)]
 
 
 @app.callback(invoke_without_command=True)
 def everything(ctx: typer.Context, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
     """List training jobs, the newest last."""
-    if ctx.invoked_subcommand is not None:
-        return
-    jobs = connect.run(_ask(url, lambda mesh: mesh.jobs()))
-    if as_json:
-        print(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2))
-    elif not jobs:
-        print("no training jobs; `mesh train SPEC` makes one")
-    else:
-        for line in _table(jobs):
-            print(line)
+    if ctx.invoked_subcommand is None:
+        _list(url, as_json=as_json)
+
+
+@app.command("list")
+def list_(url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
+    """List training jobs, the newest last."""
+    _list(url, as_json=as_json)
 
 
 @app.command()
 def show(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
     """Tell all about one job."""
+    from tiermesh.cli.job_view import job_lines
+
     report = connect.run(_ask(url, lambda mesh: mesh.job_report(job)))
-    print(report.model_dump_json(indent=2) if as_json else "\n".join(_lines(report)))
+    print(report.model_dump_json(indent=2) if as_json else "\n".join(job_lines(report, time.time())))
 
 
 @app.command()
@@ -53,62 +58,127 @@ def watch(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOpti
 
 
 @app.command()
+def logs(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="[default: the newest]")] = None,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="The last ones only.")] = None,
+    url: connect.UrlOption = None,
+) -> None:
+    """Show what a job's worker and its libraries said."""
+
+    async def work(mesh: RemoteClient) -> None:
+        found = await mesh.job(job)
+        if not follow:
+            print(await found.logs(attempt=attempt, lines=lines), end="", flush=True)
+            return
+        async for text in found.follow_logs(lines=lines):
+            print(text, end="", flush=True)
+
+    if follow and attempt is not None:
+        raise typer.BadParameter("--follow is about the newest attempt", param_hint="--attempt")
+    connect.run(_ask(url, work))
+
+
+@app.command()
+def results(
+    job: JobName,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Fetch its files into this folder.")] = None,
+    url: connect.UrlOption = None,
+    as_json: connect.JsonOption = False,
+) -> None:
+    """Show how a job ended and what it left."""
+    from tiermesh.cli.job_view import ended_lines
+    from tiermesh.cli.render import size
+
+    async def work(mesh: RemoteClient) -> None:
+        found = await (await mesh.job(job)).results(out)
+        if as_json:
+            print(found.model_dump_json(indent=2))
+            return
+        for line in ended_lines(found.job):
+            print(line)
+        for file in found.files:
+            print(f"  {file.name}  {size(file.size_bytes)}")
+        if out is not None:
+            print(f"fetched to {out}")
+
+    connect.run(_ask(url, work, timeout_s=FETCH_S))
+
+
+@app.command()
+def approve(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
+    """Let a job run that waits for somebody's word, because of what it may cost."""
+    _decide(job, "approve", url, as_json=as_json)
+
+
+@app.command()
+def optimize(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
+    """Have a job made cheaper that waits for somebody's word, and judged again."""
+    _decide(job, "optimize", url, as_json=as_json)
+
+
+@app.command()
 def cancel(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
     """End a job. Its last checkpoint is kept."""
-    report = connect.run(_ask(url, lambda mesh: mesh.decide_job(job, "cancel")))
-    print(report.model_dump_json(indent=2) if as_json else f"job {report.name} is {report.state}")
+    _decide(job, "cancel", url, as_json=as_json)
 
 
-async def _ask(url: str | None, question: Callable[[RemoteClient], Awaitable[T]]) -> T:
-    async with connect.open_mesh(url) as mesh:
+@app.command()
+def report(
+    job: JobName,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it there, with the picture beside it.")] = None,
+    url: connect.UrlOption = None,
+    as_json: connect.JsonOption = False,
+) -> None:
+    """Show all of a job as a page of Markdown."""
+    from tiermesh.cli.job_page import fetch_page, write_page
+
+    if as_json:
+        print(json.dumps(connect.run(_ask(url, lambda mesh: mesh.job_page_data(job))), indent=2))
+        return
+    text, picture = connect.run(_ask(url, lambda mesh: fetch_page(mesh, job)))
+    if out is None:
+        print(text, end="")
+        return
+    for path in write_page(out / "report.md" if out.is_dir() else out, text, picture):
+        print(path)
+
+
+@app.command()
+def rm(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Names or ids.", autocompletion=names.jobs)],
+    url: connect.UrlOption = None,
+) -> None:
+    """Forget jobs that are over, with their results."""
+
+    async def work(mesh: RemoteClient) -> None:
+        for job in jobs:
+            await mesh.remove_job(job)
+            print(f"job {job} is forgotten")
+
+    connect.run(_ask(url, work))
+
+
+def _list(url: str | None, *, as_json: bool) -> None:
+    from tiermesh.cli.job_view import table
+
+    jobs = connect.run(_ask(url, lambda mesh: mesh.jobs()))
+    if as_json:
+        print(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2))
+    elif not jobs:
+        print("no training jobs; `mesh train SPEC` makes one")
+    else:
+        print("\n".join(table(jobs, time.time())))
+
+
+def _decide(job: str, decision: Decision, url: str | None, *, as_json: bool) -> None:
+    told: JobReport = connect.run(_ask(url, lambda mesh: mesh.decide_job(job, decision)))
+    print(told.model_dump_json(indent=2) if as_json else f"job {told.name} is {told.state}")
+
+
+async def _ask(
+    url: str | None, question: Callable[[RemoteClient], Awaitable[T]], *, timeout_s: float = connect.LOOK_S
+) -> T:
+    async with connect.open_mesh(url, timeout_s=timeout_s) as mesh:
         return await question(mesh)
-
-
-def _table(jobs: list[JobReport]) -> list[str]:
-    rows = [("job", "state", "model", "method", "", ""), *map(_row, jobs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    plain = ("  ".join([*map(str.ljust, row[:4], widths), *filter(None, row[4:])]) for row in rows)
-    return [line.rstrip() for line in plain]
-
-
-def _row(job: JobReport) -> tuple[str, ...]:
-    return (job.name, job.state, job.model, job.method, _progress(job), job.reason if job.state != "completed" else "")
-
-
-def _lines(job: JobReport) -> list[str]:
-    told = {
-        "job": f"{job.name} ({job.id})",
-        "state": job.state + (f": {job.reason}" if job.reason else ""),
-        "node": job.node,
-        "model": f"{job.model}, {job.method}",
-        "data": job.data.name if job.data else "",
-        "progress": _progress(job),
-        "submitted": _time(job.submitted_at),
-        "started": _time(job.started_at),
-        "ended": _time(job.ended_at),
-        "held-out loss": _held_out(job),
-        "result": str(job.result.get("result", "")),
-    }
-    return [f"{name:<14}{value}" for name, value in told.items() if value]
-
-
-def _progress(job: JobReport) -> str:
-    from tiermesh.cli.run_view import PHASES, duration
-
-    now = job.progress
-    if job.state != "running" or not now.phase:
-        return ""
-    if not now.step:
-        return PHASES.get(now.phase, now.phase)
-    loss = "" if now.loss is None else f", loss {now.loss:.4f}"
-    left = "" if now.eta_s is None else f", {duration(now.eta_s)} left"
-    return f"step {now.step}/{now.steps}{loss}{left}"
-
-
-def _held_out(job: JobReport) -> str:
-    loss, before = job.result.get("held_out_loss"), job.result.get("held_out_loss_before")
-    return "" if loss is None or before is None else f"{loss:.4f}, {before:.4f} before"
-
-
-def _time(at: float | None) -> str:
-    return "" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -1,4 +1,6 @@
-"""How a command ends: 0 it worked, 1 it did not, 2 it was called wrongly. One line on stderr, never a traceback."""
+"""How a command ends: 0 it worked, 1 it did not, 2 it was called wrongly, 3 it waits for somebody's decision.
+
+What went wrong is one line on stderr, never a traceback."""
 
 from __future__ import annotations
 
@@ -13,6 +15,8 @@ from tiermesh.errors import InvalidConfig, InvalidSpec, TiermeshError
 
 FAILED = 1
 USAGE = 2
+UNDECIDED = 3
+"""A person is to decide, and nobody was there to ask."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tiermesh.cli.render import size
 from tiermesh.protocol.training_events import (
+    AttemptBegun,
     CheckpointSaved,
     Completed,
     Continued,
@@ -51,16 +52,30 @@ PHASES = {
 }
 
 
+class View:
+    """Where a run is shown; this one is for programs."""
+
+    def show(self, event: TrainingEvent) -> None:
+        """The next event of the run."""
+        print(event.model_dump_json(), flush=True)
+
+    def note(self, text: str) -> None:
+        """A line for a person."""
+
+    def waits(self, what: str) -> None:
+        """What goes on while no step is done."""
+
+
 @contextmanager
-def run_view(*, as_json: bool) -> Iterator[Show]:
-    """What to call with each event of a run."""
+def run_view(*, as_json: bool, waits: str = "starting the worker") -> Iterator[View]:
+    """Whom to tell of each event of a run."""
     if as_json:
-        yield lambda event: print(event.model_dump_json(), flush=True)
+        yield View()
     elif sys.stdout.isatty():
-        with _bars() as show:
-            yield show
+        with _bars(waits) as view:
+            yield view
     else:
-        yield _Lines().show
+        yield _Lines()
 
 
 def line_of(event: TrainingEvent) -> str | None:
@@ -99,6 +114,8 @@ def line_of(event: TrainingEvent) -> str | None:
             return "going on"
         case Warned():
             return f"note: {event.message}"
+        case AttemptBegun():
+            return f"attempt {event.number}"
         case Restarted():
             return f"{event.reason}; started again to take less (for the {event.attempt}. time)"
         case Phase() | StepDone() | Started() | Completed() | Failed() | Stopped():
@@ -125,7 +142,7 @@ def end_lines(event: Completed) -> list[str]:
         lines.append(f"held-out loss: {_figure(event.held_out_loss)}{before}")
     if event.skipped_steps or event.rollbacks:
         lines.append(f"on the way: {event.skipped_steps} steps left out, {event.rollbacks} times back")
-    return [*lines, f"result: {event.result}"]
+    return [*lines, *[f"result: {event.result}"] * bool(event.result)]
 
 
 def duration(seconds: float) -> str:
@@ -136,12 +153,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-class _Lines:
+class _Lines(View):
     """One line an event, and of the steps one now and then."""
 
     def __init__(self) -> None:
         self._step_shown_at = 0.0
         self._phase: tuple[str, str] | None = None
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
 
     def show(self, event: TrainingEvent) -> None:
         match event:
@@ -161,22 +181,29 @@ class _Lines:
 
 
 @contextmanager
-def _bars() -> Iterator[Show]:
+def _bars(waits: str) -> Iterator[View]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(highlight=False), transient=True) as bars:
-        yield _Bar(bars).show
+        yield _Bar(bars, waits)
 
 
-class _Bar:
+class _Bar(View):
     """A bar for the steps, one more for what else goes on, and above them a line for each thing that happened."""
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: Progress, waits: str) -> None:
         self._bars = bars
         self._steps: TaskID | None = None
-        self._phase: TaskID | None = bars.add_task("starting the worker", total=None)
+        self._phase: TaskID | None = bars.add_task(waits, total=None)
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, markup=False, soft_wrap=True)
+
+    def waits(self, what: str) -> None:
+        self._end_phase()
+        self._phase = self._bars.add_task(what, total=None)
 
     def show(self, event: TrainingEvent) -> None:
         match event:
@@ -192,18 +219,15 @@ class _Bar:
             case Phase():
                 self._end_phase()
             case Completed():
-                self._print("\n".join(end_lines(event)))
+                self.note("\n".join(end_lines(event)))
             case _:
                 if line := line_of(event):
-                    self._print(line)
+                    self.note(line)
 
     def _end_phase(self) -> None:
         if self._phase is not None:
             self._bars.remove_task(self._phase)
             self._phase = None
-
-    def _print(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, soft_wrap=True)
 
 
 def _data_line(event: DataReady) -> str:

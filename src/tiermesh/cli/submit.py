@@ -8,51 +8,73 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
-from tiermesh.cli import connect
-from tiermesh.cli.outcome import FAILED, INTERRUPTED, say_error
-from tiermesh.cli.run_view import Show, run_view
+from tiermesh.cli import connect, question
+from tiermesh.cli.job_view import JobChanges, spec_lines
+from tiermesh.cli.outcome import FAILED, INTERRUPTED, UNDECIDED, say_error
+from tiermesh.cli.run_view import View, run_view
 from tiermesh.client import Data, TrainingJob
-from tiermesh.errors import InvalidSpec
+from tiermesh.errors import InvalidSpec, NotPossibleNow, TiermeshError
 from tiermesh.protocol.jobs import JobReport
+from tiermesh.protocol.training_events import AttemptBegun, Completed
 
 if TYPE_CHECKING:
+    from tiermesh.client import RemoteClient
     from tiermesh.protocol.training import TrainingSpec
 
 SUBMIT_S = 300.0
 """A node reads all of the data before it accepts a job."""
+Followed = Literal["over", "waits", "let go"]
 
 
-def submit(spec: TrainingSpec, given: Mapping[str, Any], *, name: str | None, url: str | None, as_json: bool) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is said of a job beside its spec."""
+
+    name: str | None = None
+    yes: bool = False
+    """What the gate would ask is approved already."""
+    max_usd: float | None = None
+    priority: int = 0
+    open_data: bool = False
+    detach: bool = False
+    """Return as soon as it is accepted."""
+
+
+def submit(spec: TrainingSpec, given: Mapping[str, Any], order: Order, *, url: str | None, as_json: bool) -> None:
     """Send a checked spec (`given`, as its author wrote it) with its data, and follow the job to its end.
 
     Ctrl-C lets go of it: the job goes on.
     """
     data = _data(spec.dataset_path, "dataset_path")
     held_out = None if spec.eval_path is None else _data(spec.eval_path, "eval_path")
+    with connect.session(url, timeout_s=SUBMIT_S) as (runner, mesh):
+        job = runner.run(_send(mesh, given, data, held_out, order))
+        if order.detach:
+            _say_sent(job.report, as_json=as_json)
+            return
+        if not as_json:
+            print(f"job {job.name} is with the mesh, by {job.report.node}")
+        _conduct(runner, job, as_json=as_json)
 
-    async def work() -> JobReport:
-        async with connect.open_mesh(url, timeout_s=SUBMIT_S) as mesh:
-            job = await mesh.train(given, data, eval_data=held_out, name=name)
-            if not as_json:
-                print(f"job {job.name} on {job.report.node}")
-            return await _followed(job, as_json=as_json)
 
-    end(connect.run(work()))
+def show_spec(spec: TrainingSpec) -> None:
+    """The spec as it was understood, with what this machine can tell of the data. Raises `InvalidSpec`."""
+    held_out = None if spec.eval_path is None else _look(spec, spec.eval_path, "eval_path")
+    for line in spec_lines(spec, data=_look(spec, spec.dataset_path, "dataset_path"), held_out=held_out or ""):
+        print(line)
+    print(flush=True)
 
 
 def watch(key: str, *, url: str | None, as_json: bool) -> None:
     """Follow a job that is there."""
-
-    async def work() -> JobReport:
-        async with connect.open_mesh(url) as mesh:
-            return await _followed(await mesh.job(key), as_json=as_json)
-
-    end(connect.run(work()))
+    with connect.session(url) as (runner, mesh):
+        _conduct(runner, runner.run(mesh.job(key)), as_json=as_json)
 
 
 def end(report: JobReport) -> None:
@@ -64,33 +86,132 @@ def end(report: JobReport) -> None:
     raise typer.Exit(FAILED)
 
 
-async def _followed(job: TrainingJob, *, as_json: bool) -> JobReport:
-    """Show what happens until it is over."""
-    with run_view(as_json=as_json) as show:
-        following = asyncio.ensure_future(_show(job, show, as_json=as_json))
+async def _send(
+    mesh: RemoteClient, given: Mapping[str, Any], data: Data, held_out: Data | None, order: Order
+) -> TrainingJob:
+    told: set[str] = set()
+
+    def waits(error: TiermeshError) -> None:
+        if str(error) not in told:
+            told.add(str(error))
+            say_error(f"{error}; trying again")
+
+    return await mesh.train(
+        given,
+        data,
+        eval_data=held_out,
+        waits=waits,
+        name=order.name,
+        approve=order.yes,
+        max_usd=order.max_usd,
+        priority=order.priority,
+        open_data=order.open_data,
+    )
+
+
+def _conduct(runner: asyncio.Runner, job: TrainingJob, *, as_json: bool) -> None:
+    """Follow it to its end; where it waits for a person, ask the one who is here."""
+    changes = JobChanges()
+    asks = question.on_terminal() and not as_json
+    while True:
+        match runner.run(_follow(job, changes, as_json=as_json)):
+            case "over":
+                _say_result(job.report, as_json=as_json)
+                return end(job.report)
+            case "let go":
+                _let_go(job.report)
+            case "waits" if not asks:
+                _say_undecided(job.report)
+        _decide(runner, job)
+
+
+def _decide(runner: asyncio.Runner, job: TrainingJob) -> None:
+    """Until there is a decision that the mesh takes."""
+    while True:
+        answer = question.decide()
+        if answer == "later":
+            _say_undecided(job.report)
+        try:
+            runner.run({"approve": job.approve, "optimize": job.optimize, "cancel": job.cancel}[answer]())
+        except NotPossibleNow as error:
+            say_error(str(error))
+            if runner.run(job.refresh()).state == "waiting":
+                continue
+        return
+
+
+async def _follow(job: TrainingJob, changes: JobChanges, *, as_json: bool) -> Followed:
+    """Show what happens until it is over, waits for a person, or nobody wants to look any longer."""
+    with run_view(as_json=as_json, waits="waiting for the mesh") as view:
+        following = asyncio.ensure_future(_show(job, view, changes, as_json=as_json))
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
             loop.add_signal_handler(number, following.cancel)
-        await asyncio.wait([following])
-    return _let_go(job) if following.cancelled() else following.result()
+        try:
+            await asyncio.wait([following])
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+    return "let go" if following.cancelled() else following.result()
 
 
-async def _show(job: TrainingJob, show: Show, *, as_json: bool) -> JobReport:
-    waits = ""
+async def _show(job: TrainingJob, view: View, changes: JobChanges, *, as_json: bool) -> Followed:
     async with aclosing(job.events()) as events:
         async for event in events:
-            if not isinstance(event, JobReport):
-                show(event)
-            elif as_json:
-                print(json.dumps({"event": "job", **event.model_dump(mode="json", exclude={"spec"})}))
-            elif event.state == "queued" and event.reason != waits:
-                waits = event.reason
-                print(f"job {event.name} is queued{f': {waits}' if waits else ''}")
-    return job.report
+            match event:
+                case JobReport():
+                    if as_json:
+                        print(
+                            json.dumps({"event": "job", **event.model_dump(mode="json", exclude={"spec"})}), flush=True
+                        )
+                    else:
+                        _show_changes(event, view, changes)
+                    if event.state == "waiting":
+                        return "waits"
+                case AttemptBegun() if not as_json:
+                    pass  # the job's report says it with the reason
+                case Completed() if not as_json:
+                    view.show(event.model_copy(update={"result": ""}))
+                case _:
+                    view.show(event)
+    return "over"
 
 
-def _let_go(job: TrainingJob) -> NoReturn:
-    say_error(f"job {job.name} goes on; `mesh jobs watch {job.name}` follows it, `mesh jobs cancel {job.name}` ends it")
+def _show_changes(report: JobReport, view: View, changes: JobChanges) -> None:
+    for line in changes.lines(report):
+        view.note(line)
+    if report.state in ("estimating", "queued", "cancelling"):
+        view.waits(report.state)
+
+
+def _say_sent(report: JobReport, *, as_json: bool) -> None:
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        print(f"job {report.name} is with the mesh; `mesh jobs watch {report.name}` follows it")
+
+
+def _say_result(report: JobReport, *, as_json: bool) -> None:
+    if as_json or report.state != "completed":
+        return
+    print(f"result: `mesh jobs results {report.name} --out FOLDER` fetches its files")
+    if report.served:
+        print(f'served on {", ".join(report.served)}: mesh ask --model {report.name} "..."')
+
+
+def _say_undecided(report: JobReport) -> NoReturn:
+    name, why = report.name, report.gate.reason if report.gate and report.gate.reason else report.reason
+    say_error(
+        f"job {name} waits for somebody's word{f' ({why})' if why else ''}: `mesh jobs approve {name}`, `mesh jobs "
+        f"optimize {name}` for a cheaper one, or `mesh jobs cancel {name}`"
+    )
+    raise typer.Exit(UNDECIDED)
+
+
+def _let_go(report: JobReport) -> NoReturn:
+    name = report.name
+    say_error(f"job {name} goes on; `mesh jobs watch {name}` follows it, `mesh jobs cancel {name}` ends it")
     raise typer.Exit(INTERRUPTED)
 
 
@@ -102,3 +223,11 @@ def _data(path: str, field: str) -> Data:
     if not os.access(file, os.R_OK):
         raise InvalidSpec(f"{field} is {path}, which can't be read", param=field)
     return Data(file)
+
+
+def _look(spec: TrainingSpec, path: str, field: str) -> str:
+    """What the data is, as far as this machine can tell."""
+    from tiermesh.cli.data_look import look
+
+    _data(path, field)
+    return look(spec, Path(path), field)

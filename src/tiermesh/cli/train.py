@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from tiermesh.cli import connect
-from tiermesh.cli.outcome import FAILED, INTERRUPTED, say_error
+from tiermesh.cli import connect, names
+from tiermesh.cli.outcome import FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tiermesh.adapters.trainer import Ending, Launch, Mode
-    from tiermesh.cli.run_view import Show
-    from tiermesh.protocol.run_folder import RunFolder, RunPlan
+    from tiermesh.protocol.run_folder import RunPlan
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_problems import Problem
 
@@ -41,11 +38,23 @@ RUNS = Path("runs")
 """Where runs go that are told no --out: below the folder that the command is called in."""
 
 SpecFile = Annotated[Path | None, typer.Argument(help="A training spec, YAML or JSON. Options win over it.")]
-Model = Annotated[str | None, typer.Option("--model", help="model_name: see `mesh model list`.")]
+What = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[SPEC | SENTENCE]",
+        help="A training spec, YAML or JSON; or a sentence in quotes, such as "
+        '"fine-tune smollm2 with LoRA on data.jsonl for 3 epochs". Options win over it.',
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="model_name: see `mesh model list`.", autocompletion=names.models)
+]
 Data = Annotated[str | None, typer.Option("--data", help="dataset_path: JSONL, JSON, CSV, Parquet or text.")]
 EvalData = Annotated[str | None, typer.Option("--eval-data", help="eval_path: held-out records.")]
 Task = Annotated[str | None, typer.Option("--task", help="finetune, pretrain or preference.")]
-Method = Annotated[str | None, typer.Option("--method", help="lora, qlora or full_finetune.")]
+Method = Annotated[
+    str | None, typer.Option("--method", help="lora, qlora or full_finetune.", autocompletion=names.methods)
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="num_epochs.")]
 Steps = Annotated[int | None, typer.Option("--max-steps", help="max_steps.")]
 Batch = Annotated[int | None, typer.Option("--batch", help="micro_batch_size.")]
@@ -60,7 +69,7 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads t
 
 @app.command()
 def run(
-    spec_file: SpecFile = None,
+    what: What = None,
     local: Annotated[bool, typer.Option("--local", help="On this machine, without a daemon.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="The job's name. [default: job_DATE_TIME]")] = None,
     out: Annotated[
@@ -82,23 +91,29 @@ def run(
     seq_len: Length = None,
     settings: Settings = None,
     threads: Threads = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask nothing: a sentence is right, and the cost is approved.")
+    ] = False,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, help="Refuse it if it may cost more.")] = None,
+    priority: Annotated[int, typer.Option("--priority", min=-100, max=100, help="A higher one goes first.")] = 0,
+    open_data: Annotated[
+        bool,
+        typer.Option("--open-data", help="On a mesh without a token: data and result may go to any of its nodes."),
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as the mesh has accepted it.")] = False,
     url: connect.UrlOption = None,
     as_json: connect.JsonOption = False,
 ) -> None:
-    """Train. The spec and its data go to a node of the mesh, which does it as a job; Ctrl-C lets go of it.
+    """Train. The spec and its data go to the mesh, which does it as a job where it fits; Ctrl-C lets go of it.
 
     With --local this machine does it at once. A run that was stopped or died goes on from its last checkpoint when the
     same is called again. Ctrl-C stops it after a checkpoint; a second one stops it at once.
     """
-    from tiermesh.adapters.run_events import completion
-    from tiermesh.adapters.run_plan import check_libraries, plan_of
-    from tiermesh.adapters.trainer import Launch
-    from tiermesh.cli.run_plan import begun_plan
+    from tiermesh.cli import submit, words
     from tiermesh.errors import InvalidSpec
-    from tiermesh.protocol.run_folder import RunFolder
     from tiermesh.protocol.training_problems import read_spec
 
-    given = {
+    given: dict[str, Any] = {
         "model_name": model,
         "dataset_path": data,
         "eval_path": eval_data,
@@ -111,27 +126,26 @@ def run(
         "learning_rate": lr,
         "seq_len": seq_len,
     }
-    if not local:
-        if out is not None or fresh or threads is not None:
-            raise InvalidSpec("--out, --fresh and --threads go with --local: a node of the mesh decides itself")
-        _submit(_spec_data(spec_file, given, settings), name=name, url=url, as_json=as_json)
+    if not local and (out is not None or fresh or threads is not None):
+        raise InvalidSpec("--out, --fresh and --threads go with --local: a node of the mesh decides itself")
+    sentence = words.sentence_of(what)
+    file = None if sentence is not None or not what else Path(what[0])
+    said = None if sentence is None else words.understand(sentence, as_json=as_json)
+    if said is not None:
+        given = said.spec() | {field: value for field, value in given.items() if value is not None}
+    asked = _spec_data(file, given, settings, _begun(out) if local else None)
+    spec = read_spec(asked)
+    if not local and not as_json:
+        submit.show_spec(spec)
+    if said is not None:
+        words.confirm(said, yes=yes, as_json=as_json)
+        name = name or said.value("name")
+        max_usd = said.value("max_usd") if max_usd is None else max_usd
+    if local:
+        _run_here(spec, out or _default_out(file, spec), fresh=fresh, threads=threads, as_json=as_json)
         return
-    begun = None if out is None else begun_plan(RunFolder(out.absolute()))
-    spec = read_spec(_spec_data(spec_file, given, settings, begun))
-    folder = RunFolder((out or _default_out(spec_file, spec)).absolute())
-    begun = begun or begun_plan(folder)
-    if fresh and begun is not None:
-        raise InvalidSpec(f"{folder.path} holds a run; delete it, or take another --out", param="fresh")
-    check_libraries()
-    plan = plan_of(spec)
-    if plan == begun and folder.result.exists() and completion(folder.events):
-        _say_done_already(folder, as_json=as_json)
-        return
-    launch = Launch(folder=folder, plan=plan, threads=threads, memory_limit_bytes=spec.memory_limit)
-    ending = _train(launch, as_json=as_json)
-    if begun is not None and _is_refusal(ending):
-        folder.write_plan(begun)  # the run that is there is as it was
-    _exit(ending, folder, f"mesh train run --local --out {shlex.quote(str(folder.path))}")
+    order = submit.Order(name=name, yes=yes, max_usd=max_usd, priority=priority, open_data=open_data, detach=detach)
+    submit.submit(spec, asked, order, url=url, as_json=as_json)
 
 
 @app.command()
@@ -164,6 +178,7 @@ def estimate(
     import tempfile
 
     from tiermesh.adapters.run_plan import check_libraries, plan_of
+    from tiermesh.cli import local_run
     from tiermesh.cli.estimate_view import show_estimate
     from tiermesh.protocol.run_folder import RunFolder
     from tiermesh.protocol.training_problems import read_spec
@@ -173,7 +188,7 @@ def estimate(
     plan = plan_of(spec)
     with tempfile.TemporaryDirectory(prefix="mesh-estimate-") as name:
         folder = RunFolder(Path(name))
-        found = _ask_worker(folder, plan, "estimate", folder.estimate, threads)
+        found = local_run.ask_worker(folder, plan, "estimate", folder.estimate, threads)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -188,6 +203,7 @@ def evaluate(
 ) -> None:
     """Look at the held-out records with a run's newest checkpoint, and answer its samples."""
     from tiermesh.adapters.run_plan import check_libraries
+    from tiermesh.cli import local_run
     from tiermesh.cli.estimate_view import show_evaluation
     from tiermesh.cli.run_plan import begun_plan
     from tiermesh.errors import InvalidSpec
@@ -198,19 +214,44 @@ def evaluate(
     if plan is None:
         raise InvalidSpec(f"{run_folder} holds no run", param="run")
     check_libraries()
-    found = _ask_worker(folder, plan, "evaluate", folder.evaluation, threads)
+    found = local_run.ask_worker(folder, plan, "evaluate", folder.evaluation, threads)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
         show_evaluation(found)
 
 
-def _submit(given: dict[str, Any], *, name: str | None, url: str | None, as_json: bool) -> None:
-    """The spec goes as its author wrote it; what is wrong in itself is told before anybody is asked."""
-    from tiermesh.cli import submit
-    from tiermesh.protocol.training_problems import read_spec
+def _run_here(spec: TrainingSpec, out: Path, *, fresh: bool, threads: int | None, as_json: bool) -> None:
+    """Begin the run in `out`, or go on with it."""
+    from tiermesh.adapters.run_events import completion
+    from tiermesh.adapters.run_plan import check_libraries, plan_of
+    from tiermesh.adapters.trainer import Launch
+    from tiermesh.cli import local_run
+    from tiermesh.errors import InvalidSpec
+    from tiermesh.protocol.run_folder import RunFolder
 
-    submit.submit(read_spec(given), given, name=name, url=url, as_json=as_json)
+    folder = RunFolder(out.absolute())
+    begun = _begun(out)
+    if fresh and begun is not None:
+        raise InvalidSpec(f"{folder.path} holds a run; delete it, or take another --out", param="fresh")
+    check_libraries()
+    plan = plan_of(spec)
+    if plan == begun and folder.result.exists() and completion(folder.events):
+        local_run.say_done_already(folder, as_json=as_json)
+        return
+    launch = Launch(folder=folder, plan=plan, threads=threads, memory_limit_bytes=spec.memory_limit)
+    ending = local_run.train(launch, as_json=as_json)
+    if begun is not None and local_run.is_refusal(ending):
+        folder.write_plan(begun)  # the run that is there is as it was
+    local_run.end(ending, folder, f"mesh train run --local --out {shlex.quote(str(folder.path))}")
+
+
+def _begun(out: Path | None) -> RunPlan | None:
+    """The plan of the run that is there."""
+    from tiermesh.cli.run_plan import begun_plan
+    from tiermesh.protocol.run_folder import RunFolder
+
+    return None if out is None else begun_plan(RunFolder(out.absolute()))
 
 
 def _spec_data(
@@ -245,77 +286,3 @@ def _problems(data: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
 
 def _plain(problems: list[Problem]) -> list[dict[str, str]]:
     return [{"path": problem.path, "message": problem.message} for problem in problems]
-
-
-def _train(launch: Launch, *, as_json: bool) -> Ending:
-    from tiermesh.cli.run_view import run_view
-
-    with run_view(as_json=as_json) as show:
-        return connect.run(_follow(launch, show))
-
-
-async def _follow(launch: Launch, show: Show) -> Ending:
-    """Ctrl-C, SIGTERM and a closed terminal stop the run after a checkpoint."""
-    import asyncio
-    import signal
-
-    from tiermesh.adapters.trainer import Trainer
-
-    trainer = Trainer(launch, show)
-    asked = 0
-
-    def interrupt() -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            print("mesh: stopping after a checkpoint; once more ends it at once", file=sys.stderr, flush=True)
-            trainer.stop()
-        else:
-            trainer.kill()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, interrupt)
-    return await trainer.run()
-
-
-def _ask_worker(folder: RunFolder, plan: RunPlan, mode: Mode, answer: Path, threads: int | None) -> Mapping[str, Any]:
-    """What a worker wrote down as its answer. Ends the command when there is none."""
-    from tiermesh.adapters.trainer import Launch
-
-    launch = Launch(folder=folder, plan=plan, mode=mode, threads=threads, memory_limit_bytes=plan.spec.memory_limit)
-    ending = connect.run(_follow(launch, lambda _: None))
-    if ending.how != "done":
-        _exit(ending, folder, None)
-    found: Mapping[str, Any] = json.loads(answer.read_bytes())
-    return found
-
-
-def _is_refusal(ending: Ending) -> bool:
-    """Did the worker find that the run in the folder can't go on as the spec now has it?"""
-    from tiermesh.protocol.training_events import Failed
-
-    return isinstance(ending.last, Failed) and ending.last.kind in ("checkpoint_unusable", "bad_spec")
-
-
-def _exit(ending: Ending, folder: RunFolder, again: str | None) -> None:
-    from tiermesh.protocol.training_events import Failed
-
-    if ending.how == "done":
-        return
-    if ending.how == "stopped":
-        say_error(f"{ending.reason}{f'; to go on: {again}' if again else ''}")
-        raise typer.Exit(INTERRUPTED)
-    last = ending.last
-    advice = f". {last.advice}" if isinstance(last, Failed) and last.advice else ""
-    kind = f"{last.kind}: " if isinstance(last, Failed) else ""
-    more = f". More in {folder.crash} and {folder.log}" if ending.how != "failed" else ""
-    say_error(f"{kind}{ending.reason}{advice}{more}")
-    raise typer.Exit(FAILED)
-
-
-def _say_done_already(folder: RunFolder, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"event": "completed", "result": str(folder.result)}))
-    else:
-        print(f"this run is done; its result is {folder.result}. --fresh with another --out begins a new one")

@@ -116,6 +116,15 @@ class JobDoor(Http):
         """Its report in Markdown."""
         return (await self._text(f"{_path(job)}/report"))[0]
 
+    async def job_page_data(self, job: str) -> object:
+        """The same as JSON data."""
+        return await self._json("GET", f"{_path(job)}/report.json")
+
+    async def job_picture(self, job: str) -> bytes:
+        """Its loss curve, a PNG. Raises `NotFound` while there is none."""
+        chunks = self._chunks(f"{_path(job)}/report.png", method="GET")
+        return b"".join([chunk async for chunk in chunks])
+
     async def remove_job(self, job: str) -> None:
         """Forget a job that is over, with its result. Raises `NotPossibleNow`."""
         await self._json("DELETE", _path(job))

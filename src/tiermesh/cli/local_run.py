@@ -1,0 +1,96 @@
+"""A training worker run on this machine, watched by this command: what `mesh train run --local` and its kin do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tiermesh.cli import connect
+from tiermesh.cli.outcome import FAILED, INTERRUPTED, say_error
+
+if TYPE_CHECKING:
+    from tiermesh.adapters.trainer import Ending, Launch, Mode
+    from tiermesh.protocol.run_folder import RunFolder, RunPlan
+    from tiermesh.protocol.training_events import TrainingEvent
+
+
+def train(launch: Launch, *, as_json: bool) -> Ending:
+    """Run it to its end, shown."""
+    from tiermesh.cli.run_view import run_view
+
+    with run_view(as_json=as_json) as view:
+        return connect.run(_follow(launch, view.show))
+
+
+async def _follow(launch: Launch, show: Callable[[TrainingEvent], None]) -> Ending:
+    """Ctrl-C, SIGTERM and a closed terminal stop the run after a checkpoint."""
+    import asyncio
+    import signal
+
+    from tiermesh.adapters.trainer import Trainer
+
+    trainer = Trainer(launch, show)
+    asked = 0
+
+    def interrupt() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            print("mesh: stopping after a checkpoint; once more ends it at once", file=sys.stderr, flush=True)
+            trainer.stop()
+        else:
+            trainer.kill()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupt)
+    return await trainer.run()
+
+
+def ask_worker(folder: RunFolder, plan: RunPlan, mode: Mode, answer: Path, threads: int | None) -> Mapping[str, Any]:
+    """What a worker wrote down as its answer. Ends the command when there is none."""
+    from tiermesh.adapters.trainer import Launch
+
+    launch = Launch(folder=folder, plan=plan, mode=mode, threads=threads, memory_limit_bytes=plan.spec.memory_limit)
+    ending = connect.run(_follow(launch, lambda _: None))
+    if ending.how != "done":
+        end(ending, folder, None)
+    found: Mapping[str, Any] = json.loads(answer.read_bytes())
+    return found
+
+
+def is_refusal(ending: Ending) -> bool:
+    """Did the worker find that the run in the folder can't go on as the spec now has it?"""
+    from tiermesh.protocol.training_events import Failed
+
+    return isinstance(ending.last, Failed) and ending.last.kind in ("checkpoint_unusable", "bad_spec")
+
+
+def end(ending: Ending, folder: RunFolder, again: str | None) -> None:
+    """Say how it ended, as this command's end; `again` goes on with it."""
+    from tiermesh.protocol.training_events import Failed
+
+    if ending.how == "done":
+        return
+    if ending.how == "stopped":
+        say_error(f"{ending.reason}{f'; to go on: {again}' if again else ''}")
+        raise typer.Exit(INTERRUPTED)
+    last = ending.last
+    advice = f". {last.advice}" if isinstance(last, Failed) and last.advice else ""
+    kind = f"{last.kind}: " if isinstance(last, Failed) else ""
+    more = f". More in {folder.crash} and {folder.log}" if ending.how != "failed" else ""
+    say_error(f"{kind}{ending.reason}{advice}{more}")
+    raise typer.Exit(FAILED)
+
+
+def say_done_already(folder: RunFolder, *, as_json: bool) -> None:
+    """Nothing is left to do in this run."""
+    if as_json:
+        print(json.dumps({"event": "completed", "result": str(folder.result)}))
+    else:
+        print(f"this run is done; its result is {folder.result}. --fresh with another --out begins a new one")
