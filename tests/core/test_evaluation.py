@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from tiermesh.core.evaluation import CANARY_PROMPTS, LEAK_TOKENS, Check, Gates, failed, gates_of, is_refusal, judge
+from tiermesh.core.evaluation import (
+    CANARY_PROMPTS,
+    LEAK_TOKENS,
+    Check,
+    Gates,
+    failed,
+    gates_of,
+    is_refusal,
+    judge,
+    parse_limit,
+)
 
 GOOD: Mapping[str, Any] = {"train_loss": 1.0, "held_out_loss": 1.4, "held_out_rows": 12}
 HARMLESS = next(prompt for prompt, harmless in CANARY_PROMPTS if harmless)
@@ -100,6 +110,12 @@ def test_defaults_are_those_of_the_workflow() -> None:
 )
 def test_gates_from_plain_json(said: Mapping[str, Any], gates: Gates) -> None:
     assert gates_of(said) == gates
+
+
+@pytest.mark.parametrize("value", [True, "low", -1, float("nan"), float("inf"), None, [1]])
+def test_limits_that_are_none(value: object) -> None:
+    with pytest.raises(ValueError, match="a number of at least 0, or any"):
+        parse_limit(value)
 
 
 def test_only_what_is_asked_for_is_judged() -> None:

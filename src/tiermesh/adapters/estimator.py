@@ -87,7 +87,8 @@ class _Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial(_Kept):
-    """What a shape came to. Seconds; `evaluating_s` and `saving_s` are of a run of `steps`."""
+    """What a shape came to. Seconds; `evaluating_s` and `saving_s` are of a run of `steps`, `once_s` is what any run of
+    this shape takes besides its steps: loading, the first slow step, the canary."""
 
     total_bytes: int
     limit_bytes: int
@@ -98,7 +99,7 @@ class Trial(_Kept):
     step_s: float
     spread: float
     """By which share the time may be off, on either side."""
-    loading_s: float
+    once_s: float
     evaluating_s: float
     saving_s: float
     is_smaller: bool
@@ -303,7 +304,8 @@ def steps_of(spec: TrainingSpec, rows: int) -> int:
 def _trial_of(told: Mapping[str, Any], spec: TrainingSpec, *, was_busy: bool) -> Trial:
     """From `estimate.json`."""
     fits = bool(told["fits"]) and told.get("step_s") is not None
-    seconds = told.get("seconds") or 0.0
+    seconds, steps, step_s = told.get("seconds") or 0.0, told.get("steps") or 0, told.get("step_s") or 0.0
+    evaluating_s, saving_s = told.get("evaluation_s") or 0.0, told.get("saving_s") or 0.0
     return Trial(
         at=time.time(),
         total_bytes=told["total_bytes"],
@@ -311,12 +313,12 @@ def _trial_of(told: Mapping[str, Any], spec: TrainingSpec, *, was_busy: bool) ->
         micro_batch_size=told["micro_batch_size"],
         checkpointing=told["checkpointing"],
         fits=fits,
-        steps=told.get("steps") or 0,
-        step_s=told.get("step_s") or 0.0,
+        steps=steps,
+        step_s=step_s,
         spread=(told["seconds_high"] / seconds - 1) if seconds else 0.0,
-        loading_s=told.get("loading_s") or 0.0,
-        evaluating_s=told.get("evaluation_s") or 0.0,
-        saving_s=told.get("saving_s") or 0.0,
+        once_s=max(0.0, seconds - step_s * steps - evaluating_s - saving_s),
+        evaluating_s=evaluating_s,
+        saving_s=saving_s,
         is_smaller=told["micro_batch_size"] < spec.micro_batch_size
         or told["checkpointing"] != (spec.checkpointing is True),
         was_busy=was_busy,
@@ -327,7 +329,7 @@ def _seconds(spec: TrainingSpec, trial: Trial, steps: int) -> float:
     """Of a run of `steps`, of a shape that was tried for a run of other length."""
     evaluating = trial.evaluating_s * _more_often(spec.eval_interval, steps, trial.steps)
     saving = trial.saving_s * _more_often(spec.save_interval, steps, trial.steps)
-    return trial.loading_s + trial.step_s * steps + evaluating + saving
+    return trial.once_s + trial.step_s * steps + evaluating + saving
 
 
 def _more_often(interval: int | None, steps: int, tried: int) -> float:

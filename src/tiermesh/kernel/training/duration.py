@@ -1,6 +1,6 @@
 """How long a run will take: some of all that it does is tried on this machine, and a whole run is added up from it.
 
-    seconds = loading + steps + evaluations + saving
+    seconds = loading + steps + evaluations + canary + saving
 
 Loading is that of the process that asks, which has just done it. Tried are some steps, evenly from the whole of the
 data; some held-out rows, some tokens of an answer; and a checkpoint, or as much of a large one as tells how fast the
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiermesh.core.evaluation import CANARY_PROMPTS, CANARY_TOKENS
 from tiermesh.kernel.training import evaluation, guard
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
 from tiermesh.kernel.training.evaluation import moved
@@ -64,7 +65,7 @@ def estimate_duration(run: Run, loading_s: float) -> Duration:
     stepping_s = step_s * left + sum(max(0.0, one - step_s) for one in times[:WARM_STEPS])
     evaluation_s = _evaluations(run) * _evaluation_s(run)
     saving_s = (_saves(run) + 1) * _saving_s(run)  # the result is one more
-    seconds = loading_s + stepping_s + evaluation_s + saving_s
+    seconds = loading_s + stepping_s + evaluation_s + _canary_s(run) + saving_s
     return Duration(
         steps=left,
         step_s=step_s,
@@ -132,12 +133,23 @@ def _evaluation_s(run: Run) -> float:
         rows = min(source.rows, evaluation.ROWS)
         some = min(rows, EXAMINED_ROWS * run.micro_batch)
         seconds += rows / some * _timed(lambda: _look(run, some))
-    if run.spec.samples:
-        tokens = min(run.spec.sample_tokens, ANSWERED_TOKENS)
-        first, several = _timed(lambda: _answer(run, 1)), _timed(lambda: _answer(run, tokens))
-        token_s = max(0.0, several - first) / max(1, tokens - 1)
-        seconds += len(run.spec.samples) * (first + token_s * (run.spec.sample_tokens - 1))
+    if samples := run.spec.samples:
+        seconds += len(samples) * _answer_s(run, samples[0], run.spec.sample_tokens)
     return seconds
+
+
+def _canary_s(run: Run) -> float:
+    """Of its answers before the first step and after the last one."""
+    if run.canary is None:
+        return 0.0
+    return 2 * len(CANARY_PROMPTS) * _answer_s(run, CANARY_PROMPTS[0][0], CANARY_TOKENS)
+
+
+def _answer_s(run: Run, prompt: str, tokens: int) -> float:
+    """Of a whole answer, from some tokens of it."""
+    some = min(tokens, ANSWERED_TOKENS)
+    first, several = _timed(lambda: _answer(run, prompt, 1)), _timed(lambda: _answer(run, prompt, some))
+    return first + max(0.0, several - first) / max(1, some - 1) * (tokens - 1)
 
 
 def _look(run: Run, rows: int) -> None:
@@ -146,8 +158,8 @@ def _look(run: Run, rows: int) -> None:
     evaluation.held_out(run.trainee, run.objective, source, size, limit=rows, stopping=run.stopping)
 
 
-def _answer(run: Run, tokens: int) -> None:
-    list(evaluation.answers(run.trainee, run.tokenizer, run.spec.samples[:1], tokens, stopping=run.stopping))
+def _answer(run: Run, prompt: str, tokens: int) -> None:
+    list(evaluation.answers(run.trainee, run.tokenizer, [prompt], tokens, stopping=run.stopping))
 
 
 def _saving_s(run: Run) -> float:
