@@ -19,6 +19,7 @@ from tiermesh.adapters.run_copy import PIECE_BYTES
 from tiermesh.core.jobs import Checkpoint, Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon import copies as module
+from tiermesh.daemon import copy_sending
 from tiermesh.daemon.copy_taking import KEPT, CheckpointOwner, checkpoints_of
 from tiermesh.errors import DataUnusable, Unavailable
 from tiermesh.protocol.artifacts import COPIES_PATH, Manifest
@@ -184,7 +185,7 @@ async def test_a_receiver_that_dies_is_replaced(mesh: CopyingMesh, run: RunFolde
 async def test_a_receiver_to_which_nothing_comes_is_given_up(
     mesh: CopyingMesh, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(copy_sending, "PATIENCE_S", 0.2)
     one, job = mesh["one"], new_job()
     one.faults = ["lie"] * 1000
     one.copies.checkpoint_saved(job, 1, save(run, 4), run, replicas=2, open_data=False)
@@ -241,6 +242,27 @@ async def test_what_a_job_left_is_found_later(
     await until(lambda: one.blobs.owners() == kept_now)
     one.over[job] = True
     await until(lambda: one.blobs.owners() == ["file.faq"])
+
+
+async def test_who_only_has_copies_asks_the_coordinator_for_the_end(
+    mesh: CopyingMesh, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIDY_S", 0.02)
+    one, two, job, other = mesh["one"], mesh["two"], new_job(), new_job()
+    await copied(one, job, run, 4, held_by=3)
+    two.blobs.pin(f"{other}.data", [digest(b"")])
+    one.over[job] = True
+    two.copies.start()
+    await until(lambda: two.blobs.owners() == [f"{other}.data"])
+    assert kept(mesh["three"], job) == [4]
+
+
+async def test_a_node_that_is_about_to_rest_waits_for_its_copies(mesh: CopyingMesh, run: RunFolder) -> None:
+    one, job = mesh["one"], new_job()
+    one.copies.checkpoint_saved(job, 1, save(run, 4), run, replicas=1, open_data=False)
+    await one.copies.settled(job)
+    assert len(holders(one, job, 4)) == 2
+    await one.copies.settled(job)
 
 
 # Going on elsewhere

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,19 @@ from tiermesh.adapters.peers import Peers
 from tiermesh.adapters.run_copy import checkpoint_manifest, folder_manifest, has_checkpoints, lay_out_run
 from tiermesh.core.jobs import Checkpoint, Dataset
 from tiermesh.core.replicas import copy_order
+from tiermesh.daemon.copy_sending import Sending
 from tiermesh.daemon.copy_taking import CheckpointOwner, Taking, checkpoints_of, drop, drop_older
-from tiermesh.errors import InvalidInput, StateUnwritable, TiermeshError, Unavailable
-from tiermesh.protocol.artifacts import COPIES_PATH, ArtifactFile, CopyKind, CopyOrder, CopyReport, Manifest
+from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
+from tiermesh.protocol.artifacts import (
+    MAX_ASKED,
+    OVER_PATH,
+    ArtifactFile,
+    CopyKind,
+    CopyOrder,
+    CopyReport,
+    JobsAsked,
+    Manifest,
+)
 from tiermesh.protocol.run_folder import RunFolder, checkpoint_step
 from tiermesh.protocol.ulid import wall_ms_of
 from tiermesh.protocol.validation import validated
@@ -36,15 +46,9 @@ from tiermesh.types import NodeId, View
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 30.0
-"""A receiver to which nothing more came for so long is given up, and the next one asked."""
-AGAIN_S = 0.5
-"""Between two questions how far a copy is."""
 TIDY_S = 60.0
 ABANDONED_S = 30 * 86400.0
 """What is kept for a job that nobody here has heard of is dropped when the job is this old."""
-UNFIT: Mapping[str, type[TiermeshError]] = {StateUnwritable.type: StateUnwritable}
-"""What a receiver will not get over by being asked again."""
 MAKING, RESUME = ".making", ".resume"
 """Ends of the names of those who pin something for as long as it takes."""
 
@@ -86,12 +90,11 @@ class Copies:
         self._token = token
         self._is_over = is_over
         self._on_copied = on_copied
+        self._sending = Sending(me, peers, view)
         self._taking = Taking(blobs, self.fetcher, holders=self._found, is_over=is_over)
         self._pending: dict[str, _Saved] = {}
         """By job: the newest checkpoint that waits for its turn."""
-        self._copying: set[str] = set()
-        self._held: dict[str, set[NodeId]] = {}
-        """By job: who has some copy of it."""
+        self._copying: dict[str, asyncio.Task[None]] = {}
         self._background = Background()
 
     def start(self) -> None:
@@ -103,6 +106,10 @@ class Copies:
 
     async def close(self) -> None:
         """Break off what is under way; it is gone on with by whoever asks again."""
+        copying = tuple(self._copying.values())
+        for task in copying:
+            task.cancel()
+        await asyncio.gather(*copying, return_exceptions=True)
         await self._background.close()
         await self._taking.close()
 
@@ -127,7 +134,7 @@ class Copies:
         manifest = Manifest.of(ArtifactFile(name=f"{n}", sha256=sha256, size_bytes=size) for n, (sha256, size) in named)
         artifact = await self.blobs.put_whole(manifest.encoded())
         self.blobs.pin(f"{job}.data", [artifact])
-        return (self._me, *await self._spread(self._order(job, "data", artifact), replicas - 1))
+        return (self._me, *await self._sending.spread(self._order(job, "data", artifact), replicas - 1))
 
     async def bring(self, job: str, dataset: Dataset, holders: Iterable[NodeId]) -> Path:
         """Have a job's data here, and keep it. Raises as `Fetcher` does."""
@@ -145,8 +152,7 @@ class Copies:
         """The run has a new one: copy it, unless a newer one comes before it is its turn."""
         self._pending[job] = _Saved(job, attempt, name, run, replicas if self.may_leave(open_data) else 0)
         if job not in self._copying:
-            self._copying.add(job)
-            self._background.start(self._copy_checkpoints(job))
+            self._copying[job] = asyncio.create_task(self._copy_checkpoints(job), name=f"copy checkpoints {job}")
 
     async def prepare(self, job: str, attempt: int, run: RunFolder, checkpoint: Checkpoint) -> None:
         """Have the run's folder go on from a copied checkpoint, unless it has its own. Raises as `Fetcher` does."""
@@ -176,7 +182,7 @@ class Copies:
         """Have these nodes keep it too; gives those that do, this one included when it is asked for."""
         order = self._order(job, "result", artifact)
         wanted = tuple(dict.fromkeys(nodes))
-        held = await asyncio.gather(*(self._hand_over(node, order) for node in wanted if node != self._me))
+        held = await asyncio.gather(*(self._sending.hand_over(node, order) for node in wanted if node != self._me))
         others = (node for node in wanted if node != self._me)
         given = {node for node, done in zip(others, held, strict=True) if done}
         return tuple(node for node in wanted if node in given or node == self._me)
@@ -195,12 +201,21 @@ class Copies:
     def over(self, job: str) -> None:
         """Nothing but its result is needed any more. Data stays while there is room: it may be learnt from again."""
         self._pending.pop(job, None)
-        self._held.pop(job, None)
+        self._sending.forget(job)
         self._taking.forget(f"{job}.data")
         self.blobs.unpin(f"{job}.data")
         for owner in checkpoints_of(self.blobs, job):
             self._taking.forget(str(owner))
             drop(self.blobs, str(owner))
+
+    def known_over(self, jobs: Iterable[str]) -> list[str]:
+        """Those of which nothing but the result is needed any more, as far as this node knows."""
+        return [job for job in jobs if self._is_over(job)]
+
+    async def settled(self, job: str) -> None:
+        """Wait until its newest checkpoint is copied, or can't be: for a node that is about to rest."""
+        if (task := self._copying.get(job)) is not None:
+            await asyncio.wait((task,))
 
     async def take(self, order: CopyOrder) -> CopyReport:
         """Another node asks this one to keep a copy. Raises `StaleOrder`, `Unavailable`, and as `Fetcher` does."""
@@ -215,8 +230,10 @@ class Copies:
                     log.info("job %s: %s is gone before it was copied", job, saved.name)
                 except TiermeshError as error:
                     log.warning("job %s: %s could not be copied: %s", job, saved.name, error)
+                except Exception:
+                    log.exception("job %s: %s could not be copied", job, saved.name)
         finally:
-            self._copying.discard(job)
+            self._copying.pop(job, None)
 
     async def _copy_checkpoint(self, saved: _Saved) -> None:
         job, step = saved.job, checkpoint_step(saved.name)
@@ -242,54 +259,7 @@ class Copies:
             self._on_copied(job, saved.attempt, Checkpoint(step, artifact, tuple(holders)))
 
         order = self._order(job, "checkpoint", artifact, attempt=saved.attempt, step=step)
-        await self._spread(order, saved.replicas, held)
-
-    async def _spread(
-        self, order: CopyOrder, wanted: int, on_held: Callable[[NodeId], None] = lambda _: None
-    ) -> tuple[NodeId, ...]:
-        """Until so many others hold it, or nobody is left to ask."""
-        known = self._held.setdefault(order.job, set())
-        waiting = list(copy_order(self._view(), self._me, order.job, known))
-        holders: list[NodeId] = []
-
-        async def find_one() -> None:
-            while waiting:
-                if await self._hand_over(node := waiting.pop(0), order):
-                    holders.append(node)
-                    on_held(node)
-                    return
-                known.discard(node)
-
-        await asyncio.gather(*(find_one() for _ in range(min(wanted, len(waiting)))))
-        if self._is_over(order.job):
-            self._held.pop(order.job, None)
-        else:
-            known.update(holders)
-        return tuple(holders)
-
-    async def _hand_over(self, node: NodeId, order: CopyOrder) -> bool:
-        """Does it hold it in the end? Bounded by its progress."""
-        come, until = -1, time.monotonic() + PATIENCE_S
-        while time.monotonic() < until:
-            member = self._view().members.get(node)
-            if member is None or member.state == "down":
-                return False
-            try:
-                addresses = member.status.addresses
-                answer = await self._peers.ask(node, addresses, COPIES_PATH, order.model_dump(), typed=UNFIT)
-                report = validated(CopyReport, answer)
-            except Unavailable:
-                await asyncio.sleep(AGAIN_S)
-                continue
-            except (InvalidInput, StateUnwritable) as error:
-                log.info("node %s keeps no copy of job %s: %s", member.status.name, order.job, error)
-                return False
-            if report.state == "held":
-                return True
-            if report.bytes > come:
-                come, until = report.bytes, time.monotonic() + PATIENCE_S
-            await asyncio.sleep(AGAIN_S)
-        return False
+        await self._sending.spread(order, saved.replicas, held)
 
     def _order(self, job: str, kind: CopyKind, artifact: str, *, attempt: int = 0, step: int = 0) -> CopyOrder:
         return CopyOrder(job=job, kind=kind, artifact=artifact, holders=[self._me], attempt=attempt, step=step)
@@ -307,11 +277,28 @@ class Copies:
         return path.stat().st_size
 
     async def _tidy(self) -> None:
+        """The news of a job's end may come while a node is away, and does not come to all that have copies of it."""
         while True:
             await asyncio.sleep(TIDY_S)
             self.blobs.tidy()
-            for job in {owner.partition(".")[0] for owner in self.blobs.owners()}:
-                made = wall_ms_of(job)  # 0: no job; files that were sent under a name keep theirs
-                over = self._is_over(job)
-                if over or (over is None and made and time.time() > made / 1000 + ABANDONED_S):
+            jobs = {owner.partition(".")[0] for owner in self.blobs.owners()}
+            made = {job: wall_ms_of(job) / 1000 for job in jobs}  # 0: no job; what was sent under a name stays
+            unknown = [job for job in jobs if made[job] and self._is_over(job) is None]
+            over = {*self.known_over(jobs), *await self._asked_over(unknown)}
+            for job in jobs:
+                if job in over or (job in unknown and time.time() > made[job] + ABANDONED_S):
                     self.over(job)
+
+    async def _asked_over(self, jobs: list[str]) -> list[str]:
+        """Of which of these the coordinator says that they are over."""
+        view = self._view()
+        leader = view.members.get(view.coordinator) if view.coordinator is not None else None
+        if not jobs or leader is None or leader.id == self._me:
+            return []
+        try:
+            asked = JobsAsked(jobs=sorted(jobs)[:MAX_ASKED])
+            answer = await self._peers.ask(leader.id, leader.status.addresses, OVER_PATH, asked.model_dump())
+            return validated(JobsAsked, answer).jobs
+        except (InvalidInput, Unavailable) as error:
+            log.debug("the coordinator does not say which jobs are over: %s", error)
+            return []

@@ -23,6 +23,7 @@ from tiermesh.protocol.validation import Wire
 
 BLOBS_PATH = "/mesh/v1/blobs/"
 COPIES_PATH = "/mesh/v1/copies"
+OVER_PATH = f"{COPIES_PATH}/over"
 
 MAX_FILES = 4096
 """A checkpoint has a dozen, the shards of a large model some hundred."""
@@ -32,6 +33,8 @@ NAME_LIMIT_BYTES = 240
 """Of a whole name; what any file system takes as one part."""
 MAX_DEPTH = 8
 MAX_SIZE_BYTES = 1 << 50
+MAX_ASKED = 1000
+"""Jobs in one question."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 CopyKind = Literal["data", "checkpoint", "result"]
@@ -121,6 +124,12 @@ class CopyReport(Wire):
 
     state: Literal["coming", "held"]
     bytes: int = 0
+
+
+class JobsAsked(Wire):
+    """`POST /mesh/v1/copies/over`: of which of these is nothing but the result needed any more? It answers in kind."""
+
+    jobs: list[Annotated[str, Field(pattern=ulid.PATTERN)]] = Field(max_length=MAX_ASKED)
 
 
 def _folded(name: str) -> str:

@@ -8,7 +8,7 @@ from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.copies import Copies
 from tiermesh.errors import NotFound, Unavailable
-from tiermesh.protocol.artifacts import BLOBS_PATH, COPIES_PATH, CopyOrder
+from tiermesh.protocol.artifacts import BLOBS_PATH, COPIES_PATH, OVER_PATH, CopyOrder, JobsAsked
 from tiermesh.protocol.validation import validated
 
 
@@ -29,5 +29,10 @@ def register_blobs(app: web.Application, copies: Copies) -> None:
         report = await copies.take(validated(CopyOrder, await read_object(request)))
         return web.json_response(report.model_dump())
 
+    async def over(request: web.Request) -> web.Response:
+        asked = validated(JobsAsked, await read_object(request))
+        return web.json_response(JobsAsked(jobs=copies.known_over(asked.jobs)).model_dump())
+
     app.router.add_get(BLOBS_PATH + "{sha256:[0-9a-f]{64}}", give)
     app.router.add_post(COPIES_PATH, take)
+    app.router.add_post(OVER_PATH, over)
