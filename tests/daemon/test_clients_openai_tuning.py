@@ -51,7 +51,7 @@ def client(jobs: JobMesh, node: int) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=f"{jobs.mesh.seats[node].url}/v1", api_key=TOKEN, max_retries=0)
 
 
-async def send(of: openai.AsyncOpenAI, content: bytes = ROWS, name: str = "rows.jsonl") -> FileObject:
+async def send(of: openai.AsyncOpenAI, content: bytes = ROWS, name: str = "my rows.jsonl") -> FileObject:
     return await of.files.create(file=(name, content), purpose="fine-tune")
 
 
@@ -66,7 +66,7 @@ async def test_files_are_known_on_every_node_and_forgotten_everywhere(jobs: JobM
     async with client(jobs, 0) as here, client(jobs, 1) as there:
         sent = await send(here)
         assert (sent.filename, sent.bytes, sent.purpose, sent.status) == (
-            "rows.jsonl",
+            "my rows.jsonl",
             len(ROWS),
             "fine-tune",
             "processed",

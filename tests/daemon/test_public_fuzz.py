@@ -57,13 +57,31 @@ READ = (
     "/api/jobs",
     "/api/jobs/{name}",
     "/api/jobs/{name}/events",
+    "/api/jobs/{name}/logs",
+    "/api/jobs/{name}/report",
+    "/api/jobs/{name}/report.json",
+    "/api/jobs/{name}/report.png",
+    "/api/jobs/{name}/results",
+    "/api/jobs/{name}/results/{name}",
     "/api/data/{name}",
+    "/v1/files",
+    "/v1/files/{name}",
+    "/v1/files/{name}/content",
+    "/v1/fine_tuning/jobs",
+    "/v1/fine_tuning/jobs/{name}",
+    "/v1/fine_tuning/jobs/{name}/checkpoints",
+    "/v1/fine_tuning/jobs/{name}/events",
 )
 """Routes that only tell."""
 
 ORDERS = tuple(f"/api/nodes/{{name}}/{order}" for order in ("drain", "resume", "remove"))
-ACTS = (*ORDERS, "/api/cluster/test", "/api/jobs/{name}/cancel")
+DECISIONS = tuple(f"/api/jobs/{{name}}/{decision}" for decision in ("approve", "cancel", "optimize", "retry"))
+TUNING = tuple(f"/v1/fine_tuning/jobs/{{name}}/{decision}" for decision in ("cancel", "resume"))
+ACTS = (*ORDERS, *DECISIONS, *TUNING, "/api/cluster/test")
 """Routes that do something, and whose body says nothing."""
+
+TAKE = ("/api/config", "/api/train", "/v1/files", "/v1/fine_tuning/jobs")
+"""Routes that take something in."""
 
 LIMIT_S = 10.0
 QUIET = [HealthCheck.function_scoped_fixture]
@@ -72,6 +90,18 @@ SECTIONS = {name: list(type(field.default).model_fields) for name, field in Poli
 POLICY = some(**{name: some(**dict.fromkeys(fields, ANY)) for name, fields in SECTIONS.items()})
 NAME = st.sampled_from(["one", "m", "m:latest", "auto", "tier:1"]) | st.text(min_size=1, max_size=9)
 LINE = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=20)
+
+PIECES_OF_A_FORM = (
+    b"--b\r\n",
+    b'Content-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n',
+    b'Content-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{}\r\n',
+    b'Content-Disposition: form-data; name="x"\r\n',
+    b"Content-Type: multipart/mixed; boundary=c\r\n",
+    b"Content-Transfer-Encoding: base64\r\n",
+    b"Content-Length: 99\r\n",
+    b"\r\n",
+    b"--b--\r\n",
+)
 
 
 @pytest.fixture
@@ -146,7 +176,7 @@ async def test_no_public_route_is_forgotten_here(daemon: str) -> None:
     named = re.sub(r"{\w+}", "{name}", json.loads(said)["error"]["message"].partition("there are:")[2])
     there = set(re.findall(r"(GET|POST|PUT) (/[^,]*)", named))
     told = {("GET", path) for path in READ} | {("PUT", "/api/data/{name}")}
-    assert there == told | {("POST", path) for path in (*ROUTES, *ACTS, "/api/config", "/api/train")}
+    assert there == told | {("POST", path) for path in (*ROUTES, *ACTS, *TAKE)}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=QUIET)
@@ -179,6 +209,29 @@ async def test_whatever_the_policy_is_to_be(daemon: str, body: object) -> None:
 async def test_whatever_is_to_be_learnt(daemon: str, body: object) -> None:
     async with aiohttp.ClientSession(daemon) as http:
         assert (await _asked(http, "POST", "/api/train", json=body))[0] in (400, 409, 415)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
+@given(
+    body=some(
+        model=NAME, training_file=NAME, validation_file=NAME, suffix=LINE, seed=ANY, method=OBJECT, metadata=OBJECT
+    )
+    | ANY
+)
+async def test_whatever_is_to_be_tuned(daemon: str, body: object) -> None:
+    async with aiohttp.ClientSession(daemon) as http:
+        assert (await _asked(http, "POST", "/v1/fine_tuning/jobs", json=body))[0] in (400, 415)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
+@given(
+    body=st.binary(max_size=60) | st.lists(st.sampled_from(PIECES_OF_A_FORM), max_size=12).map(b"".join),
+    content_type=st.sampled_from(["multipart/form-data; boundary=b", "multipart/form-data", "multipart/mixed"]),
+)
+async def test_whatever_form_a_file_comes_in(daemon: str, body: bytes, content_type: str) -> None:
+    async with aiohttp.ClientSession(daemon) as http:
+        head = {"Content-Type": content_type}
+        assert (await _asked(http, "POST", "/v1/files", data=body, headers=head))[0] in (200, 400, 415)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=QUIET)

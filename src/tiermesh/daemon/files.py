@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tiermesh.adapters.blobs import Blobs
+from tiermesh.adapters.blobs import Blobs, safe_name
 from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.peers import Peers
 from tiermesh.adapters.sent_files import SentFile, SentFiles
@@ -59,7 +59,7 @@ class FileDesk:
             if not staged.size_bytes:
                 raise DataUnusable("file: is empty", param="file")
             entry = SentFile(
-                id=file_id(purpose, name, staged.sha256),
+                id=file_id(purpose, safe_name(name), staged.sha256),  # as the jobs that use it know it
                 name=name,
                 purpose=purpose,
                 sha256=staged.sha256,

@@ -77,19 +77,6 @@ class Method(Asked):
     dpo: Dpo | None = None
 
 
-class Wandb(Asked):
-    """Where curves are sent to."""
-
-    project: str = Field(min_length=1, max_length=1000)
-
-
-class Integration(Asked):
-    """A service that hears of the run."""
-
-    type: str
-    wandb: Wandb | None = None
-
-
 class TuningRequest(Asked):
     """`POST /v1/fine_tuning/jobs`. `hyperparameters` is the older place for those of supervised tuning."""
 
@@ -100,7 +87,6 @@ class TuningRequest(Asked):
     method: Method | None = None
     suffix: str | None = Field(None, min_length=1, max_length=64)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    integrations: list[Integration] | None = None
 
 
 class FileObject(Wire):
@@ -152,7 +138,6 @@ class TuningJob(Wire):
     trained_tokens: int | None = None
     error: TuningError | None = None
     result_files: list[str] = Field(default_factory=list)
-    integrations: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class TuningEvent(Wire):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import BodyPartReader, web
 
+from tiermesh.adapters.sent_files import SentFile
 from tiermesh.daemon.api import translate_tuning as told
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
@@ -34,6 +35,7 @@ PURPOSE = "fine-tune"
 RESULTS = "fine-tune-results"
 SILENCE_S = 60.0
 """Between two pieces of an upload: who is silent for longer is gone."""
+PIECE_BYTES = 1 << 16
 FIELD_LIMIT_BYTES = 1024
 """Of a form's field that is no file."""
 CANCELLED_S = 5.0
@@ -64,6 +66,18 @@ class _Files:
 
     async def create(self, request: web.Request) -> web.Response:
         """The form's parts may come in any order; the file is written as it comes."""
+        try:
+            purpose, taken = await self._taken(request)
+        except InvalidInput:
+            raise
+        except (web.RequestPayloadError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InvalidInput(f"the body is not the form that its headers say: {reason}") from None
+        if taken is None or not purpose:
+            raise refused("purpose" if taken else "file", "is required")
+        return _json(told.told_file(taken))
+
+    async def _taken(self, request: web.Request) -> tuple[str, SentFile | None]:
         form = await request.multipart()
         purpose, taken = "", None
         while (part := await form.next()) is not None:
@@ -78,9 +92,7 @@ class _Files:
                     taken = await self._files.take(part.filename or "data.jsonl", PURPOSE, _pieces(part))
                 case name:
                     raise refused(name or "the body", "is not supported by this mesh; leave it out")
-        if taken is None or not purpose:
-            raise refused("purpose" if taken else "file", "is required")
-        return _json(told.told_file(taken))
+        return purpose, taken
 
     async def list(self, request: web.Request) -> web.Response:
         asked = _page_query(request)
@@ -216,13 +228,10 @@ async def _field(part: BodyPartReader) -> str:
 
 async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
     try:
-        while piece := await asyncio.wait_for(part.read_chunk(1 << 16), SILENCE_S):
+        while piece := await asyncio.wait_for(part.read_chunk(PIECE_BYTES), SILENCE_S):
             yield piece
     except TimeoutError:
         raise InvalidInput(f"file: nothing of it came for {SILENCE_S:g} s", param="file") from None
-    except (web.RequestPayloadError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidInput(f"the body is not what its headers say: {reason}") from None
 
 
 async def _empty(request: web.Request) -> None:

@@ -15,7 +15,6 @@ from tiermesh.protocol.openai_tuning import (
     DpoHyperparameters,
     FileObject,
     Hyperparameters,
-    Integration,
     JobStatus,
     Level,
     Page,
@@ -77,7 +76,7 @@ def job_key(ident: str) -> str:
 
 def spec_of(asked: TuningRequest) -> dict[str, Any]:
     """A training spec; its data travels beside it. Raises `InvalidInput` that names what a mesh can't do."""
-    refuse_unknown(asked, {"metadata"} if not (asked.model_extra or {}).get("metadata") else set())
+    refuse_unknown(asked, set())
     how = _hyperparameters(asked)
     is_dpo = isinstance(how, DpoHyperparameters)
     rate = (DPO_RATE if is_dpo else SUPERVISED_RATE) * (how.learning_rate_multiplier or 1.0)
@@ -95,8 +94,6 @@ def spec_of(asked: TuningRequest) -> dict[str, Any]:
         spec["dpo"] = {"beta": how.beta}
     if asked.seed is not None:
         spec["seed"] = asked.seed
-    for at, integration in enumerate(asked.integrations or ()):
-        spec["wandb"] = _project(integration, f"integrations[{at}]")
     return spec
 
 
@@ -124,7 +121,6 @@ def told_job(report: JobReport, now: float) -> TuningJob:
     completed = report.state == "completed"
     method = "dpo" if spec.get("task") == "preference" else "supervised"
     how = _told_hyperparameters(spec, method)
-    wandb = spec.get("wandb")
     eta_s = report.progress.eta_s
     return TuningJob(
         id=JOB_PREFIX + report.id,
@@ -143,7 +139,6 @@ def told_job(report: JobReport, now: float) -> TuningJob:
         trained_tokens=int(report.result.get("tokens", 0)) if completed else None,
         error=_error(report),
         result_files=[RESULT_PREFIX + report.id] if completed else [],
-        integrations=[{"type": "wandb", "wandb": {"project": wandb}}] if wandb else [],
     )
 
 
@@ -249,15 +244,6 @@ def _batch(examples: int) -> dict[str, object]:
     """Rows hold one example each: a batch of so many is what was asked for, and packed rows hold several."""
     micro = max(size for size in range(1, MICRO_BATCH + 1) if examples % size == 0)
     return {"micro_batch_size": micro, "gradient_accumulation_steps": examples // micro, "packing": False}
-
-
-def _project(integration: Integration, where: str) -> str:
-    if integration.type != "wandb" or integration.wandb is None:
-        raise refused(f"{where}.type", f"{integration.type!r} is not supported by this mesh; there is wandb")
-    for name, value in (integration.wandb.model_extra or {}).items():
-        if value:
-            raise refused(f"{where}.wandb.{name}", "is not supported by this mesh; leave it out")
-    return integration.wandb.project
 
 
 def _told_file(data: DataRef | None) -> str:
