@@ -221,11 +221,17 @@ async def test_it_is_priced(stage: Stage, declared: Declared, gpus: tuple[Gpu, .
 
 
 async def test_what_does_not_fit_is_refused_until_more_is_free(stage: Stage) -> None:
-    smaller: dict[str, Any] = {"fits": False, "micro_batch_size": 1, "checkpointing": True, "step_s": None, "seconds": None}
+    smaller: dict[str, Any] = {
+        "fits": False,
+        "micro_batch_size": 1,
+        "checkpointing": True,
+        "step_s": None,
+        "seconds": None,
+    }
     stage.answer(rows=None, total_bytes=12 * GIB, **smaller)
     stage.machine = Machine(16 * GIB, 8 * GIB)
     for _ in range(2):
-        with pytest.raises(JobRefused, match=r"needs about 12.0 GiB with 1 rows at once, and 8.0 GiB were free"):
+        with pytest.raises(JobRefused, match=r"needs about 12.0 GiB with 1 row at once, and 8.0 GiB were free"):
             await stage.estimator.estimate(plan_of())
     assert len(stage.trials) == 1
     stage.answer(limit_bytes=15 * GIB)
@@ -236,7 +242,7 @@ async def test_what_does_not_fit_is_refused_until_more_is_free(stage: Stage) -> 
 
 async def test_what_had_to_be_smaller_is_tried_again_with_more_memory(stage: Stage) -> None:
     stage.answer(micro_batch_size=1)
-    assert "with 1 rows at once" in (await stage.estimator.estimate(plan_of())).basis
+    assert "with 1 row at once" in (await stage.estimator.estimate(plan_of())).basis
     stage.answer(limit_bytes=15 * GIB)
     stage.machine = Machine(16 * GIB, 15 * GIB)
     assert "at once" not in (await stage.estimator.estimate(plan_of())).basis

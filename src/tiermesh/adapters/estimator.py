@@ -162,7 +162,7 @@ class Estimator:
             raise JobRefused("what was tried on this node could not be kept; is its disk full?")
         if not trial.fits:
             raise JobRefused(
-                f"it needs about {_gib(trial.total_bytes)} with {trial.micro_batch_size} rows at once, and "
+                f"it needs about {_gib(trial.total_bytes)} with {_rows(trial.micro_batch_size)} at once, and "
                 f"{_gib(trial.limit_bytes)} were free on this node"
             )
         return await asyncio.to_thread(self._priced, plan, trial, amount, fresh)
@@ -391,7 +391,7 @@ def _refusal(ending: Ending) -> JobRefused | InvalidSpec | DataUnusable:
 def _basis(trial: Trial, price: str | None, *, fresh: bool) -> str:
     when = "tried on this node just now" if fresh else f"an equal run was tried on this node {_ago(trial.at)}"
     busy = ", while it trained something else" if trial.was_busy else ""
-    small = f", with {trial.micro_batch_size} rows at once" if trial.is_smaller else ""
+    small = f", with {_rows(trial.micro_batch_size)} at once" if trial.is_smaller else ""
     known = {
         "declared": "its price is declared",
         "energy": "its price is that of its power",
@@ -408,6 +408,10 @@ def _ago(at: float) -> str:
 
 def _device(hardware: Hardware) -> str:
     return hardware.gpus[0].name if hardware.gpus else hardware.cpu_model or "cpu"
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
 def _gib(size_bytes: int) -> str:

@@ -137,12 +137,12 @@ def _less_memory(spec: Mapping[str, Any], reached: int | None) -> Remedy | Stop:
         # Twice the accumulation where the size is even; else the next size that divides the effective batch.
         half = next(rows for rows in range(now // 2, 0, -1) if effective % rows == 0)
         less = {"micro_batch_size": half, "gradient_accumulation_steps": effective // half}
-        return Remedy({**spec, **less}, f"out of memory: {half} rows at once instead of {now}")
+        return Remedy({**spec, **less}, f"out of memory: a micro-batch of {half} instead of {now}")
     method = _get(spec, "method")
     if (smaller := SMALLER_METHOD.get(method)) is None:
-        return Stop(f"out of memory with one row at once and {method}: nothing smaller is left")
+        return Stop(f"out of memory with a micro-batch of 1 and {method}: nothing smaller is left")
     least = {"micro_batch_size": 1, "gradient_accumulation_steps": effective, "method": smaller}
-    return Remedy({**spec, **least}, f"out of memory with one row at once: {smaller} instead of {method}")
+    return Remedy({**spec, **least}, f"out of memory with a micro-batch of 1: {smaller} instead of {method}")
 
 
 def _half_the_rate(spec: Mapping[str, Any]) -> Remedy | Stop:
