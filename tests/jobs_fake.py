@@ -103,6 +103,8 @@ class FakeJobs(FakeMesh):
         app.router.add_get("/api/jobs/{job}/events", self._events)
         app.router.add_get("/api/jobs/{job}/logs", self._logs)
         app.router.add_get("/api/jobs/{job}/report", self._page)
+        app.router.add_get("/api/jobs/{job}/report.json", self._page_data)
+        app.router.add_get("/api/jobs/{job}/report.png", self._picture)
         app.router.add_get("/api/jobs/{job}/results", self._results)
         app.router.add_get("/api/jobs/{job}/results/{name:.+}", self._file)
         app.router.add_post("/api/jobs/{job}/{decision}", self._decide)
@@ -238,7 +240,14 @@ class FakeJobs(FakeMesh):
         return web.Response(text=text, headers={"X-Log-Offset": str(len(self.desk.log))})
 
     async def _page(self, request: web.Request) -> web.Response:
-        return web.Response(text=f"# {self._find(request).report.name}\n", content_type="text/markdown")
+        text = f"# {self._find(request).report.name}\n\n![loss](report.png)\n"
+        return web.Response(text=text, content_type="text/markdown")
+
+    async def _page_data(self, request: web.Request) -> web.Response:
+        return web.json_response({"name": self._find(request).report.name})
+
+    async def _picture(self, request: web.Request) -> web.Response:
+        return web.Response(body=b"PNG", content_type="image/png")
 
     async def _results(self, request: web.Request) -> web.Response:
         report = self._find(request).report

@@ -22,11 +22,9 @@ def jobs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Names of the models that are known here."""
-    from tiermesh.adapters.model_source import list_models
-
+    """Names of the models that are known here, and can be trained."""
     try:
-        return [model.name for model in list_models() if model.name.startswith(incomplete)]
+        return [name for name in trainable() if name.startswith(incomplete)]
     except Exception:  # noqa: BLE001  see `jobs`
         return []
 
@@ -36,6 +34,14 @@ def methods(incomplete: str) -> list[str]:
     from tiermesh.protocol.training import Method
 
     return [method for method in get_args(Method) if method.startswith(incomplete)]
+
+
+def trainable() -> list[str]:
+    """Those that are here or could be had, but for files that only llama.cpp reads."""
+    from tiermesh.adapters.catalogue import CATALOGUE
+    from tiermesh.adapters.model_source import list_models
+
+    return [model.name for model in list_models() if model.name not in CATALOGUE or CATALOGUE[model.name].converted]
 
 
 async def _jobs(url: str | None) -> list[tuple[str, str]]:

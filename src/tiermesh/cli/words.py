@@ -22,10 +22,10 @@ def sentence_of(words: list[str] | None) -> str | None:
 
 def understand(sentence: str, *, as_json: bool) -> Understood:
     """What it asks for, shown. Raises `InvalidSpec` for what has no one meaning."""
-    from tiermesh.adapters.model_source import list_models
+    from tiermesh.cli.names import trainable
     from tiermesh.core.words import understood
 
-    found = understood(sentence, [model.name for model in list_models()])
+    found = understood(sentence, trainable())
     if as_json:
         said = [{"field": one.field, "value": one.value, "words": one.words} for one in found.said]
         print(json.dumps({"event": "understood", "said": said, "strange": found.strange, "unclear": found.unclear}))

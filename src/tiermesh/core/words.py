@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LENGTH_LIMIT = 1000
@@ -54,6 +54,8 @@ class Said:
     field: str
     value: Any
     words: str
+    at: int = 0
+    """Where they begin, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class Rule:
             if not self.field:
                 reading.strange.append(reading.take(found))
             elif value is not None:
-                reading.said.append(Said(self.field, value, reading.take(found)))
+                reading.said.append(Said(self.field, value, reading.take(found), found.start()))
 
 
 def _int(text: str) -> int | None:
@@ -296,7 +298,8 @@ def _settled(reading: _Reading, models: list[str]) -> Understood:
     """The rules have read; what is left are fillers, or strange."""
     unclear: list[str] = []
     said = [_known_model(one, models, unclear) if one.field == "model_name" else one for one in reading.said]
-    said = list(_once(_with_effective_batch(said, unclear), unclear))
+    said = sorted(_with_effective_batch(said, unclear), key=lambda one: one.at)
+    said = list(_once(said, unclear))
     return Understood(tuple(said), (*reading.strange, *_left(reading)), tuple(unclear))
 
 
@@ -304,14 +307,14 @@ def _read_model(reading: _Reading, models: list[str]) -> None:
     """A name that is known, wherever it stands; else what is to be trained, after the verb."""
     for found in re.finditer(_WORD, reading.text):
         if _candidates(reading.plain(found[0]), models):
-            reading.said.append(Said("model_name", reading.plain(found[0]), reading.take(found)))
+            reading.said.append(Said("model_name", reading.plain(found[0]), reading.take(found), found.start()))
             return
     for pattern in (_AFTER_VERB, _AFTER_METHOD, _OF_A_HUB):
         place = pattern.search(reading.text)
         if place is not None and reading.plain(place[1]).lower() not in FILLERS:
             name = re.compile(re.escape(place[1])).search(reading.text, place.start(1))
             assert name is not None
-            reading.said.append(Said("model_name", reading.plain(name[0]), reading.take(name)))
+            reading.said.append(Said("model_name", reading.plain(name[0]), reading.take(name), name.start()))
             return
 
 
@@ -326,7 +329,7 @@ def _known_model(said: Said, models: list[str], unclear: list[str]) -> Said:
     found = _candidates(said.value, models)
     if len(found) > 1:
         unclear.append(f"{said.value} may be {' or '.join(found)}")
-    return Said(said.field, found[0] if len(found) == 1 else said.value, said.words)
+    return replace(said, value=found[0] if len(found) == 1 else said.value)
 
 
 def _with_effective_batch(said: list[Said], unclear: list[str]) -> list[Said]:
@@ -344,9 +347,8 @@ def _with_effective_batch(said: list[Said], unclear: list[str]) -> list[Said]:
         unclear.append(f"an effective batch of {rows} is not made of batches of {micro}")
         return rest
     taken = micro or next(size for size in range(min(DEFAULT_MICRO_BATCH, rows), 0, -1) if rows % size == 0)
-    words = whole[0].words
-    own = [] if micro else [Said("micro_batch_size", taken, words)]
-    return [*rest, *own, Said("gradient_accumulation_steps", rows // taken, words)]
+    own = [] if micro else [replace(whole[0], field="micro_batch_size", value=taken)]
+    return [*rest, *own, replace(whole[0], field="gradient_accumulation_steps", value=rows // taken)]
 
 
 def _once(said: list[Said], unclear: list[str]) -> Iterator[Said]:
