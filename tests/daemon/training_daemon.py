@@ -33,6 +33,8 @@ SPEC: dict[str, Any] = {
     "lora": {"r": 4},
     "guard": {"spike_z": None},
 }
+POLICY = "evaluation: {max_final_loss: any, max_gap: any, canary: false}"
+"""Nobody judges what a tiny random model has learnt."""
 ENDLESS = SPEC | {"num_epochs": 2000, "save_interval": 1000}
 
 
@@ -45,6 +47,10 @@ class Machine:
     process: asyncio.subprocess.Process | None = None
     token: str = ""
     cluster: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+    name: str = "desk"
+    join: str = ""
+    """Where another machine is, if one is up: `host:port`."""
+    url: str = ""
 
     @property
     def state(self) -> Path:
@@ -54,7 +60,9 @@ class Machine:
         """Start the daemon; gives its URL."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
         env |= {"TIERMESH_CACHE": str(self.folder / "cache")} | ({"MESH_TOKEN": self.token} if self.token else {})
-        command = [sys.executable, "-m", "tiermesh.cli.main", "up", "--name", "desk", "--port", "0"]
+        (self.folder / "cluster.yaml").write_text(POLICY)
+        command = [sys.executable, "-m", "tiermesh.cli.main", "up", "--name", self.name, "--port", "0"]
+        command += ["--config", "cluster.yaml", *(("--join", self.join) if self.join else ())]
         command += ["--interface", "127.0.0.1", "--no-detect", "--state-dir", str(self.state)]
         command += ["--cluster", self.cluster, "--model", str(self.model)]
         note = self.state / "runtime.json"
@@ -67,7 +75,8 @@ class Machine:
             while not note.exists():
                 assert self.process.returncode is None, self.log()
                 await asyncio.sleep(0.02)
-        return str(json.loads(note.read_text())["url"])
+        self.url = str(json.loads(note.read_text())["url"])
+        return self.url
 
     async def end(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -78,15 +87,15 @@ class Machine:
     def log(self) -> str:
         return (self.folder / "daemon.log").read_text()
 
-    def run(self, job: TrainingJob) -> Path:
-        return self.state / "jobs" / job.id / "attempt-1"
+    def run(self, job: TrainingJob, attempt: int = 1) -> Path:
+        return self.state / "jobs" / job.id / f"attempt-{attempt}"
 
-    def events(self, job: TrainingJob) -> list[dict[str, Any]]:
-        path = self.run(job) / "events.jsonl"
+    def events(self, job: TrainingJob, attempt: int = 1) -> list[dict[str, Any]]:
+        path = self.run(job, attempt) / "events.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def losses(self, job: TrainingJob) -> dict[int, float]:
-        return {event["step"]: event["loss"] for event in self.events(job) if event["event"] == "step"}
+    def losses(self, job: TrainingJob, attempt: int = 1) -> dict[int, float]:
+        return {event["step"]: event["loss"] for event in self.events(job, attempt) if event["event"] == "step"}
 
     def workers(self) -> list[int]:
         """Process ids of those that train for this daemon, as it wrote them down."""

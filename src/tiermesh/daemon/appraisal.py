@@ -70,9 +70,7 @@ class Appraisal:
     def _checked(self, asked: WorkAsked, run: RunFolder) -> RunPlan:
         """Blocks."""
         plan = self._groundwork.plan(asked, run)
-        judgement = self._groundwork.judge(plan)
-        if judgement.verdict == "never":
-            raise JobRefused(f"this node can't train it: it {judgement.reason}")
+        self._groundwork.check_size(plan)
         return plan
 
 

@@ -58,7 +58,7 @@ class JobEvents:
             if not said:
                 yield None
             await self._scheduler.changed(job.id, WATCH_S)
-            job = await self._scheduler.find(job.id)
+            job = await self._scheduler.glance(job.id)
 
     async def read(self, key: str, after: int = 0) -> list[Line]:
         """Those that there are now; none where nobody has them. Raises `NotFound`."""

@@ -47,6 +47,15 @@ class Groundwork:
         needed = least_bytes(trainable_model(plan.model_path).parameters, plan.spec.method)
         return judge_memory(needed, self.memory(), plan.spec.memory_limit)
 
+    def check_size(self, plan: RunPlan) -> None:
+        """Raises `InvalidSpec` where the job's own limit is too low for it, and `JobRefused` for what is too large for
+        this machine."""
+        needed = least_bytes(trainable_model(plan.model_path).parameters, plan.spec.method)
+        if (judgement := judge_memory(needed, Machine(None, None), plan.spec.memory_limit)).verdict == "never":
+            raise InvalidSpec(f"memory_limit: it {judgement.reason}", param="memory_limit")
+        if (judgement := self.judge(plan)).verdict == "never":
+            raise JobRefused(f"it can't be trained on this node: it {judgement.reason}")
+
     def model_source(self, name: str) -> str:
         """A name that this node or the world knows; never a path, which would be one on somebody else's machine.
 

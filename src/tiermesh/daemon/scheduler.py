@@ -156,6 +156,8 @@ class Scheduler:
         self._copying: dict[NodeId, dict[JobId, Job]] = {}
         """Records on their way to a node: the newest of each job."""
         self._watchers: dict[JobId, set[asyncio.Event]] = {}
+        self._glances: dict[JobId, tuple[float, Job]] = {}
+        """What the coordinator said a moment ago, to all who watch here."""
         self._open = False
 
     async def open(self) -> None:
@@ -212,6 +214,18 @@ class Scheduler:
                 log.debug("job %s is looked for here: %s", key, error)
         return self.find_here(key)
 
+    async def glance(self, job: JobId) -> Job:
+        """As `find`, for those who look again and again: what another node said is believed for `LOOK_S`."""
+        if self.leads:
+            return self.find_here(job)
+        at, known = self._glances.get(job, (-math.inf, None))
+        if known is None or clock.now() > at + LOOK_S:
+            for old in [key for key, (since, _) in self._glances.items() if clock.now() > since + LOOK_S]:
+                del self._glances[old]
+            known = await self.find(job)
+            self._glances[job] = clock.now(), known
+        return known
+
     async def all(self) -> list[Job]:
         """The newest last; as `find`."""
         known = {job.id: job for job in self.all_here()}
@@ -238,7 +252,7 @@ class Scheduler:
         yield job
         while not job.is_over:
             await self.changed(job.id)
-            found = await self.find(job.id)
+            found = await self.glance(job.id)
             if found != job:
                 job = found
                 yield job

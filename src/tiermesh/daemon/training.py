@@ -75,14 +75,14 @@ class TrainingRoom:
             is_over=self._is_over,
             on_copied=self._copied,
         )
-        groundwork = Groundwork(self.blobs, models, read_memory)
+        self.groundwork = Groundwork(self.blobs, models, read_memory)
         self._supervisor = Supervisor(options.state_dir, "trainers.json")
         self.attempts = Attempts(
             me=me,
             folder=folder,
             store=store,
             copies=self.copies,
-            groundwork=groundwork,
+            groundwork=self.groundwork,
             promised=promised,
             supervise=self._supervisor.listing,
             on_news=self._news,
@@ -97,7 +97,9 @@ class TrainingRoom:
             is_busy=lambda: bool(self.attempts.training),
             supervise=self._supervisor.listing,
         )
-        self.appraisal = Appraisal(folder=folder, copies=self.copies, groundwork=groundwork, estimator=self._estimator)
+        self.appraisal = Appraisal(
+            folder=folder, copies=self.copies, groundwork=self.groundwork, estimator=self._estimator
+        )
         self.scheduler = Scheduler(
             me=me,
             name=options.name,
