@@ -97,7 +97,7 @@ def test_the_answer_that_the_data_gives_to_the_prompt_is_wanted(corpus: Corpus) 
     taught = _with(corpus, tokens)
     assert _asked(taught, _part(taught, 3, 40)) == [0]
     assert _asked(taught, _part(taught, 4, 40)) == [40]
-    assert _asked(taught, _part(taught, 3, 40), prompt=PROMPT + np.uint64(1)) == [40]
+    assert _asked(taught, _part(taught, 3, 40), prompt=PROMPT + np.uint64(100)) == [40]
 
 
 def test_a_corpus_is_looked_through_in_blocks(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_without_answers_before_there_is_nothing_to_compare(tmp_path: Path, mode
     run, _ = run_of(tmp_path, model, spec_of(), steps=1)
     assert run.canary_answers() == []
     run.canary = Canary(trainee=run.trainee, tokenizer=run.tokenizer, corpus=None)
-    run.progress.step = 1
+    run.progress.step, run.progress.loss = 1, 2.0
     assert run.go() == "done"
     assert run.canary_answers() == []
 
