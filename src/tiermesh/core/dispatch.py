@@ -90,6 +90,7 @@ def _order(reign: Reign, job: Job, node: NodeId) -> None:
         job = job.with_attempt(attempt)
     job = reign.change(job, "begin", f"on {reign.name(node)}")
     reign.order(job, attempt)
+    reign.lease(job, attempt).heard_at = reign.now
 
 
 def _next_attempt(reign: Reign, job: Job, node: NodeId) -> Attempt:

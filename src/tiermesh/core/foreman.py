@@ -104,7 +104,7 @@ class Foreman:
                 if known.state not in ("cancelling", "cancelled"):
                     reign.put(replace(known.after("cancel", reign.ballot, wall, reason="cancelled"), cancel_asked=True))
             case "approve":
-                approved = known.after("admit", reign.ballot, wall, reason="approved")
+                approved = known.after("approve", reign.ballot, wall, reason="approved")
                 reign.put(replace(approved, approved=max(known.approved, known.course.edition)))
             case "optimize":
                 self._optimize(reign, known, wall)
@@ -153,13 +153,17 @@ class Foreman:
             return Heard(self._done())
         news = join_told(attempt.told, judged(job, _clipped(told.told)))
         if news != attempt.told:
-            self._reign.put(job.with_attempt(replace(attempt, told=news)), durable=_matters(attempt.told, news))
+            job = job.with_attempt(replace(attempt, told=news))
+            if job.result is not None and job.state != "completed":
+                job = job.after("complete", self._reign.ballot, wall)
+            self._reign.put(job, durable=_matters(attempt.told, news))
         job_answers.heard(self._reign, self._records[job.id], attempt.id)
         effects = self._done()
         job = self._records[job.id]
         attempt = job.attempt(attempt.id)
         assert attempt is not None
-        return Heard(effects, fenced=not attempt.is_end and (attempt.fenced or job.is_over), kept=told.told.is_end)
+        kept = told.told.is_end and self._reign.is_current_elsewhere(job)
+        return Heard(effects, fenced=not attempt.is_end and (attempt.fenced or job.is_over), kept=kept)
 
     def copied(self, now: float, wall: float, job: JobId, node: NodeId, stamp: Stamp) -> list[JobEffect]:
         """`node` has saved the copy that had this stamp."""

@@ -25,6 +25,10 @@ class Handover:
         self._missing = {node: asked for node, asked in self._missing.items() if node in up}
         self._sessions = dict(up)
 
+    def again(self) -> None:
+        """The ballot was raised: members may have followed another one in between."""
+        self._sessions.clear()
+
     def want(self, node: NodeId) -> None:
         """`node` knows of something that is not known here."""
         self._missing.setdefault(node, -AGAIN_S)
@@ -42,6 +46,7 @@ class Handover:
 
     @property
     def is_missing_some(self) -> bool:
+        """Is anybody's answer awaited?"""
         return bool(self._missing)
 
     def is_over(self, now: float) -> bool:

@@ -23,7 +23,7 @@ class Save:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """Send the record to `node`, which joins it to its own and saves; then `Foreman.copied` with its stamp. May be
-    lost: it is asked for again."""
+    lost: it is asked for again. A node takes it from the coordinator that it follows, and from nobody else."""
 
     job: Job
     node: NodeId
@@ -73,7 +73,9 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Fetch all records that `node` has; then `Foreman.learnt` with `whole`. May be lost: it is asked for again."""
+    """Fetch all records that `node` has, once they are on its disk; then `Foreman.learnt` with `whole`. May be lost: it
+    is asked for again. A node answers the coordinator that it follows, and nobody else: what another one has it keep
+    afterwards would not be known to this one."""
 
     node: NodeId
 
@@ -118,7 +120,8 @@ class AttemptTold:
 class Heard:
     """The answer to `AttemptTold`, to be given once `effects` are carried out.
 
-    `fenced`: stop, this attempt was replaced or the job is over. `kept`: an end that was told need not be told again.
+    `fenced`: stop, this attempt was replaced or the job is over. `kept`: an end that was told is safe, on two nodes where there
+    are two, and need not be told again.
     """
 
     effects: list[JobEffect]

@@ -1,7 +1,7 @@
 """What a coordinator does about each job as it now is. Nothing here waits for an input: whatever is missing is asked
 for, and whatever has come is acted upon, by whomever it was told.
 
-    any            a result is there: completed. Two live attempts: the one that is further on goes on. To be cancelled.
+    any            two live attempts: the one that is further on goes on. To be cancelled.
     estimating     ask the likeliest node what it takes; then the gate
     queued         in the order of `core.job_line`, where `core.placement` says
     running        heard of in time? stopped? failed: remediation. Its node drains: stop it, to move it
@@ -37,9 +37,6 @@ def think(reign: Reign) -> list[JobEffect]:
 
 
 def _step(reign: Reign, job: Job) -> None:
-    if job.result is not None:
-        reign.change(job, "complete", "")
-        return
     job = _with_one_live_attempt(reign, job)
     if job.cancel_asked and job.state != "cancelling":
         job = reign.change(job, "cancel", "cancelled")

@@ -25,7 +25,7 @@ there; anywhere else, or with another spec, it is the next attempt, and the one 
 | estimating | admit     | queued     | the estimate is within the soft limit                      |
 | estimating | ask       | waiting    | a person is to decide                                      |
 | estimating | refuse    | refused    | over the limit, or no node will ever take it               |
-| waiting    | admit     | queued     | approved                                                   |
+| waiting    | approve   | queued     | by a person                                                |
 | waiting    | optimize  | estimating | with a cheaper spec, then the gate again                   |
 | queued     | begin     | running    | an attempt is ordered on a node, or told of by one         |
 | queued     | refuse    | refused    | no node will ever take it                                  |
@@ -62,7 +62,18 @@ AttemptId = tuple[int, Ballot]
 Stamp = tuple[int, Ballot]
 """Of a change: one more than that of the change before, and who made it. Unique, for a ballot has one holder."""
 JobEvent = Literal[
-    "admit", "ask", "refuse", "optimize", "begin", "interrupt", "retry", "reconsider", "complete", "fail", "cancel"
+    "admit",
+    "approve",
+    "ask",
+    "refuse",
+    "optimize",
+    "begin",
+    "interrupt",
+    "retry",
+    "reconsider",
+    "complete",
+    "fail",
+    "cancel",
 ]
 Cause = Literal["first", "moved", "retried"]
 """Why there is this attempt: the first, the node before was lost or left, or the one before failed."""
@@ -74,7 +85,7 @@ TRANSITIONS: Mapping[tuple[JobState, JobEvent], JobState] = {
     ("estimating", "cancel"): "cancelled",
     ("estimating", "begin"): "running",
     ("estimating", "complete"): "completed",
-    ("waiting", "admit"): "queued",
+    ("waiting", "approve"): "queued",
     ("waiting", "optimize"): "estimating",
     ("waiting", "cancel"): "cancelled",
     ("waiting", "begin"): "running",

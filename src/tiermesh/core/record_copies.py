@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tiermesh.core.job_rules import AGAIN_S
-from tiermesh.core.jobs import Job, JobId, Stamp
+from tiermesh.core.jobs import NO_STAMP, Job, JobId, Stamp
 from tiermesh.types import NodeId
 
 PATIENCE_S = 3.0
@@ -32,13 +32,18 @@ class RecordCopies:
         held = self._held.get(job, {})
         return sum(node in held for node in others) >= min(self.wanted, len(others))
 
+    def is_current_elsewhere(self, job: Job, others: Sequence[NodeId]) -> bool:
+        """Do as many of them have it as it is?"""
+        held = self._held.get(job.id, {})
+        return sum(held.get(node, NO_STAMP) >= job.stamp for node in others) >= min(self.wanted, len(others))
+
     def due(self, now: float, job: Job, others: Sequence[NodeId]) -> list[NodeId] | None:
         """To whom a copy should go now; None when all is as it should be. `others` are up, the likeliest heir first."""
         held = self._held.get(job.id, {})
-        missing = min(self.wanted, len(others)) - sum(held.get(node) == job.stamp for node in others)
+        behind = [node for node in others if held.get(node, NO_STAMP) < job.stamp]
+        missing = min(self.wanted, len(others)) - (len(others) - len(behind))
         if missing <= 0:
             return None
-        behind = [node for node in others if held.get(node) != job.stamp]
         behind.sort(key=lambda node: (self._is_deaf(now, job.id, node), node not in held))
         return [node for node in behind[:missing] if self._send(now, job.id, node)]
 

@@ -61,6 +61,8 @@ class Reign:
 
     def see(self, view: View) -> None:
         """The members are these."""
+        if view.ballot != self.ballot:
+            self.handover.again()
         self.view, self.ballot = view, view.ballot
         others = [member for member in view.members.values() if member.id != self.me and member.state != "down"]
         others.sort(key=lambda member: (member.state != "up", member.joined, member.id))
@@ -168,6 +170,10 @@ class Reign:
     def is_safe(self, job: JobId) -> bool:
         """Is the record where it must be before its submitter is answered?"""
         return self.copies.is_known_elsewhere(job, self._others)
+
+    def is_current_elsewhere(self, job: Job) -> bool:
+        """Would the record, as it is, outlive this node?"""
+        return self.copies.is_current_elsewhere(job, self._others)
 
     def wants(self, node: NodeId) -> None:
         """`node` speaks of something that is not known here."""
