@@ -16,12 +16,13 @@ from tests.daemon.still_mesh import until
 from tiermesh.adapters import blobs as blobs_module
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.run_copy import PIECE_BYTES
+from tiermesh.client import Data, RemoteClient, upload
 from tiermesh.core.jobs import Checkpoint, Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon import copies as module
 from tiermesh.daemon import copy_sending
 from tiermesh.daemon.copy_taking import KEPT, CheckpointOwner, checkpoints_of
-from tiermesh.errors import DataUnusable, Unavailable
+from tiermesh.errors import BodyTooLarge, DataUnusable, Unavailable
 from tiermesh.protocol.artifacts import COPIES_PATH, Manifest
 from tiermesh.protocol.run_folder import RunFolder
 from tiermesh.protocol.ulid import make_ulid
@@ -414,6 +415,68 @@ async def test_an_upload_in_pieces_over_http(mesh: CopyingMesh) -> None:
     assert (await put(half, DATA[half:]))[1]["whole"] is True
     assert (await mesh.ask("one", "HEAD", path))[2]["Upload-Complete"] == "?1"
     assert mesh["one"].files() == {DATASET.sha256}
+
+
+class BadLine:
+    """Between a client and a node: each connection breaks after the next of `cuts`, in bytes from the client."""
+
+    def __init__(self, url: str, cuts: list[int]) -> None:
+        self._host, _, self._port = url.removeprefix("http://").partition(":")
+        self.cuts = cuts
+        self.sent = 0
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._server.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._host, int(self._port))
+        returning = asyncio.create_task(self._return(there, writer))
+        left = self.cuts.pop(0) if self.cuts else 1 << 40
+        while left > 0 and (chunk := await reader.read(min(left, 1 << 16))):
+            left -= len(chunk)
+            self.sent += len(chunk)
+            back.write(chunk)
+            await back.drain()
+        for end in (back, writer):
+            end.transport.abort()
+        await asyncio.gather(returning, return_exceptions=True)
+
+    async def _return(self, there: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await there.read(1 << 16):
+            writer.write(chunk)
+
+
+async def test_a_client_goes_on_where_its_connection_broke(
+    mesh: CopyingMesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(upload, "PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr(upload, "AGAIN_S", 0.0)
+    content = os.urandom((5 << 20) + 17)
+    (tmp_path / "faq.jsonl").write_bytes(content)
+    line = BadLine(mesh["one"].url, [300_000, 700_000, 3_000_000])
+    async with line as url, RemoteClient(url, token=mesh.token) as client:
+        assert await upload.upload(client, Data(tmp_path / "faq.jsonl")) == digest(content)
+        sent = line.sent
+        assert await upload.upload(client, Data(tmp_path / "faq.jsonl")) == digest(content)
+    assert line.sent - sent < 1000, "not sent again"
+    assert line.cuts == []
+    assert sent <= len(content) + 3 * (1 << 20) + 20_000, "what was lost at a break is a piece at most"
+    assert mesh["one"].blobs.find(digest(content)) is not None
+
+
+async def test_a_client_hears_at_once_that_there_is_no_room(mesh: CopyingMesh, tmp_path: Path) -> None:
+    with (tmp_path / "huge.jsonl").open("wb") as file:
+        file.truncate(80 << 30)
+    async with RemoteClient(mesh["one"].url, token=mesh.token) as client:
+        huge = Data(tmp_path / "huge.jsonl")
+        huge.sha256 = lambda: asyncio.sleep(0, "0" * 64)  # type: ignore[method-assign]
+        with pytest.raises(BodyTooLarge, match="more than the 68,719,476,736 that this node keeps"):
+            await upload.upload(client, huge)
+    assert mesh["one"].files() == set()
 
 
 BAD_UPLOADS = [

@@ -85,8 +85,9 @@ class Blobs:
         says, and `StateUnwritable`.
         """
         self.make_room(declared_bytes or 0)
-        intake = await self._on_disk(Intake, self._folder / f"{STAGED}{secrets.token_hex(8)}")
+        intake = Intake(self._folder / f"{STAGED}{secrets.token_hex(8)}")
         try:
+            await self._on_disk(intake.go_on)
             async for block in in_blocks(chunks):
                 self._check_room(intake.size_bytes + len(block))
                 await self._on_disk(intake.write, block)
@@ -237,10 +238,8 @@ class Blobs:
         self._busy.add(sha256)
 
     async def _take_part(self, sha256: str, chunks: AsyncIterator[bytes], total_bytes: int) -> Path | None:
-        intake = self._parts.get(sha256)
+        intake = self._parts.setdefault(sha256, Intake(self._part(sha256)))
         try:
-            if intake is None:
-                intake = self._parts[sha256] = await self._on_disk(Intake, self._part(sha256))
             await self._on_disk(intake.go_on)
             async for block in in_blocks(chunks):
                 if intake.size_bytes + len(block) > total_bytes:
@@ -255,8 +254,7 @@ class Blobs:
             self._part(sha256).unlink(missing_ok=True)
             raise
         finally:
-            if intake is not None:
-                intake.rest()
+            intake.rest()
         self._parts.pop(sha256, None)
         return self._folder / sha256
 

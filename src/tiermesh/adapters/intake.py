@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
@@ -13,17 +14,17 @@ BLOCK_BYTES = 1 << 20
 
 
 class Intake:
-    """The file at `path`. All methods block but `discard`, which is quick."""
+    """The file at `path`, which need not be there. All methods block but `rest` and `discard`, which are quick."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._hash = hashlib.sha256()
-        self._file = None if path.exists() else path.open("xb", buffering=0)
+        self._file: FileIO | None = None
         self.size_bytes = 0
         """Written and hashed."""
 
     def go_on(self) -> None:
-        """Open it again after `rest`; what is in the file and was not hashed here is hashed now."""
+        """Open it, at first or after `rest`; what is in the file and was not hashed here is hashed now."""
         if self._file is None:
             self._file = self._path.open("ab", buffering=0)
         if os.fstat(self._file.fileno()).st_size != self.size_bytes:
