@@ -144,12 +144,11 @@ def told_job(report: JobReport, now: float) -> TuningJob:
 
 def told_events(job: str, lines: Lines, happened: Sequence[tuple[float, str]] = ()) -> list[TuningEvent]:
     """The newest first. `happened`: what the mesh did with the job, with its times."""
-    told = [event for number, line in lines if (event := _told(job, number, from_line(line))) is not None]
-    told += [
-        TuningEvent(id=f"ftevent-{job}-m{number}", created_at=int(at), level="info", message=text)
-        for number, (at, text) in enumerate(happened)
-    ]
-    return sorted(told, key=lambda event: event.created_at)[::-1]
+    found = [(number, from_line(line)) for number, line in lines]
+    told = [(event.at, _told(job, number, event)) for number, event in found if event is not None]
+    told += [(at, _said(job, number, at, text)) for number, (at, text) in enumerate(happened)]
+    told.sort(key=lambda pair: pair[0])
+    return [event for _, event in reversed(told) if event is not None]
 
 
 def told_checkpoints(report: JobReport, lines: Lines) -> list[TuningCheckpoint]:
@@ -273,7 +272,11 @@ def _error(report: JobReport) -> TuningError | None:
     return TuningError(code=report.failure or report.state, message=report.reason or report.state, param=param)
 
 
-def _told(job: str, number: int, event: TrainingEvent | None) -> TuningEvent | None:
+def _said(job: str, number: int, at: float, text: str) -> TuningEvent:
+    return TuningEvent(id=f"ftevent-{job}-m{number}", created_at=int(at), level="info", message=text)
+
+
+def _told(job: str, number: int, event: TrainingEvent) -> TuningEvent | None:
     """What is worth a line to whoever waits; the rest is in the mesh's own events."""
     level: Level = "info"
     kind, data = "message", {}
