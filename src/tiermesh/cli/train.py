@@ -221,6 +221,32 @@ def evaluate(
         show_evaluation(found)
 
 
+@app.command()
+def script(
+    spec_file: SpecFile = None,
+    model: Model = None,
+    data: Data = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write it there instead of printing it.")] = None,
+) -> None:
+    """Print a Python script that trains as a spec says with torch, transformers and peft alone.
+
+    It needs nothing of this project. Its first lines say what it does otherwise than a run of ours.
+    """
+    from tiermesh.errors import StateUnwritable
+    from tiermesh.protocol.hf_script import hf_script
+    from tiermesh.protocol.training_problems import read_spec
+
+    text = hf_script(read_spec(_spec_data(spec_file, {"model_name": model, "dataset_path": data}, settings)))
+    if out is None:
+        print(text, end="")
+        return
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise StateUnwritable(f"can't write {out}: {(error.strerror or 'unknown reason').lower()}") from error
+
+
 def _run_here(spec: TrainingSpec, out: Path, *, fresh: bool, threads: int | None, as_json: bool) -> None:
     """Begin the run in `out`, or go on with it."""
     from tiermesh.adapters.run_events import completion
