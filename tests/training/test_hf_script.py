@@ -1,4 +1,4 @@
-"""A spec as a script: it runs without this project and learns; what a spec names is never code; differences are told."""
+"""A spec as a script: it runs without this project and learns; names in it are never code; differences are told."""
 
 from __future__ import annotations
 
