@@ -112,8 +112,9 @@ class SentFiles:
         if shutil.disk_usage(self._folder).free < FREE_RESERVE_BYTES + LIMIT_BYTES:
             raise BodyTooLarge(f"this node's disk is full: {FREE_RESERVE_BYTES:,} bytes must stay free")
         path = self._staged()
-        intake = await self._on_disk(Intake, path)
+        intake = Intake(path)
         try:
+            await self._on_disk(intake.go_on)
             async for block in in_blocks(chunks):
                 if intake.size_bytes + len(block) > LIMIT_BYTES:
                     raise BodyTooLarge(
