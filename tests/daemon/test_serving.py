@@ -27,6 +27,7 @@ from tests.daemon.serving_mesh import (
 )
 
 from tiermesh.adapters.engines import served_model
+from tiermesh.adapters.model_source import resolve
 from tiermesh.adapters.passport import Passport
 from tiermesh.core.jobs import Asked, Attempt, Course, Dataset, Job, JobId, Told
 from tiermesh.daemon import serving
@@ -108,7 +109,7 @@ async def test_a_job_record_becomes_what_is_served(mesh: ServingMesh) -> None:
 async def test_the_node_that_trained_serves_at_once_a_base_that_nobody_served(mesh: ServingMesh) -> None:
     """It has the base on its disk, which is where training read it."""
     base = write_model(mesh["a"].folder / "untold", "untold")
-    result = await trained(mesh["a"], "pirate", base=str(base))
+    result = await trained(mesh["a"], "pirate", base=str(base), base_digest=resolve(str(base)).digest)
     mesh["b"].serving.serve(result)
     await until(lambda: bool(mesh["b"].told))
     assert texts(mesh["b"]) == ["served as pirate on a"]
@@ -263,7 +264,7 @@ async def test_it_is_served_again_after_a_restart(tmp_path: Path) -> None:
         await taken(node, await trained(node, "pirate"))
         await taken(node, await kept(node, tuned, "whole", base="base", kind="model"))
         untold = write_model(tmp_path / "a" / "untold", "untold")
-        await taken(node, await trained(node, "poet", base=str(untold)))
+        await taken(node, await trained(node, "poet", base=str(untold), base_digest=resolve(str(untold)).digest))
         before = {name: node.digest(name) for name in node.models()}
     (tmp_path / "a" / "models" / ".coming-0123").mkdir()
     async with AsyncExitStack() as stack:
@@ -279,7 +280,7 @@ async def test_the_longest_unused_makes_room_unless_it_is_pinned(tmp_path: Path)
     passport = Passport(f"test-{secrets.token_hex(4)}", NodeId(secrets.token_hex(16)), SESSION, "secret")
     async with AsyncExitStack() as stack:
         mesh = ServingMesh(await stack.enter_async_context(aiohttp.ClientSession()), "secret")
-        node = await add(mesh, stack, "a", passport, write_model(tmp_path / "a" / "base"), cap_bytes=3_000)
+        node = await add(mesh, stack, "a", passport, write_model(tmp_path / "a" / "base"), cap_bytes=3_500)
         for name in ("one", "two"):
             await taken(node, await trained(node, name, weights=name.encode() * 300))
         node.serving.here.pin("one", pinned=True)
