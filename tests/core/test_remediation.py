@@ -75,6 +75,7 @@ CHANGES: list[tuple[str, str, Spec, Spec | None]] = [
     ("rate, also at one row and full", "non_finite", {"micro_batch_size": 1, "method": "full_finetune"}, None),
     ("the default rate", "diverged", {}, {"learning_rate": 2.5e-5}),
     ("a loss that is none", "loss_not_finite", {}, {"learning_rate": 2.5e-5}),
+    ("a loss that rose", "loss_rose", {}, {"learning_rate": 2.5e-5}),
     ("told no more", "canary_silent", {}, {"learning_rate": 2.5e-5}),
     ("refused", "canary_refused", {}, {"learning_rate": 2.5e-5}),
     ("unguarded", "canary_unguarded", {}, {"learning_rate": 2.5e-5}),

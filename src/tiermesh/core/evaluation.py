@@ -3,7 +3,7 @@
 | gate   | passes when                                                                            | unknown when       |
 |--------|----------------------------------------------------------------------------------------|--------------------|
 | loss   | the training loss, a mean over the run's last steps, is finite and at most             | never              |
-|        | `max_final_loss`                                                                       |                    |
+|        | `max_final_loss`; one that is above the first step's went the wrong way                |                    |
 | gap    | held-out loss less training loss is at most `max_gap`; a held-out loss that is not     | nothing was held   |
 |        | finite never passes                                                                    | out                |
 | canary | see below                                                                              | nobody was asked   |
@@ -66,6 +66,7 @@ REFUSAL = re.compile(
 
 FAILURE_ORDER = (
     "loss_not_finite",
+    "loss_rose",
     "canary_leaked",
     "gap_too_wide",
     "canary_silent",
@@ -99,7 +100,7 @@ def judge(result: Mapping[str, Any], gates: Gates) -> tuple[Check, ...]:
     """Of every gate that is asked for. `result` is what the `completed` event told, as plain JSON."""
     found = []
     if gates.max_final_loss is not None:
-        found.append(_loss(_train_loss(result), gates.max_final_loss))
+        found.append(_loss(_train_loss(result), result.get("first_loss"), gates.max_final_loss))
     if gates.max_gap is not None:
         found.append(_gap(result, gates.max_gap))
     if gates.canary:
@@ -146,10 +147,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _loss(loss: float | None, most: float) -> Check:
+def _loss(loss: float | None, first: float | None, most: float) -> Check:
     if loss is None or not _is_number(loss):
         return Check("loss", "failed", "the final training loss is not a number", "loss_not_finite")
     told = f"the final training loss is {loss:.3f}"
+    if loss > most and first is not None and loss >= first:
+        return Check("loss", "failed", f"{told}, above the {first:.3f} that it began with", "loss_rose")
     if loss > most:
         return Check("loss", "failed", f"{told}, and at most {most:g} is asked for", "loss_too_high")
     return Check("loss", "passed", f"{told} (at most {most:g})")

@@ -9,6 +9,7 @@ and not in `tried`.)
 | out of memory                               | half the micro-batch, twice the accumulation: the effective     |
 |                                             | batch holds; at 1: full_finetune > lora > qlora                 |
 | not finite, diverged; final loss not finite | half the learning rate; never another method                    |
+| or above the first                          |                                                                 |
 | held-out loss far above the training loss,  | half the epochs (or steps); at 1: half the learning rate        |
 | training text told word for word            |                                                                 |
 | canary refused, unguarded or silent         | half the learning rate: the model was bent too far              |
@@ -51,6 +52,7 @@ TREATMENTS: Mapping[str, Treatment] = {
     "non_finite": "rate",
     "diverged": "rate",
     "loss_not_finite": "rate",
+    "loss_rose": "rate",
     "gap_too_wide": "fewer_epochs",
     "canary_leaked": "fewer_epochs",
     "canary_refused": "rate",

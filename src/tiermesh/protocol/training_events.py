@@ -275,12 +275,13 @@ class CanaryAnswer(Wire):
 
 class Completed(Event):
     """The run ended well; `result` is the folder with the adapter or the model. `loss` is that of the last step,
-    `train_loss` a mean over the last ones."""
+    `first_loss` of the first one, `train_loss` a mean over the last ones."""
 
     event: Literal["completed"] = "completed"
     step: int
     result: str
     loss: Figure = None
+    first_loss: Figure = None
     train_loss: Figure = None
     held_out_loss: Figure = None
     held_out_rows: int = 0

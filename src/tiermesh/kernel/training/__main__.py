@@ -188,6 +188,7 @@ def _completed(run: Run, folder: RunFolder, seconds: float, canary: list[CanaryA
         step=progress.step,
         result=str(folder.result),
         loss=progress.loss,
+        first_loss=progress.first_loss,
         train_loss=progress.train_loss,
         held_out_loss=progress.held_out,
         held_out_rows=0 if run.held_out is None else run.held_out.rows,

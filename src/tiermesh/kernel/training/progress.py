@@ -20,8 +20,8 @@ class Progress:
     """How far a run is; goes into each checkpoint. `step`s are done; `position` is the next one in the order.
 
     `skipped` ranges of positions are passed over when the run comes by (again). `loss_before` and `held_out` are
-    held-out losses, before the first step and the latest; `losses` are those of the newest steps, `canary` what was
-    answered before the first one, by prompt.
+    held-out losses, before the first step and the latest; `first_loss` is that of the first step, `losses` are those of
+    the newest, `canary` is what was answered before the first one, by prompt.
     """
 
     step: int = 0
@@ -33,6 +33,7 @@ class Progress:
     skipped_steps: int = 0
     rollbacks: int = 0
     loss: float | None = None
+    first_loss: float | None = None
     losses: list[float] = field(default_factory=list)
     canary: dict[str, str] = field(default_factory=dict)
     loss_before: float | None = None
@@ -58,6 +59,7 @@ class Progress:
 
     def learned(self, loss: float, seconds: float) -> None:
         """A step went well."""
+        self.first_loss = loss if self.first_loss is None else self.first_loss
         self.loss, self.losses = loss, [*self.losses, loss][-MAX_LAST_STEPS:]
         self.seconds += seconds
         self.bad_in_a_row, self.suspect_from = 0, None
