@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
 PROMPT = [5 + 7 * place % 390 for place in range(30)]
 LIMIT_S = 60.0
-LONG = {"temperature": 0.0, "max_tokens": 1500, "logit_bias": {str(tiny_model.END): -100.0}}
+LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1500, "logit_bias": {str(tiny_model.END): -100.0}}
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from logging import getLogger
 from typing import Literal
@@ -21,18 +21,22 @@ from aiohttp import web
 
 from tiermesh import __version__
 from tiermesh.adapters import clock
+from tiermesh.adapters.fetching import Holder
 from tiermesh.adapters.interfaces import Interface, choose
 from tiermesh.adapters.mdns import Record, Sighting
 from tiermesh.adapters.passport import Passport
 from tiermesh.adapters.peers import LINK_PATH, Peers
+from tiermesh.adapters.result_shelf import ResultShelf
 from tiermesh.adapters.store import Saved, Store
 from tiermesh.config import DaemonOptions
 from tiermesh.config.address import join_address
 from tiermesh.core.effects import Quit
+from tiermesh.core.jobs import Job
 from tiermesh.core.messages import PROTOCOL
 from tiermesh.core.node import Node
 from tiermesh.daemon import banner, log, runtime
 from tiermesh.daemon.api import Context, make_app
+from tiermesh.daemon.api.models import register_models
 from tiermesh.daemon.api.nodes import register_nodes
 from tiermesh.daemon.api.train import register_training
 from tiermesh.daemon.discovery import Discovery
@@ -46,6 +50,8 @@ from tiermesh.daemon.nodes import NodeDesk
 from tiermesh.daemon.policy import PolicyDesk
 from tiermesh.daemon.portrait import Portrait
 from tiermesh.daemon.reactor import Reactor
+from tiermesh.daemon.served import Served
+from tiermesh.daemon.serving import Serving
 from tiermesh.daemon.sockets import allow_connections, listen
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, TiermeshError
@@ -138,6 +144,7 @@ class Daemon:
             promised=lambda: self._reactor.promised,
             ending=self._stop_asked.is_set,
             on_training=lambda job: self._portrait.change(training=job),
+            on_serve=self._to_serve,
         )
         self._exit.push_async_callback(self._training.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
@@ -149,7 +156,10 @@ class Daemon:
             view=lambda: self._reactor.view,
             peers=self._peers,
             log=requests,
+            on_elsewhere=self._answered_elsewhere,
         )
+        self._serving = self._make_serving()
+        self._exit.push_async_callback(self._serving.close)
         self._requests = InFlight()
         self._instruments = Instruments(
             me=self._me,
@@ -175,6 +185,7 @@ class Daemon:
         await self._training.open()
         await self._open_doors(sockets)
         await self._rooms.open()
+        await self._serving.here.open()
         self._portrait.watch(lambda: self._rooms)
         self._instruments.start()
         self._discovery_problem = await self._discovery.open()
@@ -249,6 +260,30 @@ class Daemon:
         )
         return Reactor(self._me, node, store, on_view=self._viewed, on_announce=self._announce, on_quit=self._quit)
 
+    def _make_serving(self) -> Serving:
+        served = Served(
+            me=self._me,
+            rooms=self._rooms,
+            shelf=ResultShelf(self._options.state_dir / "models", used=lambda: self._rooms.used),
+            blobs=self._training.blobs,
+            fetcher=self._training.copies.fetcher,
+            holders=self._holders,
+        )
+        return Serving(
+            me=self._me,
+            served=served,
+            view=lambda: self._reactor.view,
+            peers=self._peers,
+            aliases=lambda: self._gateway.dispatch.routing.aliases,
+            is_open=self._options.token is None,
+            on_served=lambda job, text: self._training.scheduler.note(job, "serve", text),
+        )
+
+    def _holders(self, nodes: Iterable[str]) -> list[Holder]:
+        members = self._reactor.view.members
+        found = [members.get(NodeId(node)) for node in nodes]
+        return [Holder(member.id, member.status.addresses) for member in found if member is not None]
+
     async def _open_doors(self, sockets: list[socket.socket]) -> None:
         """Serve HTTP on every socket. What is asked before the node leads or follows finds it alone in its view."""
         context = Context(
@@ -268,6 +303,7 @@ class Daemon:
         app = make_app(context, max_body_bytes=self._options.policy.limits.max_body_bytes)
         register_nodes(app, self._nodes)
         register_training(app, self._training)
+        register_models(app, self._serving)
         app.middlewares.append(self._requests.middleware())
         app.router.add_get(LINK_PATH, self._peers.accept)
         self._instruments.register(app)
@@ -325,6 +361,12 @@ class Daemon:
     def _told_to_rest(self, state: Literal["up", "draining"]) -> None:
         self._portrait.change(state=state)
         self._training.rest(state == "draining")
+
+    def _to_serve(self, job: Job) -> None:
+        self._serving.serve_job(job)
+
+    def _answered_elsewhere(self, model: str, node: NodeId) -> None:
+        self._serving.asked_elsewhere(model, node)
 
     def _announce(self) -> None:
         self._discovery.announce()
