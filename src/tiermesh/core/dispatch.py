@@ -50,8 +50,8 @@ def _begin(
     if len(job.attempts) >= MAX_ATTEMPTS:
         reign.change(job, "fail", f"moved {MAX_ATTEMPTS} times without coming to an end", "unexplained")
         return None
-    if job.id in reign.asked:
-        return reign.asked[job.id][0]
+    if (asked := reign.estimator(job.id)) is not None:
+        return asked
     key = _needs(job), _wanted(job)
     if not any(_is_free(each) for each in places.values()):
         if key not in reasons:

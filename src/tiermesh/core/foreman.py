@@ -154,6 +154,8 @@ class Foreman:
         news = join_told(attempt.told, judged(job, _clipped(told.told)))
         if news != attempt.told:
             job = job.with_attempt(replace(attempt, told=news))
+            if news is not None and news.state == "completed":
+                job = job.noting(wall, "evaluation", "; ".join(news.failed_gates) or "passed")
             if job.result is not None and job.state != "completed":
                 job = job.after("complete", self._reign.ballot, wall)
             self._reign.put(job, durable=_matters(attempt.told, news))

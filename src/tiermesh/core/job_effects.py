@@ -120,8 +120,8 @@ class AttemptTold:
 class Heard:
     """The answer to `AttemptTold`, to be given once `effects` are carried out.
 
-    `fenced`: stop, this attempt was replaced or the job is over. `kept`: an end that was told is safe, on two nodes where there
-    are two, and need not be told again.
+    `fenced`: stop, this attempt was replaced or the job is over. `kept`: an end that was told is safe (on two nodes,
+    where there are two), and need not be told again.
     """
 
     effects: list[JobEffect]

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from tiermesh.core.dispatch import dispatch, likeliest_node
 from tiermesh.core.job_effects import JobEffect
-from tiermesh.core.job_rules import ESTIMATE_S, MAX_INTERRUPTIONS, SILENT_LEASES, STOP_S, THINK_S
+from tiermesh.core.job_rules import MAX_INTERRUPTIONS, SILENT_LEASES, STOP_S, THINK_S
 from tiermesh.core.jobs import Attempt, Job, Told
 from tiermesh.core.reign import Reign
 from tiermesh.core.treatment import treat, untreated
@@ -64,11 +64,7 @@ def _with_one_live_attempt(reign: Reign, job: Job) -> Job:
 
 
 def _estimating(reign: Reign, job: Job) -> None:
-    node, since = reign.asked.get(job.id, (None, 0.0))
-    if node is not None and reign.member(node) is not None and reign.now - since < ESTIMATE_S:
-        return
-    reign.asked.pop(job.id, None)
-    if (place := likeliest_node(reign, job)) is not None:
+    if reign.estimator(job.id) is None and (place := likeliest_node(reign, job)) is not None:
         reign.ask_estimate(job, place)
 
 

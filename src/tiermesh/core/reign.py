@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tiermesh.core.handover import Handover
 from tiermesh.core.job_effects import AskEstimate, Collect, Copy, JobEffect, Order, Save, Serve, Stop, Tell
-from tiermesh.core.job_rules import AGAIN_S, OBJECTION_MAX_S, OBJECTION_S, JobRules
+from tiermesh.core.job_rules import AGAIN_S, ESTIMATE_S, OBJECTION_MAX_S, OBJECTION_S, JobRules
 from tiermesh.core.jobs import Attempt, AttemptId, Job, JobEvent, JobId
 from tiermesh.core.leases import Lease, Objection
 from tiermesh.core.record_copies import RecordCopies
@@ -242,6 +242,14 @@ class Reign:
             lease.stop_sent_at = self.now
             self._out.append(Stop(job.id, attempt.id, attempt.node, why))
         return self.now - lease.stop_since
+
+    def estimator(self, job: JobId) -> NodeId | None:
+        """Who was asked what the job takes, and may still answer."""
+        node, since = self.asked.get(job, (None, 0.0))
+        if node is not None and (self.member(node) is None or self.now - since >= ESTIMATE_S):
+            del self.asked[job]
+            return None
+        return node
 
     def ask_estimate(self, job: Job, node: NodeId) -> None:
         """What would it take there?"""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tiermesh.core.job_effects import AttemptTold
 from tiermesh.core.jobs import ENDS, Attempt, AttemptId, Job, JobId, join
 from tiermesh.sim.invariants import Violation
 from tiermesh.types import Ballot, NodeId
@@ -24,11 +25,11 @@ class JobInvariants:
     cancelled: dict[JobId, float] = field(default_factory=dict)
     """When a person's cancel was safe on disk."""
     approved: set[JobId] = field(default_factory=set)
-    ever_retried: int = 0
 
     def written(self, before: Job | None, after: Job) -> None:
         """A record is on a disk where this one was before."""
         _check_one_result(after)
+        _check_one_at_work(after)
         _check_retries(after)
         if before is not None:
             _check_growth(before, after)
@@ -67,6 +68,15 @@ class JobInvariants:
         if usd > MAX_USD or (usd > SOFT_USD and job.id not in self.approved):
             raise Violation(f"{leader} orders {job.id}, which costs {usd} and nobody approved")
 
+    def answered(self, job: Job | None, attempt: AttemptId, told: AttemptTold, fenced: bool) -> None:
+        """A leader answers a node that spoke of an attempt, and has this record by then."""
+        known = None if job is None else job.attempt(attempt)
+        if job is None or known is None:
+            if fenced:
+                raise Violation(f"attempt {attempt} of {told.job} is to stop, of which nothing is known")
+        elif not known.is_end and fenced != (known.fenced or job.is_over):
+            raise Violation(f"attempt {attempt} of {job.id} {'is to stop' if fenced else 'may go on'}")
+
     def lost(self, disks: Mapping[NodeId, Mapping[JobId, Job]]) -> None:
         """Is every accepted job on some disk?"""
         for job in self.accepted:
@@ -96,6 +106,12 @@ def _check_one_result(job: Job) -> None:
         counting = [each.id for each in job.attempts if job.state_of(each) == "completed"]
         if job.result is None or job.result.id != min(good, default=None) or counting != [job.result.id]:
             raise Violation(f"{job.id} counts {counting} of the completed attempts {good}")
+
+
+def _check_one_at_work(job: Job) -> None:
+    live = [each.ballot for each in job.attempts if each.is_live]
+    if len(set(live)) < len(live):
+        raise Violation(f"{job.id} has two attempts at work that one coordinator ordered")
 
 
 def _check_retries(job: Job) -> None:

@@ -15,6 +15,7 @@ from tiermesh.core.foreman import Decision, Foreman
 from tiermesh.core.job_effects import (
     Acknowledge,
     AskEstimate,
+    AttemptTold,
     Collect,
     Copy,
     Decline,
@@ -262,13 +263,15 @@ class JobWorld:
             leader = self.machines[machine.leader]
             self._send(machine.id, leader.id, partial(self._hear, leader, machine, key, message(key, trial)))
 
-    def _hear(self, leader: JobMachine, machine: JobMachine, key: TrialKey, told: object) -> None:
+    def _hear(self, leader: JobMachine, machine: JobMachine, key: TrialKey, told: AttemptTold) -> None:
         assert leader.foreman is not None
         if not leader.leads:
             return
-        heard = leader.foreman.told(self.now, self._wall, machine.id, told)  # type: ignore[arg-type]
+        heard = leader.foreman.told(self.now, self._wall, machine.id, told)
+        record = leader.foreman.records.get(key[0])
+        self.invariants.answered(record, key[1], told, heard.fenced)
         self._perform(leader, heard.effects)
-        seq = told.told.seq  # type: ignore[attr-defined]
+        seq = told.told.seq
         answer = partial(self._told, machine, key, seq, heard.fenced, heard.kept)
         self._then(leader, lambda: self._send(leader.id, machine.id, answer))
 
