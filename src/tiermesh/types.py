@@ -68,6 +68,8 @@ class Model:
     """How far its loading is, 0 to 1 in tenths; None unless it is being loaded, and where nobody can tell."""
     can_continue: bool = False
     """Do its streams carry token ids, and may a request begin with those of an unfinished answer?"""
+    job: str = ""
+    """The id of the job that left it, when it came from training on this mesh."""
 
 
 @dataclass(frozen=True, slots=True)

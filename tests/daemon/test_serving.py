@@ -242,7 +242,7 @@ async def test_another_result_of_the_same_job_takes_its_place(mesh: ServingMesh)
         ("tier:1", "means any model"),
         ("gpt-4o", "is an alias"),
         ("smollm2:135m", "is a model of the catalogue"),
-        ("another", "a model is served as another"),
+        ("another", "node other serves a model as another"),
         ("pirate", None),
     ],
 )
@@ -400,3 +400,21 @@ async def test_a_fetch_that_takes_long_goes_on_while_it_is_asked_again(
     await until(lambda: len(mesh["a"].told) == 2)
     assert mesh["b"].models() == ["base", "pirate"]
     assert calls == ["pirate"]
+
+
+async def test_a_name_that_another_node_serves_is_refused_though_this_one_does_not(mesh: ServingMesh) -> None:
+    """Equal names would be taken for equal models."""
+    mesh["a"].serving.serve(await trained(mesh["a"], "another"))
+    await until(lambda: len(mesh["a"].told) == 2)
+    for text in texts(mesh["a"]):
+        assert "node other serves a model as another, which is no job's" in text
+    assert mesh["a"].models() == ["base"]
+
+
+async def test_the_view_tells_which_job_left_a_model(mesh: ServingMesh) -> None:
+    result = await trained(mesh["a"], "pirate")
+    await taken(mesh["a"], result)
+    _, told = await mesh.call("other", "GET", "/api/cluster")
+    jobs = {model["name"]: model["job"] for node in told["nodes"] for model in node["models"]}
+    assert jobs == {"base": "", "another": "", "pirate": result.job}
+    assert mesh["b"].serving.taken("pirate") is None, "the job itself may be submitted again"

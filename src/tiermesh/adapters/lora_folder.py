@@ -19,7 +19,7 @@ class LocalAdapter:
     """An adapter that is on this machine.
 
     Its model is the one with the digest `base_digest`, or, where that is "", the one that is called `base`; None is the
-    node's first one.
+    node's first one. `job` left it, if one did.
     """
 
     name: str
@@ -28,6 +28,7 @@ class LocalAdapter:
     size_bytes: int
     base: str | None = None
     base_digest: str = ""
+    job: str = ""
 
     def digest_on(self, base_digest: str) -> str:
         """Names the weights that answer: the same adapter on another base is another model."""
@@ -35,7 +36,7 @@ class LocalAdapter:
         return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
 
 
-def read_adapter(name: str, folder: str, base: str | None = None, base_digest: str = "") -> LocalAdapter:
+def read_adapter(name: str, folder: str, base: str | None = None, base_digest: str = "", job: str = "") -> LocalAdapter:
     """Look at a folder and hash it; blocks. Raises `ModelSourceFailed` when it is no adapter."""
     path = Path(folder).expanduser().resolve()
     missing = [file for file in FILES if not (path / file).is_file()]
@@ -46,7 +47,7 @@ def read_adapter(name: str, folder: str, base: str | None = None, base_digest: s
     for file in FILES:
         total.update(f"{file}\0{sha256_of(path / file)}\n".encode())
     size_bytes = sum((path / file).stat().st_size for file in FILES)
-    return LocalAdapter(name, path, f"sha256:{total.hexdigest()}", size_bytes, base, base_digest)
+    return LocalAdapter(name, path, f"sha256:{total.hexdigest()}", size_bytes, base, base_digest, job)
 
 
 def _demand_lora(name: str, config: Path) -> None:

@@ -145,6 +145,7 @@ class Daemon:
             ending=self._stop_asked.is_set,
             on_training=lambda job: self._portrait.change(training=job),
             on_serve=self._to_serve,
+            taken=self._name_taken,
         )
         self._exit.push_async_callback(self._training.close)
         self._policy = PolicyDesk(self._reactor, self._peers, options.policy)
@@ -364,6 +365,9 @@ class Daemon:
 
     def _to_serve(self, job: Job) -> None:
         self._serving.serve_job(job)
+
+    def _name_taken(self, name: str) -> str | None:
+        return self._serving.taken(name)
 
     def _answered_elsewhere(self, model: str, node: NodeId) -> None:
         self._serving.asked_elsewhere(model, node)

@@ -108,15 +108,14 @@ class EngineRoom:
         """Serve it no longer. Raises `UnknownModel`."""
         await (await self._kernel()).drop_adapter(name)
 
-    async def add_model(self, name: str, folder: Path) -> str:
-        """Serve the model in this folder by this name; gives its digest.
+    async def add_model(self, name: str, folder: Path, job: str) -> None:
+        """Serve the model in this folder, which `job` left, by this name.
 
         Raises `NameTaken`, `UnknownModel` or `ModelSourceFailed`.
         """
         kernel = await self._kernel()
         local = await asyncio.to_thread(resolve, str(folder))
-        await kernel.add_model(replace(local, name=name), self._tier)
-        return local.digest
+        await kernel.add_model(replace(local, name=name), self._tier, job=job)
 
     async def drop_model(self, name: str) -> None:
         """Serve it no longer. Raises `UnknownModel`."""

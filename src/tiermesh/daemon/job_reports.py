@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tiermesh.core.jobs import Attempt, Dataset, Job
 from tiermesh.protocol.jobs import (
@@ -17,9 +17,11 @@ from tiermesh.protocol.jobs import (
 from tiermesh.types import JobState, NodeId
 
 
-def report_of(job: Job, name_of: Callable[[NodeId], str], here: str, *, brief: bool = False) -> JobReport:
-    """`name_of` a node; `here` is who tells, for a job that no node has to do with yet. `brief` leaves out what is
-    long."""
+def report_of(
+    job: Job, name_of: Callable[[NodeId], str], here: str, *, served: Iterable[str] = (), brief: bool = False
+) -> JobReport:
+    """`name_of` a node; `here` is who tells, for a job that no node has to do with yet. `served` are the names of
+    nodes that serve its result. `brief` leaves out what is long."""
     last = job.attempts[-1] if job.attempts else None
     shown = job.result or last
     told = None if shown is None else shown.told
@@ -46,7 +48,7 @@ def report_of(job: Job, name_of: Callable[[NodeId], str], here: str, *, brief: b
         gate=_gate(job),
         attempts=[] if brief else [_tried(job, attempt, name_of) for attempt in job.attempts],
         happened=[] if brief else [HappenedReport(at=h.at, kind=h.kind, text=h.text) for h in job.happened],
-        served=[],
+        served=sorted(served),
     )
 
 

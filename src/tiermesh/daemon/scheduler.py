@@ -274,7 +274,9 @@ class Scheduler:
 
     def report(self, job: Job, *, brief: bool = False) -> JobReport:
         """For a person or a program; `brief` leaves out what is long."""
-        return report_of(job, self.node_name, self._name, brief=brief)
+        members = [member for member in self._view().members.values() if member.state != "down"]
+        served = [m.status.name for m in members if any(model.job == job.id for model in m.status.models)]
+        return report_of(job, self.node_name, self._name, served=served, brief=brief)
 
     def node_name(self, node: NodeId) -> str:
         """As people call it."""

@@ -159,9 +159,9 @@ class Served:
     async def _serve(self, result: ServedResult, *, later: bool) -> None:
         files = self._shelf.files(result.name)
         if result.kind == "model":
-            await self._rooms.add_model(result.name, files)
+            await self._rooms.add_model(result.name, files, result.job)
             return
-        facts = result.name, str(files), result.base, result.base_digest
+        facts = result.name, str(files), result.base, result.base_digest, result.job
         await self._rooms.add_adapter(await asyncio.to_thread(read_adapter, *facts), later=later)
 
     async def _drop(self, name: str) -> None:

@@ -18,9 +18,9 @@ from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.engines.served_model import ENGINE_NAME
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.jobs import Job
-from tiermesh.core.offers import AUTO, names_of
+from tiermesh.core.offers import AUTO
 from tiermesh.daemon.served import Served
-from tiermesh.errors import InvalidInput, NotFound, TiermeshError, Unavailable
+from tiermesh.errors import InvalidInput, NameTaken, NotFound, TiermeshError, Unavailable
 from tiermesh.protocol.serving import (
     SERVED_PATH,
     RemovalReport,
@@ -123,21 +123,21 @@ class Serving:
             self._background.start(self._push(result))
 
     def taken(self, name: str) -> str | None:
-        """Why no job may be called so, for a person; None when one may."""
+        """Why no job may be called so, for a person; None when one may. What other jobs are called does not matter."""
         if name == AUTO or name.startswith("tier:"):
             return f"{name} means any model"
         if name in self._aliases():
             return f"{name} is an alias"
         if name in CATALOGUE:
             return f"{name} is a model of the catalogue"
-        if name in names_of(self._view(), self._me, {}):
-            return f"a model is served as {name}"
-        return None
+        owner = self._owner(name)
+        return None if owner is None else f"node {owner} serves a model as {name}"
 
     def asked_elsewhere(self, name: str, node: NodeId) -> None:
         """A prompt for `name` was answered by `node`: this node may want a copy of its own."""
+        models = [model for member in self._members(node) for model in member.status.models if model.name == name]
         now = time.monotonic()
-        if now < self._looked.get(name, 0.0):
+        if not any(model.job for model in models) or now < self._looked.get(name, 0.0):
             return
         if len(self._looked) >= LOOKED_LIMIT:
             self._looked.clear()
@@ -281,6 +281,8 @@ class Serving:
 
     async def _taken_in(self, result: Result) -> str:
         """What is fetched goes on being fetched when nobody asks."""
+        if (owner := self._owner(result.name)) is not None:
+            raise NameTaken(f"name: node {owner} serves a model as {result.name}, which is no job's", param="name")
         key = result.name, result.job, result.artifact
         taking = self._taking.get(key)
         if taking is None:
@@ -291,6 +293,13 @@ class Serving:
         self._taking.pop(key, None)
         taking.result()
         return SERVED
+
+    def _owner(self, name: str) -> str | None:
+        """The name of a node that serves something by this name that is no job's; None when there is none."""
+        for _, member in self._up():
+            if any(model.name == name and not model.job for model in member.status.models):
+                return member.status.name
+        return None
 
     def _members(self, node: NodeId) -> list[Member]:
         member = self._view().members.get(node)

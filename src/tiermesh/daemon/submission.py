@@ -18,7 +18,7 @@ from tiermesh.adapters.run_plan import data_problems
 from tiermesh.config import PolicyDocument
 from tiermesh.core.jobs import Asked, Dataset, Job, JobId
 from tiermesh.daemon.groundwork import is_public
-from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec
+from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec, NameTaken
 from tiermesh.protocol.jobs import GivenData, TrainRequest
 from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_problems import read_spec
@@ -30,7 +30,10 @@ LOOKS_KEPT = 256
 
 
 class Submissions:
-    """One for a node. `models` are the names that this node serves; `policy` is what holds now."""
+    """One for a node. `models` are the names that this node serves; `policy` is what holds now.
+
+    `taken` tells why no job may have a name, because its result is to be served by it; None when one may.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Submissions:
         models: Iterable[str],
         view: Callable[[], View],
         policy: Callable[[], PolicyDocument],
+        taken: Callable[[str], str | None],
     ) -> None:
         self._me = me
         self._blobs = blobs
@@ -48,14 +52,17 @@ class Submissions:
         self._models = frozenset(models)
         self._view = view
         self._policy = policy
+        self._taken = taken
         self._looks: dict[str, asyncio.Task[str]] = {}
 
     async def job(self, request: TrainRequest, submitter: str) -> Job:
-        """What is asked for, checked. Its data is on this node. Raises `InvalidSpec` and `DataUnusable`."""
+        """What is asked for, checked. Its data is on this node. Raises `InvalidSpec`, `DataUnusable`, `NameTaken`."""
         if request.eval_data is None and request.spec.get("eval_path") is not None:
             raise InvalidSpec(
                 "eval_path is given, but the data did not come with it: send eval_data", param="eval_path"
             )
+        if request.name is not None and (why := self._taken(request.name)) is not None:
+            raise NameTaken(f"name: {why}, and the result would be served by that name; choose another", param="name")
         data = await self._given(request.data, "data")
         held_out = None if request.eval_data is None else await self._given(request.eval_data, "eval_data")
         names = {"dataset_path": data.name} | ({} if held_out is None else {"eval_path": held_out.name})

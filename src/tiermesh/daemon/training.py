@@ -41,7 +41,8 @@ LEFTOVER_S = 6.0
 class TrainingRoom:
     """`open` when the store is; `close` before it. `promised` is the ballot that this node obeys.
 
-    `on_serve` hears of a job whose result is to be served, on the node that leads.
+    `on_serve` hears of a job whose result is to be served, on the node that leads; `taken` tells why no job may have
+    a name.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TrainingRoom:
         ending: Callable[[], bool],
         on_training: Callable[[str], None],
         on_serve: Callable[[Job], None] = lambda _: None,
+        taken: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self.ending = ending
         """Is this daemon about to end? Whoever follows a job must let go."""
@@ -107,7 +109,7 @@ class TrainingRoom:
             peers=peers,
             copies=self.copies,
             submissions=Submissions(
-                me=me, blobs=self.blobs, folder=folder, models=models, view=view, policy=self._policy
+                me=me, blobs=self.blobs, folder=folder, models=models, view=view, policy=self._policy, taken=taken
             ),
             view=view,
             leads=leads,

@@ -40,6 +40,8 @@ class ModelReport(Wire):
     state: ModelState
     progress: float | None = None
     can_continue: bool = False
+    job: str = ""
+    """The id of the job that left it, when it came from training on this mesh."""
     breaker: Literal["closed", "open", "half_open"] = "closed"
     retry_after_s: float = 0.0
     """How long the breaker lets nobody through; 0 where it does."""

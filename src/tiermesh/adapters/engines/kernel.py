@@ -178,11 +178,14 @@ class KernelEngine:
             if any(adapter.name == name for adapter in served.adapters):
                 await served.drop_adapter(name)
 
-    async def add_model(self, local: LocalModel, tier: Tier) -> None:
-        """Serve one more model, cold until somebody asks for it. Raises `NameTaken` or `ModelSourceFailed`."""
+    async def add_model(self, local: LocalModel, tier: Tier, *, job: str = "") -> None:
+        """Serve one more model, which `job` left, if one did; cold until somebody asks for it.
+
+        Raises `NameTaken` or `ModelSourceFailed`.
+        """
         self._refuse_taken(local.name)
         self._residents.check(local)
-        wanted = Wanted(name=local.name, tier=tier)
+        wanted = Wanted(name=local.name, tier=tier, job=job)
         self._wanted = (*self._wanted, wanted)
         self._begin(next(self._numbers), wanted, local)
 

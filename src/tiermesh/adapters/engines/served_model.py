@@ -65,6 +65,8 @@ class Wanted:
     tier: Tier
     pinned: bool = False
     """In memory from the start, and never unloaded."""
+    job: str = ""
+    """That left it, if one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +137,12 @@ class ServedModel:
         """The model itself, then its adapters but for those that its worker refused: one worker serves them all."""
         state = self._model_state()
         progress = self._health.progress if state == "loading" else None
-        names = [(self.local.name, self.local.digest)]
+        names = [(self.local.name, self.local.digest, self.wanted.job)]
         served = [adapter for adapter in self.adapters if adapter.name not in self._refused]
-        names += [(adapter.name, adapter.digest_on(self.local.digest)) for adapter in served]
+        names += [(adapter.name, adapter.digest_on(self.local.digest), adapter.job) for adapter in served]
         return tuple(
-            Model(name, digest, self.wanted.tier, ENGINE_NAME, state, progress, self.can_continue)
-            for name, digest in names
+            Model(name, digest, self.wanted.tier, ENGINE_NAME, state, progress, self.can_continue, job)
+            for name, digest, job in names
         )
 
     @property
