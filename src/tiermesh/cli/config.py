@@ -31,7 +31,7 @@ def show(as_json: connect.JsonOption = False, url: connect.UrlOption = None) -> 
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(help="A cluster.yaml; its routing, limits and min_members are applied.")],
+    file: Annotated[Path, typer.Argument(help="A cluster.yaml; what must be the same everywhere is applied.")],
     as_json: connect.JsonOption = False,
     url: connect.UrlOption = None,
 ) -> None:

@@ -75,7 +75,7 @@ class Submissions:
         self._check_model(spec.model_name)
         await self._look(spec, data, held_out)
         now = time.time()
-        gates = self._policy().evaluation.gates(request.gates.model_dump(exclude_unset=True))
+        gates = self._policy().evaluation.gates(request.gates.said())
         asked = Asked(
             name=request.name or time.strftime("job_%Y%m%d_%H%M%S", time.localtime(now)),
             spec=spec.model_dump(mode="json"),
