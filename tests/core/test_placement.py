@@ -18,6 +18,24 @@ OTHER = Place(id=NodeId("3"), name="server", tier=1)
 
 
 @pytest.mark.parametrize(
+    ("places", "wanted", "praise"),
+    [
+        ([SMALL], "any", "the only node"),
+        ([SMALL, LARGE], "laptop", "the one that was wanted"),
+        ([SMALL, replace(LARGE, state="down")], "any", "the only one that can take it"),
+        ([SMALL, LARGE, OTHER], "any", "the highest tier, 2"),
+        ([SMALL, replace(LARGE, has_data=True)], "any", "has its data already"),
+        ([replace(SMALL, has_checkpoint=True), replace(LARGE, has_data=True)], "any", "has its checkpoint already"),
+        ([replace(SMALL, tier=2, active=3), LARGE], "any", "answers the fewest prompts just now"),
+        ([replace(SMALL, tier=2), LARGE], "any", "as good as any of 2"),
+        ([OTHER, replace(SMALL, tier=1)], "tier:1", "as good as any of 2"),
+    ],
+)
+def test_it_is_said_what_speaks_for_the_best(places: list[Place], wanted: str, praise: str) -> None:
+    assert place(GB, wanted, places).reason == praise
+
+
+@pytest.mark.parametrize(
     ("places", "wanted", "chosen"),
     [
         ([SMALL, LARGE, OTHER], "any", "gpu1"),

@@ -20,8 +20,9 @@ def likeliest_node(reign: Reign, job: Job) -> NodeId | None:
     free = [each for each in places if len(each.training) < each.slots]
     unhurried = [replace(each, training=()) for each in places]
     for choice in (free, unhurried):
-        found = place(None, _wanted(job), choice)
+        found = place(None, _wanted(job), choice, battery=reign.rules.train_on_battery)
         if found.node is not None:
+            reign.praise[job.id] = found.reason
             return found.node if asked.count(found.node) < MAX_ESTIMATES else None
     reign.why[job.id] = f"waits for its estimate: {found.reason}"
     return None
@@ -52,19 +53,20 @@ def _begin(
         return None
     if (asked := reign.estimator(job.id)) is not None:
         return asked
-    key = _needs(job), _wanted(job)
+    key, battery = (_needs(job), _wanted(job)), reign.rules.train_on_battery
     if not any(_is_free(each) for each in places.values()):
         if key not in reasons:
-            reasons[key] = place(*key, places.values()).reason
+            reasons[key] = place(*key, places.values(), battery=battery).reason
         reign.why[job.id] = f"waits: {reasons[key]}"
         return None
     if (home := _home(reign, job, places)) is not None:
         _order(reign, job, home)
         return home
-    found = place(*key, (_for_job(reign, job, each) for each in places.values()))
+    found = place(*key, (_for_job(reign, job, each) for each in places.values()), battery=battery)
     if found.node is None:
         reign.why[job.id] = f"waits: {found.reason}"
     elif not job.attempts and (job.estimate is None or job.estimate.node != found.node):
+        reign.praise[job.id] = found.reason
         reign.ask_estimate(job, found.node)  # another node, another price
     else:
         _order(reign, job, found.node)
@@ -75,8 +77,7 @@ def _home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | No
     """The node of the current attempt, which has its newest checkpoint, when that can go on there."""
     if job.current is None or (there := places.get(job.current.node)) is None:
         return None
-    free = there.state == "up" and _is_free(there) and not reign.objection(job.id, there.id)
-    return there.id if free else None
+    return place(None, ANY, (_for_job(reign, job, there),), battery=reign.rules.train_on_battery).node
 
 
 def _order(reign: Reign, job: Job, node: NodeId) -> None:
@@ -131,6 +132,7 @@ def _place(member: Member, slots: int, training: tuple[str, ...]) -> Place:
         memory_bytes=max(gpus) if gpus else status.hardware.ram_bytes,
         slots=slots,
         training=training,
+        on_battery=status.health.on_battery,
         active=status.load.active,
     )
 

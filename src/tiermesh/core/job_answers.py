@@ -54,6 +54,7 @@ def estimated(reign: Reign, job: Job, node: NodeId, answer: Estimate | Refusal) 
             reign.object(job.id, node, answer.reason)
         return
     decision = _gate(reign, job, answer)
+    job = job.noting(reign.wall, "estimate", reign.praise.pop(job.id, ""))
     if job.state == "estimating":
         estimate = replace(job, course=replace(job.course, estimate=answer))
         match decision.verdict:

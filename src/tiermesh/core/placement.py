@@ -7,7 +7,7 @@ has the job's checkpoint, then its data, then the higher tier, then the fewer re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tiermesh.types import MemberState, NodeId, Tier
@@ -40,7 +40,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """`node` None: nobody can take it now; `reason` says why in a sentence."""
+    """`node` None: nobody can take it now. `reason` says in words why, or what speaks for the node."""
 
     node: NodeId | None
     reason: str = ""
@@ -55,12 +55,32 @@ def place(needs_bytes: int | None, wanted: str, places: Iterable[Place], *, batt
     objections = tuple((each.name, why) for each, why in judged if why)
     fit = [each for each, why in judged if not why]
     if fit:
-        return Placement(max(fit, key=_merit).id, objections=objections)
+        best = max(fit, key=_merit)
+        return Placement(best.id, _praise(best, fit, wanted, alone=len(known) == 1), objections)
     return Placement(None, _sentence(needs_bytes, wanted, known, objections), objections)
 
 
 def _merit(each: Place) -> tuple[bool, bool, int, int, str]:
     return each.has_checkpoint, each.has_data, -1 if each.tier is None else each.tier, -each.active, each.id
+
+
+def _praise(best: Place, fit: list[Place], wanted: str, *, alone: bool) -> str:
+    """The first thing in which it is better than all others that could take it."""
+    others = [each for each in fit if each is not best]
+    merits: tuple[tuple[str, Callable[[Place], int]], ...] = (
+        ("has its checkpoint already", lambda each: each.has_checkpoint),
+        ("has its data already", lambda each: each.has_data),
+        (f"the highest tier, {best.tier}", lambda each: -1 if each.tier is None else each.tier),
+        ("answers the fewest prompts just now", lambda each: -each.active),
+    )
+    if alone:
+        return "the only node"
+    if wanted in (best.name, best.id):
+        return "the one that was wanted"
+    if not others:
+        return "the only one that can take it"
+    better = (said for said, merit in merits if all(merit(best) > merit(each) for each in others))
+    return next(better, f"as good as any of {len(fit)}")
 
 
 def _objection(each: Place, needs_bytes: int | None, wanted: str, battery: bool) -> str:

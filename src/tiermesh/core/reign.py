@@ -36,6 +36,8 @@ class Reign:
         self.handover = Handover(now)
         self.why: dict[JobId, str] = {}
         """Why jobs wait, where that is not worth a write."""
+        self.praise: dict[JobId, str] = {}
+        """Why the node was chosen that is asked for an estimate."""
         self.asked: dict[JobId, tuple[NodeId, float]] = {}
         """Estimates under way: of whom, since when."""
         self.stops: dict[JobId, tuple[int, int]] = {}
@@ -95,6 +97,11 @@ class Reign:
         return node[:8] if member is None else member.status.name
 
     @property
+    def members_up(self) -> int:
+        """This node included."""
+        return 1 + len(self._others)
+
+    @property
     def is_busy(self) -> bool:
         """Is there anything to be done or to be waited for?"""
         return bool(self._open or self._unsafe or self.handover.is_missing_some)
@@ -127,7 +134,7 @@ class Reign:
             self.copies.has(joined.id, sender, joined.stamp)
         if joined == known:
             return
-        if known is None or joined == received:
+        if known is None or (joined == received and received.stamp > known.stamp):
             self._keep(joined)
         else:
             self.put(joined)
@@ -156,7 +163,7 @@ class Reign:
 
     def _close(self, job: JobId) -> None:
         self._open.discard(job)
-        for memory in (self.why, self.asked, self.stops, self._leases, self._objections):
+        for memory in (self.why, self.praise, self.asked, self.stops, self._leases, self._objections):
             memory.pop(job, None)
 
     def _serve(self, job: Job) -> None:

@@ -14,7 +14,7 @@ from tiermesh.protocol.jobs import (
     Progress,
     TriedReport,
 )
-from tiermesh.types import JobState, NodeId
+from tiermesh.types import NodeId
 
 
 def report_of(
@@ -94,15 +94,15 @@ def _estimate(job: Job, name_of: Callable[[NodeId], str]) -> EstimateReport | No
     )
 
 
-_VERDICTS: dict[JobState, str] = {"waiting": "wait", "refused": "refuse"}
+_VERDICTS: dict[str, str] = {"admit": "approve", "ask": "wait", "refuse": "refuse"}
+"""What the gate said, by the event that it was."""
 
 
 def _gate(job: Job) -> GateReport | None:
-    said = next((each for each in reversed(job.happened) if each.kind == "gate"), None)
+    said = next((each for each in reversed(job.happened) if each.kind in _VERDICTS), None)
     if said is None:
         return None
-    verdict = _VERDICTS.get(job.state, "approve")
-    return GateReport.model_validate({"decision": verdict, "reason": said.text})
+    return GateReport.model_validate({"decision": _VERDICTS[said.kind], "reason": said.text})
 
 
 def _tried(job: Job, attempt: Attempt, name_of: Callable[[NodeId], str]) -> TriedReport:
