@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -118,13 +118,14 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def save(run: RunFolder, step: int, tensors: bytes = b"", loss: float | None = None) -> str:
+def save(run: RunFolder, step: int, loss: float | None = None, spec: Mapping[str, object] | None = None) -> str:
     """As a worker does: the steps since the last one, a checkpoint, its event. Gives its name."""
     name = checkpoint_name(step)
     made = run.checkpoints / name
     made.mkdir(parents=True)
-    (made / "tensors.safetensors").write_bytes(tensors or f"tensors of {step}".encode() * 1000)
-    (made / "facts.json").write_text(json.dumps({"step": step, "loss": loss}))
+    (made / "tensors.safetensors").write_bytes(f"tensors of {step}".encode() * 1000)
+    facts = {"step": step, "loss": loss, "facts": {"conditions": {"spec": dict(spec or {})}}}
+    (made / "facts.json").write_text(json.dumps(facts))
     (made / "SHA256SUMS").write_text("of no interest here\n")
     run.latest.write_text(f"{name}\n")
     with run.events.open("a") as events:

@@ -13,16 +13,15 @@ import pytest
 from tests.daemon.copying_mesh import LIMIT_S, CopyingMesh, CopyingNode, copying_mesh, digest, new_job, save
 from tests.daemon.still_mesh import until
 
-from tiermesh.adapters import blobs as blobs_module
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.run_copy import PIECE_BYTES
 from tiermesh.client import Data, RemoteClient, upload
 from tiermesh.core.jobs import Checkpoint, Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon import copies as module
-from tiermesh.daemon import copy_sending
+from tiermesh.daemon import copy_resuming, copy_sending
 from tiermesh.daemon.copy_taking import KEPT, CheckpointOwner, checkpoints_of
-from tiermesh.errors import BodyTooLarge, DataUnusable, Unavailable
+from tiermesh.errors import BodyTooLarge, JobRefused, Unavailable
 from tiermesh.protocol.artifacts import COPIES_PATH, Manifest
 from tiermesh.protocol.run_folder import RunFolder
 from tiermesh.protocol.ulid import make_ulid
@@ -124,7 +123,7 @@ async def test_a_checkpoint_is_copied_as_it_is_written_and_older_ones_go(mesh: C
     (copy,) = others(mesh, job)
     assert kept(one, job) == kept(copy, job) == [12, 16]
     assert KEPT == 2
-    assert [attempt for _, attempt, _ in one.told] == [1] * 8
+    assert [attempt for _, attempt, _ in one.told] == [1] * 4
     newest = one.told[-1][2]
     assert newest == Checkpoint(16, newest.artifact, (one.id, copy.id))
     pinned = frozenset().union(*(copy.blobs.pinned(str(owner)) for owner in checkpoints_of(copy.blobs, job)))
@@ -155,7 +154,7 @@ async def test_a_checkpoint_that_went_meanwhile_is_passed_over(mesh: CopyingMesh
     one.copies.checkpoint_saved(job, 1, "step-00000099", run, replicas=1, open_data=False)
     await until(lambda: not one.copies._copying)
     await copied(one, job, run, 4)
-    assert [checkpoint.step for _, _, checkpoint in one.told] == [4, 4]
+    assert [checkpoint.step for _, _, checkpoint in one.told] == [4]
     assert not [owner for owner in one.blobs.owners() if owner.endswith(module.MAKING)]
 
 
@@ -299,7 +298,7 @@ async def test_a_run_goes_on_elsewhere_with_its_whole_story(mesh: CopyingMesh, r
     assert third.events.read_bytes() == second.events.read_bytes()
     with third.events.open("a") as events:
         events.write("what comes then does not change what was copied\n")
-    assert last.blobs.pinned(f"{job}{module.RESUME}") == frozenset()
+    assert last.blobs.pinned(f"{job}{copy_resuming.RESUME}") == frozenset()
 
 
 async def test_a_run_with_checkpoints_of_its_own_goes_on_from_them(
@@ -357,16 +356,84 @@ async def test_what_is_no_checkpoint_prepares_nothing(
     manifest = Manifest.read(json.dumps({"files": listed}).encode())
     artifact = await mesh["one"].blobs.put_whole(manifest.encoded())
     second = RunFolder(tmp_path / "second")
-    with pytest.raises(DataUnusable, match="no checkpoint"):
-        await mesh["two"].copies.prepare(new_job(), 2, second, Checkpoint(4, artifact, (mesh["one"].id,)))
+    assert not await mesh["two"].copies.prepare(new_job(), 2, second, Checkpoint(4, artifact, (mesh["one"].id,)))
     assert not second.path.exists()
 
 
-async def test_a_checkpoint_that_nobody_has_is_told(mesh: CopyingMesh, tmp_path: Path) -> None:
-    second = RunFolder(tmp_path / "second")
+async def test_a_checkpoint_that_nobody_gives_is_waited_for_and_then_done_without(
+    mesh: CopyingMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, second, two = new_job(), RunFolder(tmp_path / "second"), mesh["two"]
+    gone = Checkpoint(4, "0" * 64, (mesh["one"].id,))
     with pytest.raises(Unavailable, match="no node gives"):
-        await mesh["two"].copies.prepare(new_job(), 2, second, Checkpoint(4, "0" * 64, (mesh["one"].id,)))
-    assert mesh["two"].blobs.owners() == []
+        await two.copies.prepare(job, 2, second, gone)
+    monkeypatch.setattr(copy_resuming, "GIVE_UP_S", 0.0)
+    with pytest.raises(Unavailable):
+        await two.copies.prepare(job, 2, second, gone)  # whoever has it is there
+    mesh.mark("one", "down")
+    assert not await two.copies.prepare(job, 2, second, gone)
+    assert (two.blobs.owners(), second.path.exists()) == ([], False)
+
+
+async def test_where_the_newest_is_gone_an_earlier_one_that_is_kept_here_will_do(
+    mesh: CopyingMesh, run: RunFolder, tmp_path: Path
+) -> None:
+    one, job, second = mesh["one"], new_job(), RunFolder(tmp_path / "second")
+    await copied(one, job, run, 4)
+    (copy,) = others(mesh, job)
+    assert await copy.copies.prepare(job, 2, second, Checkpoint(8, "0" * 64, (one.id,)))
+    assert second.latest.read_text() == "step-00000004\n"
+
+
+async def test_what_a_disk_spoiled_is_fetched_anew(mesh: CopyingMesh, run: RunFolder, tmp_path: Path) -> None:
+    one, job, second = mesh["one"], new_job(), RunFolder(tmp_path / "second")
+    await copied(one, job, run, 4)
+    (copy,) = others(mesh, job)
+    tensors = digest((run.checkpoints / "step-00000004" / "tensors.safetensors").read_bytes())
+    again = Blobs(copy.folder / "blobs")
+    again.open()
+    spoiled = copy.folder / "blobs" / tensors
+    spoiled.write_bytes(b"!" + spoiled.read_bytes()[1:])
+    assert await again.sound(tensors) is None
+    assert await copy.copies.prepare(job, 2, second, one.told[-1][2])
+    assert digest((second.checkpoints / "step-00000004" / "tensors.safetensors").read_bytes()) == tensors
+
+
+async def test_no_room_for_it_here_is_no_fault_of_the_job(
+    mesh: CopyingMesh, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, job = mesh["one"], new_job()
+    await one.blobs.put_whole(DATA)
+    await copied(one, job, run, 4)
+    (last,) = [node for node in mesh.nodes.values() if node not in (one, *others(mesh, job))]
+    monkeypatch.setattr(last.blobs, "_cap_bytes", 100)
+    with pytest.raises(JobRefused, match="no room for its checkpoint"):
+        await last.copies.prepare(job, 2, RunFolder(tmp_path / "second"), one.told[-1][2])
+    with pytest.raises(JobRefused, match=r"no room for faq\.jsonl"):
+        await last.copies.bring(job, DATASET, [one.id])
+
+
+CHANGES = [
+    ({"learning_rate": 1e-5}, True),
+    ({"micro_batch_size": 2, "gradient_accumulation_steps": 2}, True),
+    ({"eval_path": "/elsewhere/x.jsonl"}, True),
+    ({"micro_batch_size": 2}, False),
+    ({"method": "qlora"}, False),
+    ({"seq_len": 128}, False),
+]
+
+
+@pytest.mark.parametrize(("change", "goes_on"), CHANGES)
+async def test_what_a_run_is_not_goes_on_from_its_checkpoint_or_begins_anew(
+    mesh: CopyingMesh, run: RunFolder, tmp_path: Path, change: dict[str, object], goes_on: bool
+) -> None:
+    one, job, second = mesh["one"], new_job(), RunFolder(tmp_path / "second")
+    spec: dict[str, object] = {"method": "lora", "seq_len": 64, "micro_batch_size": 4, "learning_rate": 1e-4}
+    name = save(run, 4, spec=spec)
+    one.copies.checkpoint_saved(job, 1, name, run, replicas=1, open_data=False)
+    await until(lambda: bool(one.told))
+    assert await mesh["two"].copies.prepare(job, 2, second, one.told[-1][2], spec | change) is goes_on
+    assert second.path.exists() is goes_on
 
 
 # Results
@@ -565,4 +632,4 @@ def test_the_store_takes_owners_of_any_length_that_is_made(tmp_path: Path) -> No
     blobs.open()
     owner = str(CheckpointOwner(new_job(), 999_999, 999_999_999, "a" * 64))
     blobs.pin(owner, [])
-    assert blobs_module._OWNER.fullmatch(owner)
+    assert blobs.owners() == [owner]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -23,7 +24,10 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from tiermesh.adapters.intake import Intake, in_blocks, sync_folder
+from tiermesh.adapters.pins import Pins
 from tiermesh.errors import BodyTooLarge, DataUnusable, StateUnwritable, Unavailable, WrongOffset
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +45,6 @@ NAME_LIMIT = 80
 """Bytes of a dataset's own name that a run keeps."""
 EMPTY = hashlib.sha256(b"").hexdigest()
 _DIGEST = re.compile("[0-9a-f]{64}")
-_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class Blobs:
@@ -50,26 +53,41 @@ class Blobs:
     def __init__(self, folder: Path, *, cap_bytes: int = CAP_BYTES) -> None:
         self._folder = folder
         self._cap_bytes = cap_bytes
-        self._pins: dict[str, frozenset[str]] = {}
+        self._pins = Pins(folder / PINS)
         self._parts: dict[str, Intake] = {}
         """With what was hashed so far."""
+        self._sound: set[str] = set()
+        """Known to be what their names say."""
         self._busy: set[str] = set()
         """Parts that are being written just now."""
 
     def open(self) -> None:
         """Remove what an earlier daemon did not finish, and read who needs what."""
-        (self._folder / PINS).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._pins.open()
         for path in self._folder.glob(f"{STAGED}*"):
             path.unlink(missing_ok=True)
-        for path in (self._folder / PINS).iterdir():
-            if _OWNER.fullmatch(path.name):
-                self._pins[path.name] = frozenset(_DIGEST.findall(path.read_text("ascii", "replace")))
         self.tidy()
 
     def find(self, sha256: str) -> Path | None:
         """The file of this digest, if it is here."""
         path = self._folder / sha256
         return path if _DIGEST.fullmatch(sha256) and path.is_file() else None
+
+    async def sound(self, sha256: str) -> Path | None:
+        """As `find`, after a look at every byte, once in this daemon's life. What the disk has spoiled is removed."""
+        path = self.find(sha256)
+        if path is None or sha256 in self._sound:
+            return path
+        try:
+            found = await self._on_disk(_sha256, path)
+        except StateUnwritable as error:
+            found = str(error)
+        if found != sha256:
+            log.warning("%s is not what it was any more, and is removed: %s", path, found)
+            path.unlink(missing_ok=True)
+            return None
+        self._sound.add(sha256)
+        return path
 
     def received(self, sha256: str) -> int:
         """Bytes that are here of an upload in pieces that is not whole."""
@@ -158,37 +176,28 @@ class Blobs:
 
     def pin(self, owner: str, digests: Iterable[str]) -> None:
         """These stay until `owner` is unpinned, also those that have yet to come. Raises `StateUnwritable`."""
-        assert _OWNER.fullmatch(owner), f"{owner!r} must be a plain name"
-        kept = self._pins.get(owner, frozenset()) | frozenset(digests)
-        if kept == self._pins.get(owner):
-            return
-        path = self._folder / PINS / owner
-        staged = path.with_name(f".{owner}")
         try:
-            staged.write_text("".join(f"{digest}\n" for digest in sorted(kept)), "ascii")
-            staged.replace(path)
+            self._pins.add(owner, digests)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._pins[owner] = kept
 
     def unpin(self, owner: str) -> frozenset[str]:
         """They may go when room is needed; gives those that nobody else pins."""
-        digests = self._pins.pop(owner, frozenset())
-        (self._folder / PINS / owner).unlink(missing_ok=True)
-        return digests - self._pinned()
+        return self._pins.drop(owner)
 
     def pinned(self, owner: str) -> frozenset[str]:
         """What it keeps here."""
-        return self._pins.get(owner, frozenset())
+        return self._pins.of(owner)
 
     def owners(self) -> list[str]:
         """All that keep something."""
-        return sorted(self._pins)
+        return self._pins.owners()
 
     def remove(self, digests: Iterable[str]) -> None:
         """At once, but for pinned ones."""
-        for digest in frozenset(digests) - self._pinned():
+        for digest in frozenset(digests) - self._pins.all():
             (self._folder / digest).unlink(missing_ok=True)
+            self._sound.discard(digest)
             self.drop_part(digest)
 
     def drop_part(self, sha256: str) -> None:
@@ -210,7 +219,7 @@ class Blobs:
         """For so much, by forgetting the oldest that nobody needs. Raises `BodyTooLarge`, and nothing is forgotten."""
         if wanted_bytes > self._cap_bytes:
             raise BodyTooLarge(f"{wanted_bytes:,} bytes are more than the {self._cap_bytes:,} that this node keeps")
-        pinned, there = self._pinned(), [(path, path.stat()) for path in self._all()]
+        pinned, there = self._pins.all(), [(path, path.stat()) for path in self._all()]
         loose = sorted((p for p in there if p[0].name not in pinned), key=lambda p: p[1].st_mtime)
         loose = [(path, stat) for path, stat in loose if not path.name.startswith((STAGED, PART))]
         total = sum(stat.st_size for _, stat in there)
@@ -227,6 +236,7 @@ class Blobs:
             if over <= 0 and (short <= 0 or not wanted_bytes):
                 return
             path.unlink(missing_ok=True)
+            self._sound.discard(path.name)
             over -= stat.st_size
             short -= stat.st_size if stat.st_nlink == 1 else 0
 
@@ -266,11 +276,10 @@ class Blobs:
                 param="data",
             )
         await self._on_disk(intake.publish, self._folder / sha256)
+        self._sound.add(sha256)
 
     def _adopt(self, path: Path) -> tuple[str, int]:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
+        sha256, size = _sha256(path), path.stat().st_size
         final = self._folder / sha256
         if final.is_file():
             os.utime(final)
@@ -311,9 +320,6 @@ class Blobs:
     def _part(self, sha256: str) -> Path:
         return self._folder / f"{PART}{sha256}"
 
-    def _pinned(self) -> frozenset[str]:
-        return frozenset().union(*self._pins.values())
-
     def _all(self) -> list[Path]:
         return [path for path in self._folder.iterdir() if path.name != PINS]
 
@@ -323,6 +329,11 @@ def safe_name(name: str) -> str:
     last = re.split(r"[/\\]", name)[-1]
     plain = re.sub(r"[^\w.-]", "_", last).lstrip(".-")
     return plain.encode()[-NAME_LIMIT:].decode(errors="ignore") or "data"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

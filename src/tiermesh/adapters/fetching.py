@@ -59,7 +59,7 @@ class Fetcher:
     """
 
     def __init__(self, blobs: Blobs, source: Source) -> None:
-        self._blobs = blobs
+        self.blobs = blobs
         self._source = source
         self._alone: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -69,7 +69,7 @@ class Fetcher:
         """One file. `size_bytes` is what it must have; where that is not known, `most_bytes` bounds it."""
         lock = self._alone.setdefault(sha256, asyncio.Lock())
         async with lock:
-            if (path := self._blobs.find(sha256)) is not None:
+            if (path := await self.blobs.sound(sha256)) is not None:
                 return path
             if size_bytes == 0:
                 return await self._take(sha256, _nothing(), 0, 0)
@@ -87,14 +87,12 @@ class Fetcher:
     async def artifact(self, artifact: str, holders: Iterable[Holder], *, owner: str) -> Manifest:
         """All of an artifact; pinned for `owner` from the first byte on, also when this fails."""
         holders = tuple(holders)
-        self._blobs.pin(owner, [artifact])
+        self.blobs.pin(owner, [artifact])
         path = await self.fetch(artifact, holders, most_bytes=MAX_MANIFEST_BYTES)
         manifest = Manifest.read(await asyncio.to_thread(path.read_bytes))
-        missing = {
-            file.sha256: file.size_bytes for file in manifest.files if not self._has(file.sha256, file.size_bytes)
-        }
-        self._blobs.make_room(sum(missing.values()) - sum(map(self._blobs.received, missing)))
-        self._blobs.pin(owner, [file.sha256 for file in manifest.files])
+        missing = {f.sha256: f.size_bytes for f in manifest.files if not await self._has(f.sha256, f.size_bytes)}
+        self.blobs.make_room(sum(missing.values()) - sum(map(self.blobs.received, missing)))
+        self.blobs.pin(owner, [file.sha256 for file in manifest.files])
         for sha256, size in missing.items():
             await self.fetch(sha256, holders, size_bytes=size)
         return manifest
@@ -103,13 +101,13 @@ class Fetcher:
         """An artifact as a folder, whole or not there at all. Its files are links: never write into them."""
         manifest = await self.artifact(artifact, holders, owner=owner)
         try:
-            await asyncio.to_thread(lay_out, self._blobs, manifest, target)
+            await asyncio.to_thread(lay_out, self.blobs, manifest, target)
         except OSError as error:
             raise StateUnwritable(f"{target} can't be written: {error.strerror or error}") from error
         return manifest
 
-    def _has(self, sha256: str, size_bytes: int) -> bool:
-        path = self._blobs.find(sha256)
+    async def _has(self, sha256: str, size_bytes: int) -> bool:
+        path = await self.blobs.sound(sha256)
         if path is not None and path.stat().st_size != size_bytes:
             raise DataUnusable(f"the manifest says that {sha256[:12]}… has {size_bytes:,} bytes, which it has not")
         return path is not None
@@ -117,17 +115,17 @@ class Fetcher:
     async def _from(self, holder: Holder, sha256: str, size_bytes: int | None, most_bytes: int | None) -> Path:
         """From one holder, for as long as it gets on."""
         while True:
-            before = self._blobs.received(sha256)
+            before = self.blobs.received(sha256)
             try:
                 return await self._piece(holder, sha256, size_bytes, most_bytes)
             except EngineFailed:
-                if self._blobs.received(sha256) < before + PROGRESS_BYTES:
+                if self.blobs.received(sha256) < before + PROGRESS_BYTES:
                     raise
 
     async def _piece(self, holder: Holder, sha256: str, size_bytes: int | None, most_bytes: int | None) -> Path:
-        offset = self._blobs.received(sha256)
+        offset = self.blobs.received(sha256)
         if size_bytes is not None and offset >= size_bytes:  # what is here can't be the file
-            self._blobs.drop_part(sha256)
+            self.blobs.drop_part(sha256)
             offset = 0
         path = f"{BLOBS_PATH}{sha256}"
         async with self._source.read(holder.node, holder.addresses, path, offset=offset) as response:
@@ -141,7 +139,7 @@ class Fetcher:
             return await self._take(sha256, _steady(response.content), offset, total)
 
     async def _take(self, sha256: str, chunks: AsyncIterator[bytes], offset: int, total_bytes: int) -> Path:
-        path = await self._blobs.put_part(sha256, chunks, offset=offset, total_bytes=total_bytes)
+        path = await self.blobs.put_part(sha256, chunks, offset=offset, total_bytes=total_bytes)
         if path is None:
             raise EngineFailed("it broke off")
         return path

@@ -13,14 +13,16 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.errors import DataUnusable, StateUnwritable
 from tiermesh.protocol.artifacts import MAX_FILES, ArtifactFile, Manifest
 from tiermesh.protocol.run_folder import RunFolder, checkpoint_step
 from tiermesh.protocol.training_events import CheckpointSaved, from_line
+from tiermesh.protocol.training_resume import what_forbids
 
 PIECE_BYTES = 1 << 20
 """Of events."""
@@ -53,11 +55,11 @@ async def folder_manifest(blobs: Blobs, folder: Path, keep: Keep) -> Manifest:
     return Manifest.of(files)
 
 
-def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder) -> None:
+def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder, spec: Mapping[str, Any] | None = None) -> None:
     """Make the folder of a run that goes on from the checkpoint in `manifest`, whose files are all in `blobs`.
 
-    A run that has checkpoints stays as it is. Blocks. Raises `DataUnusable` for what is no checkpoint, and
-    `StateUnwritable`.
+    A run that has checkpoints stays as it is. Blocks. Raises `DataUnusable` for what is no checkpoint or not one from
+    which a run of `spec` can go on, and `StateUnwritable`.
     """
     if has_checkpoints(run):
         return
@@ -65,8 +67,11 @@ def lay_out_run(blobs: Blobs, manifest: Manifest, run: RunFolder) -> None:
     steps = {path[1]: checkpoint_step(path[1]) for path in paths}
     if not paths or None in steps.values() or any(len(path) < 3 for path in paths):
         raise DataUnusable("the artifact is no checkpoint of a run")
+    newest = max(steps, key=lambda name: (steps[name] or 0, name))
+    if spec is not None and (forbids := what_forbids(_spec_of(blobs, manifest, newest), spec)):
+        raise DataUnusable(f"another run's checkpoint: {', '.join(forbids)} changed")
     try:
-        _lay_out(blobs, manifest, run, newest=max(steps, key=lambda name: (steps[name] or 0, name)))
+        _lay_out(blobs, manifest, run, newest=newest)
     except OSError as error:
         raise StateUnwritable(f"{run.path} can't be written: {error.strerror or error}") from error
     finally:
@@ -120,6 +125,21 @@ def _files(folder: Path) -> Iterator[Path]:
             yield from _files(path)
         elif path.is_file():
             yield path
+
+
+def _spec_of(blobs: Blobs, manifest: Manifest, name: str) -> Mapping[str, Any]:
+    """With which the checkpoint was written."""
+    paths = {file.name: blobs.find(file.sha256) for file in manifest.files}
+    facts = paths.get(f"checkpoints/{name}/facts.json")
+    try:
+        if facts is None:
+            raise FileNotFoundError
+        spec = json.loads(facts.read_bytes())["facts"]["conditions"]["spec"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataUnusable("the checkpoint does not say of which run it is") from None
+    if not isinstance(spec, dict):
+        raise DataUnusable("the checkpoint does not say of which run it is")
+    return spec
 
 
 def _best(run: RunFolder) -> str | None:

@@ -34,6 +34,7 @@ from tiermesh.protocol.training_events import (
     StepDone,
     TrainingEvent,
 )
+from tiermesh.protocol.training_problems import read_spec
 from tiermesh.types import Ballot, NodeId
 
 if TYPE_CHECKING:
@@ -291,7 +292,8 @@ class Attempts:
         if order.checkpoint is not None and order.checkpoint.artifact:
             point = order.checkpoint
             held = Checkpoint(point.step, point.artifact, tuple(NodeId(each) for each in point.holders))
-            await self._copies.prepare(order.job, order.attempt, run.folder, held)
+            spec = read_spec(order.spec).model_dump(mode="json")
+            await self._copies.prepare(order.job, order.attempt, run.folder, held, spec)
         plan = await asyncio.to_thread(self._admitted, run)
         if order.attempt > 1:
             await asyncio.to_thread(_mark, run.folder, order.attempt)

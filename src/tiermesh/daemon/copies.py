@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from tiermesh.adapters.background import Background
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.peers import Peers
-from tiermesh.adapters.run_copy import checkpoint_manifest, folder_manifest, has_checkpoints, lay_out_run
+from tiermesh.adapters.run_copy import checkpoint_manifest, folder_manifest
 from tiermesh.core.jobs import Checkpoint, Dataset
 from tiermesh.core.replicas import copy_order
+from tiermesh.daemon.copy_resuming import RESUME, Resuming
 from tiermesh.daemon.copy_sending import Sending
 from tiermesh.daemon.copy_taking import CheckpointOwner, Taking, checkpoints_of, drop, drop_older
-from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
+from tiermesh.errors import BodyTooLarge, InvalidInput, JobRefused, TiermeshError, Unavailable
 from tiermesh.protocol.artifacts import (
     MAX_ASKED,
     OVER_PATH,
@@ -49,8 +50,8 @@ log = logging.getLogger(__name__)
 TIDY_S = 60.0
 ABANDONED_S = 30 * 86400.0
 """What is kept for a job that nobody here has heard of is dropped when the job is this old."""
-MAKING, RESUME = ".making", ".resume"
-"""Ends of the names of those who pin something for as long as it takes."""
+MAKING = ".making"
+"""End of the name of who pins something for as long as it takes to list it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Copies:
     """All copies that this node makes and keeps. `start` once `blobs` are open, `close`; everything on one loop.
 
     `is_over`: is the job over, and its result where it must be? None: unknown here. `on_copied` hears of each
-    checkpoint that is an artifact, first as held here alone, and again with each further holder.
+    checkpoint as soon as another node holds it, again with each further holder, and when no other node can.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Copies:
         self._is_over = is_over
         self._on_copied = on_copied
         self._sending = Sending(me, peers, view)
+        self._resuming = Resuming(me, self.fetcher, view=view, holders=self._found)
         self._taking = Taking(blobs, self.fetcher, holders=self._found, is_over=is_over)
         self._pending: dict[str, _Saved] = {}
         """By job: the newest checkpoint that waits for its turn."""
@@ -137,12 +139,16 @@ class Copies:
         return (self._me, *await self._sending.spread(self._order(job, "data", artifact), replicas - 1))
 
     async def bring(self, job: str, dataset: Dataset, holders: Iterable[NodeId]) -> Path:
-        """Have a job's data here, and keep it. Raises as `Fetcher` does."""
+        """Have a job's data here, and keep it. Raises `Unavailable`, `JobRefused` when there is no room here,
+        `StateUnwritable`."""
         self.blobs.pin(f"{job}.data", [dataset.sha256])
         told = self._found(holders)
         others = [node for node in copy_order(self._view(), self._me, job) if node not in {one.node for one in told}]
         found = (*told, *self._found(others))
-        return await self.fetcher.fetch(dataset.sha256, found, size_bytes=dataset.size_bytes or None)
+        try:
+            return await self.fetcher.fetch(dataset.sha256, found, size_bytes=dataset.size_bytes or None)
+        except BodyTooLarge as error:
+            raise JobRefused(f"there is no room for {dataset.name}: {error}") from error
 
     # Checkpoints
 
@@ -154,19 +160,16 @@ class Copies:
         if job not in self._copying:
             self._copying[job] = asyncio.create_task(self._copy_checkpoints(job), name=f"copy checkpoints {job}")
 
-    async def prepare(self, job: str, attempt: int, run: RunFolder, checkpoint: Checkpoint) -> None:
-        """Have the run's folder go on from a copied checkpoint, unless it has its own. Raises as `Fetcher` does."""
-        if await asyncio.to_thread(has_checkpoints, run):
-            return
-        owner = f"{job}{RESUME}"
-        others = copy_order(self._view(), self._me, job)
-        holders = self._found(dict.fromkeys((*checkpoint.holders, *others)))
-        try:
-            manifest = await self.fetcher.artifact(checkpoint.artifact, holders, owner=owner)
-            await asyncio.to_thread(lay_out_run, self.blobs, manifest, run)
-        finally:
-            self.blobs.unpin(owner)
-        log.info("job %s: attempt %d goes on from step %d", job, attempt, checkpoint.step)
+    async def prepare(
+        self,
+        job: str,
+        attempt: int,
+        run: RunFolder,
+        checkpoint: Checkpoint,
+        spec: Mapping[str, object] | None = None,
+    ) -> bool:
+        """As `Resuming.prepare`."""
+        return await self._resuming.prepare(job, attempt, run, checkpoint, spec)
 
     # Results
 
@@ -201,6 +204,7 @@ class Copies:
     def over(self, job: str) -> None:
         """Nothing but its result is needed any more. Data stays while there is room: it may be learnt from again."""
         self._pending.pop(job, None)
+        self._resuming.forget(job)
         self._sending.forget(job)
         self._taking.forget(f"{job}.data")
         self.blobs.unpin(f"{job}.data")
@@ -252,14 +256,17 @@ class Copies:
             self.blobs.remove(self.blobs.unpin(making))
         drop_older(self.blobs, owner)
         holders = [self._me]
-        self._on_copied(job, saved.attempt, Checkpoint(step, artifact, (self._me,)))
+
+        def tell() -> None:
+            self._on_copied(job, saved.attempt, Checkpoint(step, artifact, tuple(holders)))
 
         def held(node: NodeId) -> None:
             holders.append(node)
-            self._on_copied(job, saved.attempt, Checkpoint(step, artifact, tuple(holders)))
+            tell()
 
         order = self._order(job, "checkpoint", artifact, attempt=saved.attempt, step=step)
-        await self._sending.spread(order, saved.replicas, held)
+        if not await self._sending.spread(order, saved.replicas, held):
+            tell()  # one that this node alone has is no better than the last one while others have that
 
     def _order(self, job: str, kind: CopyKind, artifact: str, *, attempt: int = 0, step: int = 0) -> CopyOrder:
         return CopyOrder(job=job, kind=kind, artifact=artifact, holders=[self._me], attempt=attempt, step=step)

@@ -20,6 +20,7 @@ import torch
 
 from tiermesh.errors import CheckpointUnusable
 from tiermesh.kernel.training.checkpoints import Json, Snapshot
+from tiermesh.protocol.training_resume import BATCH, FIXED, effective_batch
 
 WEIGHT, OPTIMIZER, RANDOM = "weight/", "optimizer/", "random/"
 """How the names of the three kinds of tensors begin."""
@@ -27,21 +28,12 @@ WEIGHT, OPTIMIZER, RANDOM = "weight/", "optimizer/", "random/"
 LIBRARIES = ("tiermesh", "torch", "transformers", "peft", "tokenizers", "bitsandbytes", "numpy")
 """Whose versions can change a result."""
 
-FIXED = frozenset(
-    {"task", "method", "lora", "seq_len", "packing", "seed", "optimizer", "weight_decay", "loss", "dpo", "data"}
-    | {"eval_fraction", "eval_path"}
-)
-"""Fields of a spec that a run can't change on its way: the tensors, the order or their meaning hang on them."""
-
 FREE = frozenset(
     {"version", "model_name", "dataset_path", "target_gpu", "memory_limit", "guard", "callbacks", "early_stop"}
     | {"eval_interval", "samples", "sample_tokens", "save_interval", "keep_last", "keep_best", "merge"}
     | {"log_interval", "tensorboard", "wandb"}
 )
 """Fields that change no weight. Of model and data the digests count, not where they lie. All others: allowed, told."""
-
-BATCH = ("micro_batch_size", "gradient_accumulation_steps")
-"""Their product must stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +188,8 @@ def _refusals(then: Conditions, now: Conditions) -> Iterator[str]:
     for name in _changed(then.spec, now.spec):
         if name in FIXED:
             yield f"{name} was {_short(then.spec.get(name))} and is {_short(now.spec.get(name))}"
-    if _effective(then.spec) != _effective(now.spec):
-        yield f"the effective batch was {_effective(then.spec)} and is {_effective(now.spec)}"
+    if effective_batch(then.spec) != effective_batch(now.spec):
+        yield f"the effective batch was {effective_batch(then.spec)} and is {effective_batch(now.spec)}"
 
 
 def _told(then: Conditions, now: Conditions) -> Iterator[str]:
@@ -218,11 +210,6 @@ def _told(then: Conditions, now: Conditions) -> Iterator[str]:
 
 def _changed(then: Mapping[str, Json], now: Mapping[str, Json]) -> list[str]:
     return [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
-
-
-def _effective(spec: Mapping[str, Json]) -> int:
-    first, second = (int(spec.get(name) or 1) for name in BATCH)
-    return first * second
 
 
 def _check_fit(saved: Mapping[str, torch.Tensor], trainables: Mapping[str, torch.Tensor]) -> None:
