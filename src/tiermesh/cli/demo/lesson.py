@@ -14,7 +14,7 @@ from tiermesh.cli.demo.docstrings import Described, described
 from tiermesh.cli.demo.story import MODEL, DemoNode, StepFailed, answer_of, say, until
 from tiermesh.client.data import Data
 from tiermesh.errors import TiermeshError
-from tiermesh.protocol.jobs import JobReport
+from tiermesh.protocol.jobs import EstimateReport, JobReport
 from tiermesh.protocol.training_events import StepDone
 
 if TYPE_CHECKING:
@@ -99,9 +99,16 @@ async def _asked_again(model: str, client: RemoteClient, asked: Described) -> No
 
 def _sentence(job: JobReport) -> str:
     """How the job is, for a person."""
-    where = f" on {job.node}" if job.state == "running" else ""
-    estimate = "" if job.estimate is None or job.state != "queued" else f" {job.estimate}"
-    return f"job {job.name} is {job.state}{where}{estimate}{f': {job.reason}' if job.reason else ''}"
+    if job.state == "running":
+        return f"job {job.name} is trained on {job.node}{_expected(job.estimate)}"
+    return f"job {job.name} is {job.state}{f': {job.reason}' if job.reason else ''}"
+
+
+def _expected(estimate: EstimateReport | None) -> str:
+    if estimate is None:
+        return ""
+    cost = "a price that nobody knows" if estimate.usd is None else f"{estimate.usd:.4f} USD"
+    return f"; estimated {estimate.memory_bytes / 2**30:.1f} GiB, {estimate.seconds:.0f} s, {cost}"
 
 
 def _show(event: StepDone) -> None:
