@@ -123,6 +123,8 @@ class Health:
     """0 to 100: 80 and up healthy, 60 and up degraded, else unhealthy. None is unknown: a node that tells nothing."""
     alerts: tuple[str, ...] = ()
     """What is wrong, by short name (`memory`, `gpu_temperature`, ...); critical ones end in `!`."""
+    on_battery: bool = False
+    """Does it run on its battery, as far as that can be read?"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,7 +228,10 @@ class Foreman:
             return Unavailable("nobody coordinates just now; try again")
         if known is not None and not known.is_same_request(job):
             return JobExists(f"id: {job.id} is another job, {known.name}; make a new id", param="id")
-        limit = self._rules.waiting_limit
+        rules, here = self._rules, self._reign.members_up
+        if known is None and here < rules.min_members:
+            return Unavailable(f"{here} of the {rules.min_members} nodes are here that must be before jobs are taken")
+        limit = rules.waiting_limit
         if known is None and sum(not each.is_over for each in self._records.values()) >= limit:
             return Unavailable(f"{limit} jobs wait here already", retry_after_s=60)
         return None

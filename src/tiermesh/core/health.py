@@ -162,14 +162,14 @@ def state_of(score: int | None) -> HealthState:
     return "healthy" if score >= HEALTHY else "degraded" if score >= DEGRADED else "unhealthy"
 
 
-def told(score: int, alerts: Iterable[Alert]) -> Health:
+def told(score: int, alerts: Iterable[Alert], on_battery: bool = False) -> Health:
     """What the mesh is told of an assessment."""
-    return Health(score, tuple(a.name + "!" * (a.level == "critical") for a in alerts))
+    return Health(score, tuple(a.name + "!" * (a.level == "critical") for a in alerts), on_battery)
 
 
 def is_news(before: Health, now: Health, calm_s: float) -> bool:
     """Shall `now` replace what was told `before`, `calm_s` seconds ago?"""
-    if before.score is None or now.score is None:
+    if before.score is None or now.score is None or before.on_battery != now.on_battery:
         return before != now
     if state_of(now.score) != state_of(before.score) or set(now.alerts) != set(before.alerts):
         worse = now.score < before.score or not set(now.alerts) <= set(before.alerts)

@@ -41,6 +41,9 @@ class JobRules:
     max_retries: int = MAX_RETRIES
     replicas: int = 2
     """Nodes that have a job's record, the coordinator included, as far as there are so many."""
+    min_members: int = 1
+    """Nodes that must be up, the coordinator included, before a new job is taken."""
     slots: int = 1
+    train_on_battery: bool = False
     waiting_limit: int = WAITING_LIMIT
     budget: Budget = field(default_factory=Budget)

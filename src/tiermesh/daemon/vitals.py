@@ -142,7 +142,8 @@ class VitalsWatch:
         return look_interval_s(busy=self._busy(), idle_s=self._now() - self._worked_at)
 
     def _tell(self, look: Look) -> None:
-        health, now = told(look.score, look.alerts), self._now()
+        health = told(look.score, look.alerts, bool(look.vitals.on_battery))
+        now = self._now()
         if not is_news(self._told, health, now - self._told_at):
             return
         if self._told.score is not None or look.alerts:
