@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ CANCEL_S = 10.0
 had saved before is good all the same."""
 CLOSE_S = 60.0
 """The same when this daemon ends: what is not saved must be done again. Less than what systemd gives a service."""
+LAST_COPY_S = 10.0
+"""What the last checkpoint may take to reach another node, of an attempt that is to go on there."""
 ANSWER_S = 3.0
 """How long an order's answer waits to hear whether it can be obeyed: data may have to come from elsewhere first."""
 KEPT_S = 24 * 3600.0
@@ -281,6 +284,10 @@ class Attempts:
         ending = await trainer.run()
         if ending.how == "done" and isinstance(ending.last, Completed):
             return await self._completed(run, ending.last)
+        if ending.how == "stopped" and (self._resting or self._closing):
+            with suppress(TimeoutError):  # whoever goes on with it shall not do the last steps again
+                async with asyncio.timeout(LAST_COPY_S):
+                    await self._copies.settled(run.order.job)
         return _ended(run.told, ending)
 
     async def _prepared(self, run: _Run) -> RunPlan:
