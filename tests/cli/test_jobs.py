@@ -57,15 +57,29 @@ async def test_a_job_is_sent_and_followed_to_its_end(desk: Desk) -> None:
     code, out, said = await desk.mesh("train", "spec.yaml", "--name", "faq")
     assert (code, said) == (0, ""), said
     lines = out.splitlines()
-    assert lines[0] == "job faq on desk"
+    assert lines[0] == "model       tiny"
+    assert "job faq is with the mesh, by desk" in lines
+    assert any(line.startswith("node        desk (") for line in lines)
+    assert any(line.startswith("gate        runs") for line in lines)
+    assert "attempt 1 on desk" in lines
     assert any(line.startswith("data: ") for line in lines)
     assert any(line.startswith("step ") for line in lines)
-    assert lines[-1].startswith("result: ")
+    assert any(line.startswith("result: `mesh jobs results faq") for line in lines[-2:])
 
     code, out, _ = await desk.mesh("jobs")
-    assert (code, out.splitlines()[1].split()) == (0, ["faq", "completed", "tiny", "lora"])
+    assert (code, out.splitlines()[1].split()[:5]) == (0, ["faq", "completed", "tiny", "lora", "desk"])
     code, out, _ = await desk.mesh("jobs", "show", "faq")
-    assert (code, "held-out loss " in out, "data          faq.jsonl" in out) == (0, True, True)
+    assert (code, "  held-out    " in out, "data        faq.jsonl" in out) == (0, True, True)
+    code, out, _ = await desk.mesh("jobs", "results", "faq", "--out", "got")
+    assert (code, "adapter_model.safetensors" in out, (desk.folder / "got" / "adapter_config.json").exists()) == (
+        0,
+        True,
+        True,
+    )
+    code, out, _ = await desk.mesh("jobs", "logs", "faq")
+    assert code == 0
+    code, out, _ = await desk.mesh("jobs", "report", "faq")
+    assert (code, out.startswith("#")) == (0, True)
     code, out, _ = await desk.mesh("jobs", "watch", "faq", "--json")
     told = [json.loads(line) for line in out.splitlines()]
     assert (code, told[-1]["event"], told[-1]["state"]) == (0, "job", "completed")
@@ -93,7 +107,7 @@ async def test_ctrl_c_lets_go_and_the_job_goes_on(desk: Desk) -> None:
     assert (code, out) == (0, "job long is cancelling\n")
     _, said = await asyncio.wait_for(watching.communicate(), LIMIT_S)
     assert watching.returncode == 1
-    assert said.decode().startswith("mesh: job long cancelled: stopped after step ")
+    assert said.decode().startswith("mesh: job long cancelled")
 
 
 def test_what_belongs_to_local_runs_is_said(alone: Mesh, tmp_path: Path) -> None:

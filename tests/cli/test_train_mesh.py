@@ -210,7 +210,7 @@ def test_a_person_cancels(terminal: Talk, jobs: FakeJobs) -> None:
     person.expect("decide later?")
     person.say("c")
     code, said = person.end()
-    assert (code, jobs.only().report.state, "mesh: job faq cancelled: cancelled" in said) == (1, "cancelled", True)
+    assert (code, jobs.only().report.state, "mesh: job faq cancelled\r\n" in said) == (1, "cancelled", True)
 
 
 def test_ctrl_c_at_the_question_leaves_it_waiting(terminal: Talk, jobs: FakeJobs) -> None:
@@ -316,7 +316,7 @@ def test_all_about_one_job(mesh: Mesh, jobs: FakeJobs) -> None:
 
 
 def test_an_unknown_job_is_not_found_whatever_is_asked(mesh: Mesh) -> None:
-    for command in ("show", "logs", "watch", "results", "approve", "optimize", "cancel", "report", "rm"):
+    for command in ("show", "logs", "watch", "results", "approve", "optimize", "retry", "cancel", "report", "rm"):
         done = mesh("jobs", command, "nope")
         assert (done.exit_code, done.stdout, done.stderr) == (1, "", "mesh: no job is called 'nope'\n"), command
 

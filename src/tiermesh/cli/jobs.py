@@ -119,6 +119,12 @@ def optimize(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonO
 
 
 @app.command()
+def retry(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
+    """Ask every node again that refused a job which waits for one."""
+    _decide(job, "retry", url, as_json=as_json)
+
+
+@app.command()
 def cancel(job: JobName, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
     """End a job. Its last checkpoint is kept."""
     _decide(job, "cancel", url, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 SUBMIT_S = 300.0
 """A node reads all of the data before it accepts a job."""
+SERVED_S = 5.0
+"""For so long after a good end it is looked who serves the result; nodes load it meanwhile."""
+LOOK_S = 0.3
+"""Between two looks."""
+
 Followed = Literal["over", "waits", "let go"]
 
 
@@ -82,7 +88,8 @@ def end(report: JobReport) -> None:
     if report.state == "completed":
         return
     kind = f"{report.failure}: " if report.failure else ""
-    say_error(f"job {report.name} {report.state}: {kind}{report.reason}")
+    reason = f": {kind}{report.reason}" if report.reason not in ("", report.state) else ""
+    say_error(f"job {report.name} {report.state}{reason}")
     raise typer.Exit(FAILED)
 
 
@@ -116,7 +123,8 @@ def _conduct(runner: asyncio.Runner, job: TrainingJob, *, as_json: bool) -> None
     while True:
         match runner.run(_follow(job, changes, as_json=as_json)):
             case "over":
-                _say_result(job.report, as_json=as_json)
+                if job.report.state == "completed" and not as_json:
+                    _say_result(runner.run(_served(job)))
                 return end(job.report)
             case "let go":
                 _let_go(job.report)
@@ -192,9 +200,18 @@ def _say_sent(report: JobReport, *, as_json: bool) -> None:
         print(f"job {report.name} is with the mesh; `mesh jobs watch {report.name}` follows it")
 
 
-def _say_result(report: JobReport, *, as_json: bool) -> None:
-    if as_json or report.state != "completed":
-        return
+async def _served(job: TrainingJob) -> JobReport:
+    """The job once its result is served somewhere, or nobody seems to be about to."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + SERVED_S
+    with contextlib.suppress(TiermeshError):
+        while not job.report.served and loop.time() < until:
+            await asyncio.sleep(LOOK_S)
+            await job.refresh()
+    return job.report
+
+
+def _say_result(report: JobReport) -> None:
     print(f"result: `mesh jobs results {report.name} --out FOLDER` fetches its files")
     if report.served:
         print(f'served on {", ".join(report.served)}: mesh ask --model {report.name} "..."')

@@ -26,7 +26,7 @@ AGAIN_S = 0.5
 LOG_PAUSE_S = 1.0
 """Between two looks at a log."""
 
-Decision = Literal["approve", "optimize", "cancel"]
+Decision = Literal["approve", "optimize", "cancel", "retry"]
 
 
 @dataclass(frozen=True, slots=True)
