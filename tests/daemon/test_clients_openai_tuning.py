@@ -17,10 +17,10 @@ from tests.network.job_mesh import TOKEN, JobMesh, job_mesh
 pytest.importorskip("torch")
 from tests import tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 OVER = ("succeeded", "failed", "cancelled")
-OVER_S = 180.0
+OVER_S = 400.0
 ROWS = b"".join(
     json.dumps({"messages": [{"role": "user", "content": f"after {n}?"}, {"role": "assistant", "content": f"{n + 1}"}]})
     .encode() + b"\n"
@@ -100,7 +100,7 @@ async def test_wrong_uploads_are_refused_by_name(jobs: JobMesh) -> None:
 
 async def test_a_job_is_tuned_from_another_node_and_leaves_figures(jobs: JobMesh) -> None:
     async with client(jobs, 0) as here, client(jobs, 1) as there:
-        rows, held_out = await send(here), await send(here, ROWS[: len(ROWS) // 4], "held-out.jsonl")
+        rows, held_out = await send(here), await send(here, ROWS.replace(b"after", b"behind"), "held-out.jsonl")
         how: Any = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10.0}
         job = await there.fine_tuning.jobs.create(
             model="tiny",

@@ -22,6 +22,8 @@ from tiermesh.protocol.ulid import CHANCE_BYTES, make_ulid
 TOKEN = "jobs"
 MODEL = "tiny"
 ASK_S = 20.0
+BEGUN_S = 240.0
+"""From a submission to its first steps: a trial run and two loads of torch, on a machine that does other things too."""
 LOOK_S = 0.1
 WATCH_S = 0.1
 """Jobs take seconds; the processors are the workers'."""
@@ -111,7 +113,7 @@ class JobMesh:
     async def until_over(self, job: str, within_s: float, *nodes: int) -> dict[str, Any]:
         return await self.until(job, lambda report: report["state"] in OVER, within_s, *nodes)
 
-    async def until_step(self, job: str, step: int, within_s: float = 60.0) -> int:
+    async def until_step(self, job: str, step: int, within_s: float = BEGUN_S) -> int:
         """Wait until a worker has told of this step on its disk; gives the node."""
         async with asyncio.timeout(within_s):
             while True:
@@ -145,14 +147,14 @@ class JobMesh:
                         found[node] = process.pid
         return found
 
-    async def until_trained(self, job: str, within_s: float = 60.0) -> tuple[int, int]:
+    async def until_trained(self, job: str, within_s: float = BEGUN_S) -> tuple[int, int]:
         """Wait for a process that trains it: node and pid."""
         async with asyncio.timeout(within_s):
             while not (found := self.trainers(job)):
                 await asyncio.sleep(0.05)
         return next(iter(found.items()))
 
-    async def until_trained_elsewhere(self, job: str, node: int, within_s: float = 60.0) -> int:
+    async def until_trained_elsewhere(self, job: str, node: int, within_s: float = BEGUN_S) -> int:
         """Wait until another node than this one trains it; gives that."""
         async with asyncio.timeout(within_s):
             while not (others := [each for each in self.trainers(job) if each != node]):
