@@ -148,6 +148,14 @@ def test_detached_it_is_sent_and_left(mesh: Mesh, jobs: FakeJobs) -> None:
     assert (told["name"], told["state"]) == ("two", "queued")
 
 
+def test_gates_of_a_job(mesh: Mesh, jobs: FakeJobs) -> None:
+    gates = ("--gate", "max_final_loss=any", "--gate", "max_gap=1.5", "--gate", "canary=false")
+    assert mesh("train", "spec.yaml", "--detach", *gates).exit_code == 0
+    assert jobs.only().body["gates"] == {"max_final_loss": "any", "max_gap": 1.5, "canary": False}
+    done = mesh("train", "spec.yaml", "--gate", "loss=2")
+    assert (done.exit_code, "there are max_final_loss, max_gap, canary" in done.stderr) == (2, True)
+
+
 def test_json_is_the_job_and_its_events(mesh: Mesh) -> None:
     done = mesh("train", "spec.yaml", "--json")
     told = [json.loads(line) for line in done.stdout.splitlines()]

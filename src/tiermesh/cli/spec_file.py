@@ -11,6 +11,8 @@ from tiermesh.errors import InvalidSpec
 
 SIZE_LIMIT_BYTES = 1024 * 1024
 """A spec is written by hand; anything larger is some other file, most likely the data."""
+GATES = ("max_final_loss", "max_gap", "canary")
+"""What `protocol.jobs.GatesGiven` has; the node that is asked says what is wrong with a value."""
 PATHS = ("dataset_path", "eval_path")
 """Fields that a file may give relative to its own folder."""
 
@@ -33,6 +35,17 @@ def spec_data(
     return _joined(data, _anchored(mine, Path.cwd()))
 
 
+def gates_of(settings: Iterable[str]) -> dict[str, Any]:
+    """From `max_gap=1.5` and its like. Raises `InvalidSpec`."""
+    gates: dict[str, Any] = {}
+    for text in settings:
+        name, value = _setting(text, "--gate", "--gate max_final_loss=2.5 or --gate max_gap=any")
+        if name not in GATES:
+            raise InvalidSpec(f"--gate {text!r}: there are {', '.join(GATES)}", param="gate")
+        gates[name] = value
+    return gates
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         if file.is_dir():
@@ -50,11 +63,13 @@ def _read(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in data.items()}
 
 
-def _setting(text: str) -> tuple[str, object]:
+def _setting(
+    text: str, option: str = "--set", like: str = "--set learning_rate=1e-4 or --set lora.r=8"
+) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise InvalidSpec(f"--set {text!r} should be like --set learning_rate=1e-4 or --set lora.r=8", param="set")
-    return name.strip(), plain_data(value, f"--set {name.strip()}")
+        raise InvalidSpec(f"{option} {text!r} should be like {like}", param=option.strip("-"))
+    return name.strip(), plain_data(value, f"{option} {name.strip()}")
 
 
 def _put(data: dict[str, Any], path: str, value: object) -> None:

@@ -46,6 +46,8 @@ class Order:
     yes: bool = False
     """What the gate would ask is approved already."""
     max_usd: float | None = None
+    gates: Mapping[str, object] | None = None
+    """What the result must reach, where it differs from the mesh's policy."""
     priority: int = 0
     open_data: bool = False
     detach: bool = False
@@ -111,6 +113,7 @@ async def _send(
         name=order.name,
         approve=order.yes,
         max_usd=order.max_usd,
+        gates=order.gates or None,
         priority=order.priority,
         open_data=order.open_data,
     )

@@ -95,6 +95,12 @@ def run(
         bool, typer.Option("--yes", "-y", help="Ask nothing: a sentence is right, and the cost is approved.")
     ] = False,
     max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, help="Refuse it if it may cost more.")] = None,
+    gates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate", metavar="KEY=VALUE", help="What the result must reach: max_final_loss, max_gap, canary."
+        ),
+    ] = None,
     priority: Annotated[int, typer.Option("--priority", min=-100, max=100, help="A higher one goes first.")] = 0,
     open_data: Annotated[
         bool,
@@ -110,6 +116,7 @@ def run(
     same is called again. Ctrl-C stops it after a checkpoint; a second one stops it at once.
     """
     from tiermesh.cli import submit, words
+    from tiermesh.cli.spec_file import gates_of
     from tiermesh.errors import InvalidSpec
     from tiermesh.protocol.training_problems import read_spec
 
@@ -144,7 +151,15 @@ def run(
     if local:
         _run_here(spec, out or _default_out(file, spec), fresh=fresh, threads=threads, as_json=as_json)
         return
-    order = submit.Order(name=name, yes=yes, max_usd=max_usd, priority=priority, open_data=open_data, detach=detach)
+    order = submit.Order(
+        name=name,
+        yes=yes,
+        max_usd=max_usd,
+        gates=gates_of(gates or ()),
+        priority=priority,
+        open_data=open_data,
+        detach=detach,
+    )
     submit.submit(spec, asked, order, url=url, as_json=as_json)
 
 
