@@ -200,6 +200,7 @@ class Serving:
             self._on_served(result.job, f"served as {result.name} on {', '.join(sorted(others))}")
         for name, why in told:
             if why not in ("", SERVED):
+                log.warning("%s, which job %s left, is not served on %s: %s", result.name, result.job, name, why)
                 self._on_served(result.job, f"not served on {name}: {why}")
 
     def _targets(self, result: Result) -> list[NodeId]:
