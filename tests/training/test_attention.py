@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,47 @@ def test_a_packed_row_computes_what_a_mask_would(kind: tiny_model.Kind, tmp_path
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-4)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], atol=1e-3, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_documents_of_any_lengths_are_computed_as_each_alone(dtype: torch.dtype) -> None:
+    """Three heads for each key, and lengths on both sides of a multiple of the step."""
+    torch.manual_seed(0)
+    lengths = [[1, 31, 32, 33, 3], [64, 36], [100]]
+    positions_BT = torch.tensor([[at for length in row for at in range(length)] for row in lengths])
+    assert [_lengths_of(row) for row in positions_BT.tolist()] == lengths
+    given = [torch.randn(3, heads, 100, 16, dtype=dtype) for heads in (6, 2, 2)]
+    wanted_BTHD = torch.randn(3, 100, 6, 16, dtype=dtype)
+    found = []
+    for alone in (False, True):
+        read = [one.clone().requires_grad_() for one in given]
+        if alone:
+            outputs_BTHD = torch.stack(
+                [torch.cat([*each_alone(read, row, in_row)]) for row, in_row in enumerate(lengths)]
+            )
+        else:
+            outputs_BTHD, _ = attention.attend(None, read[0], read[1], read[2], None, position_ids=positions_BT)
+        (outputs_BTHD * wanted_BTHD).sum().backward()  # type: ignore[no-untyped-call]
+        found.append([outputs_BTHD.detach(), *(one.grad for one in read)])
+    close = 1e-5 if dtype == torch.float32 else 4e-2
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=close, rtol=close)
+
+
+def each_alone(read: list[torch.Tensor], row: int, lengths: list[int]) -> Iterator[torch.Tensor]:
+    for query, key, value in zip(*(torch.split(one[row], lengths, dim=1) for one in read), strict=True):
+        key, value = (one.repeat_interleave(3, dim=0) for one in (key, value))
+        yield torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(0, 1)
+
+
+def test_lengths_that_are_new_compile_nothing_new() -> None:
+    """torch keeps what it compiled for each length that its attention meets, for ever."""
+    chance, widths = torch.Generator().manual_seed(0), set()
+    for _ in range(50):
+        ends = torch.randint(1, 512, (7,), generator=chance).sort().values.tolist()
+        row = [end - begin for begin, end in pairwise([0, *ends, 512]) if end > begin]
+        widths |= {group.places_NW.shape[1] for group in attention._grouped([row], 512)}
+    assert widths <= set(range(attention.STEP, 513, attention.STEP))
 
 
 def test_windows_and_bent_scores_are_left_to_masks() -> None:
