@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.daemon.training_daemon import ENDLESS, LIMIT_S, SPEC, Machine, data, until_gone, until_step
+from tests.daemon.training_daemon import SPEC, Machine, data, until_gone, until_step
 
 from tiermesh.client import RemoteClient, TrainingJob
 from tiermesh.protocol.training_events import StepDone
@@ -19,14 +19,30 @@ from tiermesh.protocol.training_events import StepDone
 pytest.importorskip("torch")
 from tests import tiny_model
 
-pytestmark = pytest.mark.timeout(300)
-LONG = SPEC | {"num_epochs": 12, "save_interval": 10}
+LIMIT_S = 180.0
+pytestmark = pytest.mark.timeout(600)
+LONG = SPEC | {"num_epochs": 8, "save_interval": 10}
 """Some ten seconds."""
+SHORT, ENDLESS = LONG | {"num_epochs": 2}, LONG | {"num_epochs": 2000}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.build_folder(tmp_path_factory.mktemp("model") / "tiny")
+    """With a folder beside it for what a trial finds out, which one node makes for all: they are one machine."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "estimates").mkdir()
+    made = tiny_model.build_folder(folder / "tiny")
+
+    async def try_it() -> None:
+        alone = Machine(folder, made, estimates=folder / "estimates")
+        try:
+            async with RemoteClient(await alone.up(), timeout_s=LIMIT_S) as client:
+                await until_step(await client.train(SHORT, data()), 1)
+        finally:
+            await alone.end(signal.SIGKILL)
+
+    asyncio.run(try_it())
+    return made
 
 
 class Mesh:
@@ -63,8 +79,10 @@ class Mesh:
 
 @asynccontextmanager
 async def mesh(folder: Path, model: Path, *names: str) -> AsyncIterator[Mesh]:
-    cluster, token = f"test-{secrets.token_hex(4)}", "secret"
-    machines = [Machine(folder / name, model, token=token, cluster=cluster, name=name) for name in names]
+    cluster, kept = f"test-{secrets.token_hex(4)}", model.parent / "estimates"
+    machines = [
+        Machine(folder / name, model, name=name, token="secret", cluster=cluster, estimates=kept) for name in names
+    ]
     async with AsyncExitStack() as exits:
         for each in machines:
             each.folder.mkdir()
@@ -81,7 +99,7 @@ async def test_submitted_to_a_follower_and_seen_from_everywhere(tmp_path: Path, 
         leader = await made.coordinator()
         (follower,) = made.others(leader)
         near, far = await made.client(follower), await made.client(leader)
-        job = await near.train(SPEC, data(), name="faq")
+        job = await near.train(SHORT, data(), name="faq")
         seen = [event async for event in (await far.job("faq")).events()]
         steps = [event.step for event in seen if isinstance(event, StepDone)]
         assert steps == list(range(1, len(steps) + 1))
@@ -186,12 +204,12 @@ async def test_without_a_coordinator_all_can_be_read_and_submissions_wait(tmp_pa
         leader = await made.coordinator()
         (follower,) = made.others(leader)
         client = await made.client(follower)
-        job = await client.train(SPEC, data(), name="faq")
+        job = await client.train(SHORT, data(), name="faq")
         assert (await job.wait()).state == "completed"
-        again = [client.train(SPEC, data(), name="faq", job_id=job.id) for _ in range(5)]
+        again = [client.train(SHORT, data(), name="faq", job_id=job.id) for _ in range(5)]
         assert {each.id for each in await asyncio.gather(*again)} == {job.id}
         await leader.end(signal.SIGKILL)
         assert (await client.job_report("faq")).id == job.id
-        later: TrainingJob = await client.train(SPEC, data(), name="later")
+        later: TrainingJob = await client.train(SHORT, data(), name="later")
         assert later.report.state in ("estimating", "queued", "running")
         assert [report.name for report in await client.jobs()] == ["faq", "later"]

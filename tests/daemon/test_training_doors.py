@@ -292,8 +292,11 @@ async def test_data_is_sent_first_and_verified(desk: Desk, tmp_path: Path) -> No
     assert (status, told["error"]["type"]) == (400, "data_unusable")
     assert (await desk.ask("PUT", path, file, JSON))[0] == 415
     assert (await desk.ask("PUT", "/api/data/nonsense", file, STREAM))[0] == 404
-    assert await desk.ask("PUT", path, file, STREAM) == (200, {"sha256": digest, "size_bytes": len(file)})
-    assert await desk.ask("GET", path) == (200, {"sha256": digest, "size_bytes": len(file)})
+    assert await desk.ask("PUT", path, file, STREAM) == (
+        200,
+        {"sha256": digest, "size_bytes": len(file), "whole": True},
+    )
+    assert await desk.ask("GET", path) == (200, {"sha256": digest, "size_bytes": len(file), "whole": True})
     job = await desk.train(DONE, data={"sha256": digest, "name": "../data.jsonl"})
     assert (await desk.until(job["id"], "completed"))["data"]["name"] == "data.jsonl"
     assert (await desk.ask("POST", "/api/train", b"{}", STREAM))[0] == 415, "the exception is the data's alone"
@@ -310,13 +313,16 @@ async def test_ten_gigabytes_are_refused_before_they_come(desk: Desk, monkeypatc
         assert (await reader.readline()).startswith(b"HTTP/1.1 413")
     writer.close()
     await writer.wait_closed()
-    assert not list((desk.state / "data").iterdir())
+    assert [path.name for path in (desk.state / "data").iterdir()] == [".pins"]
 
 
 async def test_a_typed_failure_is_told_with_what_helps(desk: Desk) -> None:
     job = await desk.train([{"say": STEP}, {"say": FAILED}, {"exit": 3}])
     failed = await desk.until(job["id"], "failed")
-    assert (failed["failure"], failed["reason"]) == ("diverged", "the loss jumped 6 times. lower learning_rate")
+    assert (failed["failure"], failed["reason"]) == (
+        "diverged",
+        "the loss jumped 6 times. lower learning_rate; no retries",
+    )
 
 
 async def test_a_worker_that_somebody_killed_is_started_again(desk: Desk) -> None:
@@ -437,7 +443,8 @@ async def test_orders_are_taken_once_and_refused_with_a_reason(desk: Desk, order
         while (await desk.ask("GET", "/api/cluster"))[1]["ballot"]["term"] == 0:
             await asyncio.sleep(0.02)
     job = new_id()
-    assert (await order(job))[1]["error"]["type"] == "data_unusable"
+    status, told = await order(job)
+    assert (status, "nobody has it" in told["error"]["message"]) == (503, True)
     await desk.ask("PUT", f"/api/data/{DIGEST}", TEXT.encode(), STREAM)
 
     status, told = await order(job, term=0)

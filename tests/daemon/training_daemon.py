@@ -21,7 +21,7 @@ from tiermesh.client import Data, RemoteClient, TrainingJob
 from tiermesh.protocol.jobs import JobReport
 from tiermesh.protocol.training_events import StepDone
 
-LIMIT_S = 90.0
+LIMIT_S = 180.0
 SPEC: dict[str, Any] = {
     "model_name": "tiny",
     "seq_len": 64,
@@ -46,11 +46,14 @@ class Machine:
     model: Path
     process: asyncio.subprocess.Process | None = None
     token: str = ""
+    config: str = POLICY
     cluster: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
     name: str = "desk"
     join: str = ""
     """Where another machine is, if one is up: `host:port`."""
     url: str = ""
+    estimates: Path | None = None
+    """What was found out by trials on this machine before."""
 
     @property
     def state(self) -> Path:
@@ -60,11 +63,14 @@ class Machine:
         """Start the daemon; gives its URL."""
         env = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
         env |= {"TIERMESH_CACHE": str(self.folder / "cache")} | ({"MESH_TOKEN": self.token} if self.token else {})
-        (self.folder / "cluster.yaml").write_text(POLICY)
+        (self.folder / "cluster.yaml").write_text(self.config)
         command = [sys.executable, "-m", "tiermesh.cli.main", "up", "--name", self.name, "--port", "0"]
         command += ["--config", "cluster.yaml", *(("--join", self.join) if self.join else ())]
         command += ["--interface", "127.0.0.1", "--no-detect", "--state-dir", str(self.state)]
         command += ["--cluster", self.cluster, "--model", str(self.model)]
+        if self.estimates is not None and not (self.state / "estimates").exists():
+            self.state.mkdir(exist_ok=True)
+            (self.state / "estimates").symlink_to(self.estimates)
         note = self.state / "runtime.json"
         note.unlink(missing_ok=True)
         with (self.folder / "daemon.log").open("ab") as log:
@@ -107,9 +113,11 @@ class Machine:
 
 
 @asynccontextmanager
-async def machine(folder: Path, model: Path, *, token: str = "") -> AsyncIterator[tuple[Machine, RemoteClient]]:
+async def machine(
+    folder: Path, model: Path, *, token: str = "", config: str = POLICY
+) -> AsyncIterator[tuple[Machine, RemoteClient]]:
     """A daemon that runs, and a client of it."""
-    made = Machine(folder, model, token=token)
+    made = Machine(folder, model, token=token, config=config)
     try:
         async with RemoteClient(await made.up(), token=token, timeout_s=LIMIT_S) as client:
             yield made, client
