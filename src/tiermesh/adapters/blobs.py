@@ -20,10 +20,12 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from tiermesh.adapters.intake import Intake, in_blocks, sync_folder
+from tiermesh.adapters.model_cache import sha256_of
 from tiermesh.adapters.pins import Pins
 from tiermesh.errors import BodyTooLarge, DataUnusable, StateUnwritable, Unavailable, WrongOffset
 
@@ -58,6 +60,8 @@ class Blobs:
         """With what was hashed so far."""
         self._sound: set[str] = set()
         """Known to be what their names say."""
+        self._at_most_bytes = cap_bytes
+        """No more than this is here. Looked up when it might matter: a folder of thousands of files takes its time."""
         self._busy: set[str] = set()
         """Parts that are being written just now."""
 
@@ -79,7 +83,7 @@ class Blobs:
         if path is None or sha256 in self._sound:
             return path
         try:
-            found = await self._on_disk(_sha256, path)
+            found = await self._on_disk(sha256_of, path)
         except StateUnwritable as error:
             found = str(error)
         if found != sha256:
@@ -108,6 +112,7 @@ class Blobs:
             await self._on_disk(intake.go_on)
             async for block in in_blocks(chunks):
                 self._check_room(intake.size_bytes + len(block))
+                self._at_most_bytes += len(block)
                 await self._on_disk(intake.write, block)
             if not intake.size_bytes:
                 raise DataUnusable("the data is empty", param="data")
@@ -151,7 +156,9 @@ class Blobs:
         Raises `FileNotFoundError` when it went, `StateUnwritable`.
         """
         try:
-            return await self._in_thread(self._adopt, path)
+            sha256, size = await self._in_thread(self._adopt, path)
+            self._at_most_bytes += size
+            return sha256, size
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -211,24 +218,26 @@ class Blobs:
     def tidy(self) -> None:
         """Forget uploads that nobody went on with."""
         oldest = time.time() - PART_KEPT_S
-        for path in self._folder.glob(f"{PART}*"):
-            if path.stat().st_mtime < oldest:
+        for path, stat in self._all():
+            if path.name.startswith(PART) and stat.st_mtime < oldest:
                 self.drop_part(path.name.removeprefix(PART))
 
     def make_room(self, wanted_bytes: int) -> None:
         """For so much, by forgetting the oldest that nobody needs. Raises `BodyTooLarge`, and nothing is forgotten."""
         if wanted_bytes > self._cap_bytes:
             raise BodyTooLarge(f"{wanted_bytes:,} bytes are more than the {self._cap_bytes:,} that this node keeps")
-        pinned, there = self._pins.all(), [(path, path.stat()) for path in self._all()]
+        free = shutil.disk_usage(self._folder).free - FREE_RESERVE_BYTES
+        if self._at_most_bytes + wanted_bytes <= self._cap_bytes and (wanted_bytes <= free or not wanted_bytes):
+            return
+        pinned, there = self._pins.all(), self._all()
         loose = sorted((p for p in there if p[0].name not in pinned), key=lambda p: p[1].st_mtime)
         loose = [(path, stat) for path, stat in loose if not path.name.startswith((STAGED, PART))]
-        total = sum(stat.st_size for _, stat in there)
+        total = self._at_most_bytes = sum(stat.st_size for _, stat in there)
         over = total + wanted_bytes - self._cap_bytes
-        short = wanted_bytes - (shutil.disk_usage(self._folder).free - FREE_RESERVE_BYTES)
+        short = wanted_bytes - free
         if wanted_bytes and over > sum(stat.st_size for _, stat in loose):
-            raise BodyTooLarge(
-                f"{wanted_bytes:,} bytes don't fit: this node keeps {self._cap_bytes:,}, and jobs need what is there"
-            )
+            kept = f"this node keeps {self._cap_bytes:,}, and jobs need what is there"
+            raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit: {kept}")
         if wanted_bytes and short > (freed := sum(stat.st_size for _, stat in loose if stat.st_nlink == 1)):
             room = max(0, wanted_bytes - short + freed)
             raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit on this node's disk, which has {room:,} to spare")
@@ -237,6 +246,7 @@ class Blobs:
                 return
             path.unlink(missing_ok=True)
             self._sound.discard(path.name)
+            self._at_most_bytes -= stat.st_size
             over -= stat.st_size
             short -= stat.st_size if stat.st_nlink == 1 else 0
 
@@ -255,6 +265,7 @@ class Blobs:
                 if intake.size_bytes + len(block) > total_bytes:
                     raise DataUnusable(f"more than the {total_bytes:,} bytes came that were declared", param="data")
                 self._check_room(intake.size_bytes + len(block))
+                self._at_most_bytes += len(block)
                 await self._on_disk(intake.write, block)
             if intake.size_bytes < total_bytes:
                 return None
@@ -279,7 +290,7 @@ class Blobs:
         self._sound.add(sha256)
 
     def _adopt(self, path: Path) -> tuple[str, int]:
-        sha256, size = _sha256(path), path.stat().st_size
+        sha256, size = sha256_of(path), path.stat().st_size
         final = self._folder / sha256
         if final.is_file():
             os.utime(final)
@@ -320,8 +331,13 @@ class Blobs:
     def _part(self, sha256: str) -> Path:
         return self._folder / f"{PART}{sha256}"
 
-    def _all(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if path.name != PINS]
+    def _all(self) -> list[tuple[Path, os.stat_result]]:
+        """Files, finished or not; threads publish and remove some at any time."""
+        found = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):
+                found.append((path, path.stat()))
+        return [(path, stat) for path, stat in found if path.name != PINS]
 
 
 def safe_name(name: str) -> str:
@@ -329,11 +345,6 @@ def safe_name(name: str) -> str:
     last = re.split(r"[/\\]", name)[-1]
     plain = re.sub(r"[^\w.-]", "_", last).lstrip(".-")
     return plain.encode()[-NAME_LIMIT:].decode(errors="ignore") or "data"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

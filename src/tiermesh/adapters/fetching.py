@@ -30,6 +30,8 @@ PROGRESS_BYTES, PROGRESS_S = 64 << 10, 10.0
 """A holder that gives less than this in such a time is left for the next one: 6 KB/s are a link that can't be used."""
 ROUNDS = 2
 """How often all holders are tried: what one spoiled, another begins anew."""
+PAUSE_S = 0.5
+"""Between rounds: a link that was away for a moment."""
 AGAIN_S = 5.0
 """Told to who asks when nobody could give it."""
 _EXTENT = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -74,7 +76,10 @@ class Fetcher:
             if size_bytes == 0:
                 return await self._take(sha256, _nothing(), 0, 0)
             reasons: dict[NodeId, str] = {}
-            for holder in tuple(holders) * ROUNDS:
+            holders = tuple(holders)
+            for number, holder in enumerate(holders * ROUNDS):
+                if number and number % len(holders) == 0:
+                    await asyncio.sleep(PAUSE_S)
                 try:
                     return await self._from(holder, sha256, size_bytes, most_bytes)
                 except (BodyTooLarge, StateUnwritable):
@@ -90,9 +95,9 @@ class Fetcher:
         self.blobs.pin(owner, [artifact])
         path = await self.fetch(artifact, holders, most_bytes=MAX_MANIFEST_BYTES)
         manifest = Manifest.read(await asyncio.to_thread(path.read_bytes))
+        self.blobs.pin(owner, [file.sha256 for file in manifest.files])
         missing = {f.sha256: f.size_bytes for f in manifest.files if not await self._has(f.sha256, f.size_bytes)}
         self.blobs.make_room(sum(missing.values()) - sum(map(self.blobs.received, missing)))
-        self.blobs.pin(owner, [file.sha256 for file in manifest.files])
         for sha256, size in missing.items():
             await self.fetch(sha256, holders, size_bytes=size)
         return manifest

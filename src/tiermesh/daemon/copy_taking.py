@@ -129,7 +129,9 @@ class Taking:
     async def _fetch(self, order: CopyOrder, owner: str) -> None:
         try:
             await self._fetcher.artifact(order.artifact, self._holders(map(NodeId, order.holders)), owner=owner)
-        except asyncio.CancelledError:
+        except Unavailable as error:
+            log.info("no copy of %s yet: %s", owner, error)
+            self._blobs.unpin(owner)  # what came stays for as long as there is room: whoever asks again goes on with it
             raise
         except Exception as error:
             level = logging.INFO if isinstance(error, TiermeshError) else logging.ERROR
