@@ -27,6 +27,8 @@ BEGUN_S = 240.0
 LOOK_S = 0.1
 WATCH_S = 0.1
 """Jobs take seconds; the processors are the workers'."""
+TRIALS = "estimates"
+"""In a state folder."""
 TRAINER = "tiermesh.kernel.training"
 OVER = ("completed", "failed", "cancelled", "refused")
 SPEC: dict[str, Any] = {
@@ -208,6 +210,9 @@ async def job_mesh(
     base = {"model": str(model), "kernel": False, "evaluation": ANYTHING_IS_GOOD, "grace_s": 1}
     for node in range(size):
         mesh.configure(node, **(base | settings))
+        if (kept := model.parent / TRIALS).exists():  # all nodes are one machine
+            mesh.daemons[node].state_dir.mkdir()
+            (mesh.daemons[node].state_dir / TRIALS).symlink_to(kept)
     async with mesh:
         mesh.watch.period_s = WATCH_S
         await mesh.form()
@@ -216,6 +221,22 @@ async def job_mesh(
             yield jobs
         finally:
             jobs.pull_plug(*(node for node in range(size) if mesh.daemons[node].running))
+
+
+def tried_model(folder: Path, *specs: Mapping[str, Any]) -> Path:
+    """A tiny model, and beside it what trials of these specs find out, so that no mesh has to make them again."""
+    from tests import tiny_model
+
+    model = tiny_model.build_folder(folder / MODEL)
+    (folder / TRIALS).mkdir()
+
+    async def try_them() -> None:
+        async with job_mesh(folder / "trials", model, 1) as jobs:
+            for spec in specs:
+                await jobs.until_over(await jobs.submit(0, dict(spec) | {"max_steps": 1}), BEGUN_S)
+
+    asyncio.run(try_them())
+    return model
 
 
 def new_id() -> str:

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.network.job_mesh import SPEC, JobMesh, job_mesh, new_id, results
+from tests.network.job_mesh import SPEC, JobMesh, job_mesh, new_id, results, tried_model
 from tests.network.lan import Lan
 
 pytest.importorskip("torch")
-from tests import tiny_model
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 INTERVAL = 100
@@ -33,7 +31,7 @@ OVER_S = 400.0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.build_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return tried_model(tmp_path_factory.mktemp("model"), SPEC, LONG)
 
 
 async def test_a_job_runs_anywhere_and_every_node_tells_of_it(tmp_path: Path, model: Path) -> None:
@@ -51,13 +49,14 @@ async def test_a_coordinator_that_dies_takes_no_job_with_it(tmp_path: Path, mode
     async with job_mesh(tmp_path, model) as jobs:
         leader = jobs.mesh.coordinator()
         trainer, other = jobs.mesh.others(leader)
-        spec = LONG | {"max_steps": 3 * INTERVAL, "target_gpu": f"n{trainer}"}
-        first = await jobs.submit(leader, spec)
+        first = await jobs.submit(leader, LONG | {"target_gpu": f"n{trainer}"})
         rest = [await jobs.submit(leader, SPEC | {"target_gpu": f"n{trainer}"}) for _ in range(3)]
         node, pid = await jobs.until_trained(first)
         assert node == trainer
         await jobs.until_step(first, 5)
-        assert [(await jobs.show(job))["state"] for job in rest] == ["queued"] * 3
+        for job in rest:
+            assert (await jobs.until(job, lambda report: report["state"] != "estimating", 60))["state"] == "queued"
+        assert (await jobs.show(first))["state"] == "running"
         jobs.pull_plug(leader)
         for job in (first, *rest):
             report = await jobs.until_over(job, OVER_S, other, trainer)
