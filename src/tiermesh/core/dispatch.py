@@ -8,15 +8,38 @@ from dataclasses import replace
 from tiermesh.core.job_line import Line
 from tiermesh.core.job_rules import MAX_ATTEMPTS, MAX_ESTIMATES
 from tiermesh.core.jobs import Attempt, Cause, Job
-from tiermesh.core.placement import ANY, Place, place
+from tiermesh.core.placement import ANY, Place, Placement, place
 from tiermesh.core.reign import Reign
 from tiermesh.types import Member, NodeId
 
 
-def likeliest_node(reign: Reign, job: Job) -> NodeId | None:
-    """Who is to be asked what the job takes: whoever would get it now, or could if it were free."""
+def appraise(reign: Reign) -> None:
+    """Ask what jobs take that nobody knows it of; each node about a few at a time."""
+    places = _places(reign)
+    room = MAX_ESTIMATES * sum(each.state == "up" for each in places.values())
+    for job in reign.index.of("estimating"):
+        if reign.estimator(job.id) is not None:
+            continue
+        if len(reign.asked) >= room:
+            break
+        if (node := _likeliest_node(reign, job, places)) is not None:
+            reign.ask_estimate(job, node)
+
+
+def why(reign: Reign, job: Job) -> str:
+    """Why it waits, for a person."""
+    if job.state == "queued":
+        found = _choose(reign, job, _places(reign))
+        return f"waits: {found.reason}" if found.node is None else job.reason
+    if job.state == "estimating" and (said := reign.why.get(job.id)):
+        return said
+    return job.reason
+
+
+def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> NodeId | None:
+    """Whoever would get it now, or could if it were free."""
     asked = [node for node, _ in reign.asked.values()]
-    places = [_for_job(reign, job, each) for each in _places(reign).values()]
+    places = [_for_job(reign, job, each) for each in known.values()]
     free = [each for each in places if len(each.training) < each.slots]
     unhurried = [replace(each, training=()) for each in places]
     for choice in (free, unhurried):
@@ -29,48 +52,47 @@ def likeliest_node(reign: Reign, job: Job) -> NodeId | None:
 
 
 def dispatch(reign: Reign) -> None:
-    """Begin what can begin, and say why the rest waits."""
-    jobs = list(reign.open_jobs())
-    queued = [job for job in jobs if job.state == "queued"]
-    if not queued:
-        return
+    """Begin what can begin."""
     places = _places(reign)
-    line = Line(queued, [job for job in jobs if job.state in ("running", "cancelling")])
-    reasons: dict[tuple[int | None, str], str] = {}
+    free = {each.id for each in places.values() if _is_free(each)}
+    if not free or not (queued := reign.index.of("queued")):
+        return
+    line = Line(queued, reign.index.of("running", "cancelling"))
     for job in line:
-        found = _begin(reign, job, places, reasons)
-        if found is not None:
-            places[found] = _taken(places[found], job)
-            line.begun(job)
+        if (found := _begin(reign, job, places)) is None:
+            continue
+        places[found] = _taken(places[found], job)
+        line.begun(job)
+        if not _is_free(places[found]):
+            free.discard(found)
+        if not free:
+            return
 
 
-def _begin(
-    reign: Reign, job: Job, places: Mapping[NodeId, Place], reasons: dict[tuple[int | None, str], str]
-) -> NodeId | None:
+def _begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | None:
     """The node whose slot it takes now; None when it waits on."""
     if len(job.attempts) >= MAX_ATTEMPTS:
         reign.change(job, "fail", f"moved {MAX_ATTEMPTS} times without coming to an end", "unexplained")
         return None
     if (asked := reign.estimator(job.id)) is not None:
         return asked
-    key, battery = (_needs(job), _wanted(job)), reign.rules.train_on_battery
-    if not any(_is_free(each) for each in places.values()):
-        if key not in reasons:
-            reasons[key] = place(*key, places.values(), battery=battery).reason
-        reign.why[job.id] = f"waits: {reasons[key]}"
-        return None
     if (home := _home(reign, job, places)) is not None:
         _order(reign, job, home)
         return home
-    found = place(*key, (_for_job(reign, job, each) for each in places.values()), battery=battery)
+    found = _choose(reign, job, places)
     if found.node is None:
-        reign.why[job.id] = f"waits: {found.reason}"
-    elif not job.attempts and (job.estimate is None or job.estimate.node != found.node):
+        return None
+    if not job.attempts and (job.estimate is None or job.estimate.node != found.node):
         reign.praise[job.id] = found.reason
         reign.ask_estimate(job, found.node)  # another node, another price
     else:
         _order(reign, job, found.node)
     return found.node
+
+
+def _choose(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> Placement:
+    offered = (_for_job(reign, job, each) for each in places.values())
+    return place(_needs(job), _wanted(job), offered, battery=reign.rules.train_on_battery)
 
 
 def _home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | None:
@@ -81,7 +103,6 @@ def _home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | No
 
 
 def _order(reign: Reign, job: Job, node: NodeId) -> None:
-    reign.why.pop(job.id, None)
     attempt = job.current
     if attempt is None or attempt.node != node:
         attempt = _next_attempt(reign, job, node)
@@ -112,8 +133,8 @@ def _next_attempt(reign: Reign, job: Job, node: NodeId) -> Attempt:
 
 def _places(reign: Reign) -> dict[NodeId, Place]:
     training: dict[NodeId, list[str]] = {}
-    for job in reign.open_jobs():
-        if job.state in ("running", "cancelling") and job.current is not None:
+    for job in reign.index.of("running", "cancelling"):
+        if job.current is not None:
             training.setdefault(job.current.node, []).append(job.name)
     return {
         member.id: _place(member, reign.rules.slots, tuple(training.get(member.id, ())))

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from tiermesh.core import job_answers
+from tiermesh.core.dispatch import why
 from tiermesh.core.job_effects import Acknowledge, AttemptTold, Decline, Heard, JobEffect, Refusal, Save, Tell
 from tiermesh.core.job_rules import AGAIN_S, THINK_S, JobRules
 from tiermesh.core.job_steps import think
@@ -41,7 +42,7 @@ from tiermesh.core.treatment import judged
 from tiermesh.errors import JobExists, NotFound, NotPossibleNow, TiermeshError, Unavailable
 from tiermesh.types import NodeId, View
 
-Decision = Literal["approve", "optimize", "cancel", "retry"]
+Decision = Literal["approve", "optimize", "cancel", "retry", "forget"]
 LAG_S = 1.0
 """A coordinator whose loop stood still for longer lets the leases of others run on for as long."""
 
@@ -74,8 +75,8 @@ class Foreman:
 
     def why(self, job: JobId) -> str:
         """Why it waits, or how it ended, for a person."""
-        waits = None if self._reign is None else self._reign.why.get(job)
-        return waits or self._records[job].reason
+        known = self._records[job]
+        return known.reason if self._reign is None else why(self._reign, known)
 
     # Inputs of people
 
@@ -88,10 +89,11 @@ class Foreman:
             return [Decline(job.id, error)]
         assert self._reign is not None
         if known is None:
-            name = unique_name(job.name, (each.name for each in self._records.values()))
+            name = unique_name(job.name, (each.name for each in self._records.values() if not each.forgotten))
             asked = replace(job.asked, name=name, submitted_at=wall)
             self._reign.put(replace(job, asked=asked, happened=(Happened(wall, "submit"),)))
         self._unanswered.add(job.id)
+        self._reign.safer.add(job.id)
         return self._done()
 
     def decide(self, now: float, wall: float, job: JobId, decision: Decision) -> list[JobEffect]:
@@ -112,6 +114,10 @@ class Foreman:
                 if known.state not in ("estimating", "queued"):
                     raise NotPossibleNow(f"job {known.name} is {known.state}: it waits for no node")
                 reign.forget_objections(job)
+            case "forget":
+                if not known.is_over:
+                    raise NotPossibleNow(f"job {known.name} is {known.state}: cancel it first")
+                reign.put(replace(known, forgotten=True))
         return self._done()
 
     def note(self, now: float, wall: float, job: JobId, kind: str, text: str) -> list[JobEffect]:
@@ -171,7 +177,7 @@ class Foreman:
         """`node` has saved the copy that had this stamp."""
         self._at(now, wall)
         if self._reign is not None:
-            self._reign.copies.has(job, node, stamp)
+            self._reign.has_copy(job, node, stamp)
         return self._done()
 
     def learnt(
@@ -232,7 +238,7 @@ class Foreman:
         if known is None and here < rules.min_members:
             return Unavailable(f"{here} of the {rules.min_members} nodes are here that must be before jobs are taken")
         limit = rules.waiting_limit
-        if known is None and sum(not each.is_over for each in self._records.values()) >= limit:
+        if known is None and len(self._reign.index) >= limit:
             return Unavailable(f"{limit} jobs wait here already", retry_after_s=60)
         return None
 
@@ -256,7 +262,8 @@ class Foreman:
         if self._reign is None:
             return []
         effects = think(self._reign)
-        for job in [job for job in self._unanswered if self._reign.is_safe(job)]:
+        safer, self._reign.safer = self._reign.safer, set()
+        for job in sorted(job for job in self._unanswered & safer if self._reign.is_safe(job)):
             self._unanswered.discard(job)
             effects.append(Acknowledge(self._records[job]))
         return effects

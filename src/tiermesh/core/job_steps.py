@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tiermesh.core.dispatch import dispatch, likeliest_node
+from tiermesh.core.dispatch import appraise, dispatch
 from tiermesh.core.job_effects import JobEffect
 from tiermesh.core.job_rules import MAX_INTERRUPTIONS, SILENT_LEASES, STOP_S, THINK_S
 from tiermesh.core.jobs import Attempt, Job, Told
@@ -25,13 +25,18 @@ ROUNDS = 4
 
 def think(reign: Reign) -> list[JobEffect]:
     """Draw all consequences. Cheap when there is nothing new."""
-    reign.restless |= reign.now - reign.thought_at >= THINK_S
+    if reign.now - reign.thought_at >= THINK_S:
+        reign.look_again()
     for _ in range(ROUNDS):
         if not reign.restless or not reign.handover.is_over(reign.now):
             break
         reign.restless, reign.thought_at = False, reign.now
-        for job in list(reign.open_jobs()):
-            _step(reign, job)
+        stirred, reign.stirred = reign.stirred, set()
+        at_work = {job.id for job in reign.index.of("running", "cancelling")}
+        for job in sorted(stirred | at_work):
+            if not reign.records[job].is_over:
+                _step(reign, reign.records[job])
+        appraise(reign)
         dispatch(reign)
     return reign.flush()
 
@@ -43,8 +48,6 @@ def _step(reign: Reign, job: Job) -> None:
     match job.state:
         case "estimating" | "waiting" | "queued" if (attempt := untreated(job)) is not None:
             treat(reign, job.after("begin", reign.ballot, reign.wall), attempt)
-        case "estimating":
-            _estimating(reign, job)
         case "running":
             _running(reign, job)
         case "cancelling":
@@ -61,11 +64,6 @@ def _with_one_live_attempt(reign: Reign, job: Job) -> Job:
         if attempt is not kept:
             job = job.with_attempt(replace(attempt, fenced=True))
     return reign.put(job)
-
-
-def _estimating(reign: Reign, job: Job) -> None:
-    if reign.estimator(job.id) is None and (place := likeliest_node(reign, job)) is not None:
-        reign.ask_estimate(job, place)
 
 
 def _running(reign: Reign, job: Job) -> None:

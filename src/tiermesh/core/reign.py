@@ -6,13 +6,13 @@ without need and nothing is waited for in vain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from tiermesh.core.handover import Handover
 from tiermesh.core.job_effects import AskEstimate, Collect, Copy, JobEffect, Order, Save, Serve, Stop, Tell
+from tiermesh.core.job_index import JobIndex
 from tiermesh.core.job_rules import AGAIN_S, ESTIMATE_S, OBJECTION_MAX_S, OBJECTION_S, JobRules
-from tiermesh.core.jobs import Attempt, AttemptId, Job, JobEvent, JobId
+from tiermesh.core.jobs import Attempt, AttemptId, Job, JobEvent, JobId, Stamp
 from tiermesh.core.leases import Lease, Objection
 from tiermesh.core.record_copies import RecordCopies
 from tiermesh.types import NO_BALLOT, Ballot, Member, NodeId, View
@@ -42,12 +42,19 @@ class Reign:
         """Estimates under way: of whom, since when."""
         self.stops: dict[JobId, tuple[int, int]] = {}
         """How often in a row a job's attempts stopped by themselves, and at which step."""
+        self.index = JobIndex(records)
+        self.stirred = set(self.index.ids())
+        """Jobs about which something is new."""
+        self.safer: set[JobId] = set()
+        """Jobs of which there may be enough copies now."""
         self.restless = True
         """Is there anything new to draw consequences from?"""
         self.thought_at = now
         self._others: list[NodeId] = []
-        self._open = {job.id for job in records.values() if not job.is_over}
+        self._fresh: set[JobId] = set()
+        """Records that have just changed, and are to be copied at once."""
         self._unsafe = set(records)
+        """Records that are not known to be where they should be."""
         self._leases: dict[JobId, Lease] = {}
         self._objections: dict[JobId, dict[NodeId, Objection]] = {}
         self._served: dict[JobId, AttemptId] = {}
@@ -71,7 +78,8 @@ class Reign:
         self.handover.members({member.id: member.session for member in others})
         if (ids := [member.id for member in others]) != self._others:
             self._others = ids
-            self._unsafe = set(self.records)
+            self._unsafe = self._fresh = set(self.records)
+            self.safer = set(self.records)
         self.restless = True
 
     def excuse(self, late_s: float) -> None:
@@ -83,7 +91,7 @@ class Reign:
         """The policy changed."""
         self.rules = rules
         self.copies.wanted = rules.replicas - 1
-        self._unsafe = set(self.records)
+        self._unsafe = self._fresh = set(self.records)
         self.restless = True
 
     def member(self, node: NodeId) -> Member | None:
@@ -104,15 +112,9 @@ class Reign:
     @property
     def is_busy(self) -> bool:
         """Is there anything to be done or to be waited for?"""
-        return bool(self._open or self._unsafe or self.handover.is_missing_some)
+        return bool(len(self.index) or self._unsafe or self.handover.is_missing_some)
 
     # Records
-
-    def open_jobs(self) -> Iterator[Job]:
-        """Those that are not over; they may change meanwhile."""
-        for job in sorted(self._open):
-            if not self.records[job].is_over:
-                yield self.records[job]
 
     def put(self, job: Job, *, durable: bool = True) -> Job:
         """The record is this from now on. Not `durable`: figures, not worth a write."""
@@ -131,7 +133,7 @@ class Reign:
     def joined(self, known: Job | None, joined: Job, received: Job, sender: NodeId) -> None:
         """A record came in, and both together know this."""
         if joined == received or (joined == known and received.stamp >= joined.stamp):
-            self.copies.has(joined.id, sender, joined.stamp)
+            self.has_copy(joined.id, sender, joined.stamp)
         if joined == known:
             return
         if known is None or (joined == received and received.stamp > known.stamp):
@@ -147,11 +149,13 @@ class Reign:
         self._forget_unsent(job.id)
         self._out += [Save(job), Tell(job)]
         self._unsafe.add(job.id)
+        self._fresh.add(job.id)
         self.copies.changed(job.id)
+        self.index.put(job)
         if job.is_over:
             self._close(job.id)
         else:
-            self._open.add(job.id)
+            self.stirred.add(job.id)
         self._serve(job)
         self.restless = True
         return job
@@ -162,7 +166,6 @@ class Reign:
             self._out.pop()
 
     def _close(self, job: JobId) -> None:
-        self._open.discard(job)
         for memory in (self.why, self.praise, self.asked, self.stops, self._leases, self._objections):
             memory.pop(job, None)
 
@@ -182,14 +185,26 @@ class Reign:
         """Would the record, as it is, outlive this node?"""
         return self.copies.is_current_elsewhere(job, self._others)
 
+    def look_again(self) -> None:
+        """Time has passed: what was not answered is asked again."""
+        self.restless = True
+        self._fresh |= self._unsafe
+
     def wants(self, node: NodeId) -> None:
         """`node` speaks of something that is not known here."""
         self.handover.want(node)
 
+    def has_copy(self, job: JobId, node: NodeId, stamp: Stamp) -> None:
+        """`node` has saved the record as it was at that stamp."""
+        self.copies.has(job, node, stamp)
+        self.safer.add(job)
+        self._fresh.add(job)
+
     def flush(self) -> list[JobEffect]:
         """Ask for what is missing, and give all effects away."""
         self._out += [Collect(node) for node in self.handover.due(self.now)]
-        for job in sorted(self._unsafe):
+        fresh, self._fresh = self._fresh, set()
+        for job in sorted(fresh & self._unsafe):
             targets = self.copies.due(self.now, self.records[job], self._others)
             if targets is None:
                 self._unsafe.discard(job)

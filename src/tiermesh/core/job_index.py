@@ -1,0 +1,43 @@
+"""Which jobs are in which state, so that a thousand that wait cost nothing while ten run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tiermesh.core.jobs import OVER, Job, JobId
+from tiermesh.types import JobState
+
+
+class JobIndex:
+    """Of the open jobs among `records`, which is somebody else's and is read only. `put` at every change."""
+
+    def __init__(self, records: Mapping[JobId, Job]) -> None:
+        self._records = records
+        self._states: dict[JobId, JobState] = {}
+        self._members: dict[JobState, dict[JobId, None]] = {}
+        for job in records.values():
+            self.put(job)
+
+    def __len__(self) -> int:
+        """Jobs that are not over."""
+        return len(self._states)
+
+    def put(self, job: Job) -> None:
+        """The job is in the state that its record says."""
+        before = self._states.get(job.id)
+        if before == job.state:
+            return
+        if before is not None:
+            del self._members[before][job.id]
+            del self._states[job.id]
+        if job.state not in OVER:
+            self._states[job.id] = job.state
+            self._members.setdefault(job.state, {})[job.id] = None
+
+    def ids(self) -> Iterable[JobId]:
+        """Of all open jobs."""
+        return tuple(self._states)
+
+    def of(self, *states: JobState) -> list[Job]:
+        """Those in these states, by how long they have been in them."""
+        return [self._records[job] for state in states for job in self._members.get(state, ())]
