@@ -89,7 +89,7 @@ async def kernel(
     )
     made = Kernel(folder, engine)
     await engine.start()
-    await until(lambda: len(engine.models) >= len(names))
+    await until(lambda: {model.name for model in engine.models} >= set(names))
     try:
         yield made
     finally:

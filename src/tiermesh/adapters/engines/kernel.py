@@ -175,7 +175,7 @@ class KernelEngine:
             raise UnknownModel(f"name: no adapter {name} is served here", param="name")
         self._forget(name)
         for served in self._in_order():
-            if any(adapter.name == name for adapter in served.adapters):
+            if name in served.adapters:
                 await served.drop_adapter(name)
 
     async def add_model(self, local: LocalModel, tier: Tier, *, job: str = "") -> None:

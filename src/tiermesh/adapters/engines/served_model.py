@@ -12,15 +12,15 @@ import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
 
 import aiohttp
 
 from tiermesh.adapters.engines import Reply
+from tiermesh.adapters.engines.attached import Attached
 from tiermesh.adapters.engines.memory import is_gguf, llama_shape
 from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel
@@ -107,7 +107,7 @@ class ServedModel:
     ) -> None:
         self.wanted = wanted
         self.local = local
-        self.adapters = adapters
+        self.adapters = Attached(local.name, adapters, self._tell)
         self.suspects_turn = asyncio.Lock()
         """Held by a request that was there when a worker died: such requests run one at a time."""
         self.last_used = 0.0
@@ -119,12 +119,6 @@ class ServedModel:
         self._hire = hire
         self._on_change = on_change
         self._health = Health()
-        self._refused: frozenset[str] = frozenset()
-        """Adapters that the last worker did not take."""
-        self._given: tuple[LocalAdapter, ...] = ()
-        """Those that the process was started with."""
-        self._changing = asyncio.Lock()
-        """Held while a running worker is told of adapters."""
         self._worker: Worker | None = None
         self._dismissal: asyncio.Task[None] | None = None
         self._hired = 0
@@ -138,8 +132,7 @@ class ServedModel:
         state = self._model_state()
         progress = self._health.progress if state == "loading" else None
         names = [(self.local.name, self.local.digest, self.wanted.job)]
-        served = [adapter for adapter in self.adapters if adapter.name not in self._refused]
-        names += [(adapter.name, adapter.digest_on(self.local.digest), adapter.job) for adapter in served]
+        names += [(one.name, one.digest_on(self.local.digest), one.job) for one in self.adapters.served]
         return tuple(
             Model(name, digest, self.wanted.tier, ENGINE_NAME, state, progress, self.can_continue, job)
             for name, digest, job in names
@@ -197,7 +190,7 @@ class ServedModel:
         self.reserved_bytes = reserved_bytes
 
         def argv() -> list[str]:
-            self._given, self._health = self.adapters, Health()
+            self._health = Health()
             return self._command(cache_bytes, threads, precision)
 
         spec = WorkerSpec(name=f"the worker of {self.local.name}", argv=argv, log=self._log, is_ready=self._look)
@@ -231,39 +224,29 @@ class ServedModel:
         """
         if is_gguf(self.local.path):
             raise InvalidInput(f"{self.local.name} is a GGUF, which takes no adapters here", param="base")
-        async with self._changing:
-            if self._worker is not None and self._health.ready:
-                try:
-                    await self._tell("POST", "/adapters", {"name": adapter.name, "path": str(adapter.path)})
-                except EngineFailed as error:
-                    log.info("%s is told of the adapter %s at its next start: %s", self.local.name, adapter.name, error)
-            self.adapters = (*self.adapters, adapter)
-            self._refused -= {adapter.name}
+        await self.adapters.add(adapter, is_ready=self._is_ready)
         self._on_change()
 
     async def drop_adapter(self, name: str) -> None:
         """Serve it no longer; answers that it is giving now are given to the end."""
-        async with self._changing:
-            self.adapters = tuple(adapter for adapter in self.adapters if adapter.name != name)
-            self._on_change()
-            if self._worker is not None and self._health.ready:
-                try:
-                    await self._tell("DELETE", f"/adapters/{quote(name, safe='')}")
-                except (EngineFailed, InvalidInput) as error:
-                    log.info("%s keeps the adapter %s until its next start: %s", self.local.name, name, error)
+        await self.adapters.drop(name, is_ready=self._is_ready)
+        self._on_change()
 
-    async def _tell(self, method: str, path: str, body: Mapping[str, object] | None = None) -> None:
+    def _is_ready(self) -> bool:
+        """Has the worker loaded, and does it listen, as far as is known?"""
+        return self._worker is not None and self._health.ready
+
+    async def _tell(self, method: str, path: str, body: Mapping[str, object] | None) -> None:
         """Raises `InvalidInput` for the worker's 4xx, with its words, and `EngineFailed` for anything else."""
         limit = aiohttp.ClientTimeout(total=ADAPTER_LIMIT_S)
         try:
             async with self._session.request(method, HOST + path, json=body, timeout=limit) as response:
-                answer = await response.json()
+                text = await response.text()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise EngineFailed(f"the worker of {self.local.name} does not answer: {error}") from error
         if response.status == 200:
             return
-        told = answer.get("error") if isinstance(answer, dict) else None
-        message = str(told.get("message")) if isinstance(told, dict) else f"HTTP {response.status}"
+        message = _message(text) or f"HTTP {response.status}"
         if response.status < 500:
             raise InvalidInput(message, param="adapter")
         raise EngineFailed(message)
@@ -350,11 +333,12 @@ class ServedModel:
         ]
         command += ["--name", local.name, "--digest", local.digest]
         command += [] if threads is None else ["--threads", str(threads)]
+        adapters = self.adapters.arguments()
         if is_gguf(local.path):
             slots, context = llama_shape(local, cache_bytes)
             return [*command, "--slots", str(slots), "--context-length", str(context)]
         command += ["--precision", precision, "--memory-bytes", str(cache_bytes)]
-        return command + [f"--adapter={adapter.name}={adapter.path}" for adapter in self.adapters]
+        return command + adapters
 
     async def _look(self) -> bool:
         """Is the worker ready? What it says of its load is told when it has moved a step."""
@@ -367,44 +351,25 @@ class ServedModel:
         progress = int(min(1.0, max(0.0, health.progress)) * PROGRESS_STEPS) / PROGRESS_STEPS
         moved = progress != self._health.progress
         self._health = Health(health.ready, health.slots, progress)
-        if health.ready:
-            self._note_refused(health.adapters)
-            if not await self._caught_up():
-                return False
+        if health.ready and not await self.adapters.caught_up(health.adapters, self._log):
+            return False
         if moved:
             self._on_change()
         return health.ready
-
-    def _note_refused(self, taken: frozenset[str]) -> None:
-        """The model is served without them."""
-        self._refused = frozenset(adapter.name for adapter in self.adapters if adapter in self._given) - taken
-        for name in sorted(self._refused):
-            log.warning("%s does not take the adapter %s; its log says why: %s", self.local.name, name, self._log)
-
-    async def _caught_up(self) -> bool:
-        """Tell the worker of what came and went while it started; gives whether it knows now."""
-        gone = [adapter for adapter in self._given if adapter not in self.adapters]
-        come = [adapter for adapter in self.adapters if adapter not in self._given]
-        try:
-            for adapter in gone:
-                with suppress(InvalidInput):  # one that it had refused
-                    await self._tell("DELETE", f"/adapters/{quote(adapter.name, safe='')}")
-            for adapter in come:
-                try:
-                    await self._tell("POST", "/adapters", {"name": adapter.name, "path": str(adapter.path)})
-                except InvalidInput as error:
-                    self._refused |= {adapter.name}
-                    log.warning("%s does not take the adapter %s: %s", self.local.name, adapter.name, error)
-        except EngineFailed:
-            return False
-        self._given = tuple(adapter for adapter in (*self._given, *come) if adapter not in gone)
-        return set(self._given) == set(self.adapters)
 
 
 async def _unavailable(response: aiohttp.ClientResponse) -> TiermeshError:
     retry_after_s = float(response.headers.get("Retry-After", "1"))
     try:
-        message = json.loads(await response.text())["error"]["message"]
-    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
-        message = "the kernel's worker is busy"
-    return Unavailable(message, retry_after_s=retry_after_s)
+        message = _message(await response.text())
+    except aiohttp.ClientError:
+        message = ""
+    return Unavailable(message or "the kernel's worker is busy", retry_after_s=retry_after_s)
+
+
+def _message(body: str) -> str:
+    """What an error's body says; nothing when it is none of ours."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
