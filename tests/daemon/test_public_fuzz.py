@@ -64,6 +64,9 @@ READ = (
     "/api/jobs/{name}/results",
     "/api/jobs/{name}/results/{name}",
     "/api/data/{name}",
+    "/api/models",
+    "/api/models/{name}",
+    "/api/models/{name}/files/{name}",
     "/v1/files",
     "/v1/files/{name}",
     "/v1/files/{name}/content",
@@ -77,7 +80,7 @@ READ = (
 ORDERS = tuple(f"/api/nodes/{{name}}/{order}" for order in ("drain", "resume", "remove"))
 DECISIONS = tuple(f"/api/jobs/{{name}}/{decision}" for decision in ("approve", "cancel", "optimize", "retry"))
 TUNING = tuple(f"/v1/fine_tuning/jobs/{{name}}/{decision}" for decision in ("cancel", "resume"))
-ACTS = (*ORDERS, *DECISIONS, *TUNING, "/api/cluster/test")
+ACTS = (*ORDERS, *DECISIONS, *TUNING, "/api/cluster/test", "/api/models/{name}/pin")
 """Routes that do something, and whose body says nothing."""
 
 TAKE = ("/api/config", "/api/train", "/v1/files", "/v1/fine_tuning/jobs")

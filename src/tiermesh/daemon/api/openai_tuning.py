@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Mapping
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tiermesh.adapters.sent_files import SentFile
 from tiermesh.daemon.api import translate_tuning as told
@@ -70,7 +71,7 @@ class _Files:
             purpose, taken = await self._taken(request)
         except InvalidInput:
             raise
-        except (web.RequestPayloadError, ValueError) as error:
+        except (web.RequestPayloadError, HttpProcessingError, ValueError, AssertionError) as error:  # all are aiohttp's
             reason = " ".join(str(error).split())
             raise InvalidInput(f"the body is not the form that its headers say: {reason}") from None
         if taken is None or not purpose:
