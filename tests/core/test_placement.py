@@ -115,10 +115,10 @@ def job(name: str, submitter: str = "ann", priority: int = 0, at: float = 0.0) -
 
 def line(queued: list[Job], at_work: list[Job]) -> list[str]:
     """All begun, one after the other."""
-    waiting, names = Line(queued, at_work), []
+    waiting, names = Line(queued, at_work, {}), []
     for each in waiting:
         names.append(each.name)
-        waiting.begun(each)
+        waiting.begun(each, float(len(names)))
     return names
 
 
@@ -135,5 +135,10 @@ class TestLine:
         assert line([*many, *few], []) == ["ann-0", "bob-0", "ann-1", "bob-1", "ann-2"]
         assert line([*many, *few], [job("x", "ann"), job("y", "ann")])[:2] == ["bob-0", "bob-1"]
 
+    def test_with_one_slot_they_take_turns_too(self) -> None:
+        many = [job(f"ann-{index}", "ann", at=float(index)) for index in range(3)]
+        assert next(iter(Line([*many, job("bob-0", "bob", at=9.0)], [], {"ann": 5.0}))).name == "bob-0"
+        assert next(iter(Line([*many, job("bob-0", "bob", at=9.0)], [], {"ann": 5.0, "bob": 6.0}))).name == "ann-0"
+
     def test_who_can_not_begin_holds_up_nobody(self) -> None:
-        assert [each.name for each in Line([job("a"), job("b", at=1.0)], [])] == ["a", "b"]
+        assert [each.name for each in Line([job("a"), job("b", at=1.0)], [], {})] == ["a", "b"]

@@ -57,12 +57,12 @@ def dispatch(reign: Reign) -> None:
     free = {each.id for each in places.values() if _is_free(each)}
     if not free or not (queued := reign.index.of("queued")):
         return
-    line = Line(queued, reign.index.of("running", "cancelling"))
+    line = Line(queued, reign.index.of("running", "cancelling"), reign.turns)
     for job in line:
         if (found := _begin(reign, job, places)) is None:
             continue
         places[found] = _taken(places[found], job)
-        line.begun(job)
+        line.begun(job, reign.wall)
         if not _is_free(places[found]):
             free.discard(found)
         if not free:

@@ -1,4 +1,5 @@
-"""Who is next: higher priority first, then the submitter who has least at work, then who has waited longest."""
+"""Who is next: higher priority first, then the submitter who has least at work, then the one whose last turn is longest
+ago, then who has waited longest."""
 
 from __future__ import annotations
 
@@ -9,10 +10,14 @@ from tiermesh.core.jobs import Job
 
 
 class Line:
-    """Queued jobs in their order, which changes with every one that is begun."""
+    """Queued jobs in their order, which changes with every one that is begun.
 
-    def __init__(self, queued: Iterable[Job], at_work: Iterable[Job]) -> None:
+    `turns` says when a job of each submitter was begun last, Unix seconds; it is kept up to date.
+    """
+
+    def __init__(self, queued: Iterable[Job], at_work: Iterable[Job], turns: dict[str, float]) -> None:
         self._busy = Counter(job.asked.submitter for job in at_work)
+        self._turns = turns
         self._rest = list(queued)
 
     def __iter__(self) -> Iterator[Job]:
@@ -20,16 +25,16 @@ class Line:
         while self._rest:
             yield self._rest.pop()
 
-    def begun(self, job: Job) -> None:
+    def begun(self, job: Job, at: float) -> None:
         """This one has got a node."""
         self._busy[job.asked.submitter] += 1
+        self._turns[job.asked.submitter] = at
         self._sort()
 
     def _sort(self) -> None:
-        self._rest.sort(
-            key=lambda job: (-job.asked.priority, self._busy[job.asked.submitter], *_age(job)), reverse=True
-        )
+        self._rest.sort(key=self._place, reverse=True)
 
-
-def _age(job: Job) -> tuple[float, str]:
-    return job.submitted_at, job.id
+    def _place(self, job: Job) -> tuple[int, int, float, float, str]:
+        asked = job.asked
+        turn = self._turns.get(asked.submitter, 0.0)
+        return -asked.priority, self._busy[asked.submitter], turn, asked.submitted_at, job.id

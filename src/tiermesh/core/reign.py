@@ -40,6 +40,8 @@ class Reign:
         """Why the node was chosen that is asked for an estimate."""
         self.asked: dict[JobId, tuple[NodeId, float]] = {}
         """Estimates under way: of whom, since when."""
+        self.turns: dict[str, float] = {}
+        """When a job of each submitter was begun last, Unix seconds."""
         self.stops: dict[JobId, tuple[int, int]] = {}
         """How often in a row a job's attempts stopped by themselves, and at which step."""
         self.index = JobIndex(records)
