@@ -18,6 +18,9 @@ from tests.training_runs import write_data, write_spec
 pytest.importorskip("torch")
 from tests import tiny_model
 
+pytestmark = pytest.mark.timeout(400)
+"""A node tries the job first, with the processor that the tests beside it leave."""
+
 
 class Desk:
     """A folder with a spec and its data, and a node that is not told of it."""
@@ -86,6 +89,10 @@ async def test_a_job_is_sent_and_followed_to_its_end(desk: Desk) -> None:
     assert [event["step"] for event in told if event["event"] == "step"][:3] == [1, 2, 3]
     code, _, said = await desk.mesh("jobs", "cancel", "faq")
     assert (code, said) == (1, "mesh: job faq is completed: nothing is left to cancel\n")
+    assert (await desk.mesh("jobs", "rm", "faq"))[:2] == (0, "job faq is forgotten\n")
+    code, _, said = await desk.mesh("jobs", "show", "faq")
+    assert (code, said) == (1, "mesh: no job is called 'faq'; `mesh jobs` lists them\n")
+    assert (await desk.mesh("jobs"))[1] == "no training jobs; `mesh train SPEC` makes one\n"
 
 
 async def test_ctrl_c_lets_go_and_the_job_goes_on(desk: Desk) -> None:
@@ -94,6 +101,8 @@ async def test_ctrl_c_lets_go_and_the_job_goes_on(desk: Desk) -> None:
     async with asyncio.timeout(LIMIT_S):
         while not (await following.stdout.readline()).startswith(b"step "):
             pass
+    code, _, refused = await desk.mesh("jobs", "rm", "long")
+    assert (code, refused) == (1, "mesh: job long is running: cancel it first\n")
     following.send_signal(signal.SIGINT)
     _, said = await asyncio.wait_for(following.communicate(), LIMIT_S)
     assert following.returncode == 130

@@ -157,10 +157,11 @@ class TestJoin:
             assert join(mine, theirs).attempts[0].told == expected
 
     def test_what_was_said_once_is_said_for_ever(self) -> None:
-        one = replace(JOB, cancel_asked=True, holders=(A,), happened=(Happened(1.0, "submit"),))
+        one = replace(JOB, cancel_asked=True, forgotten=True, holders=(A,), happened=(Happened(1.0, "submit"),))
         other = replace(JOB, approved=1, holders=(B,), happened=(Happened(2.0, "cancel"),))
         joined = join(one, other)
-        assert (joined.cancel_asked, joined.approved, joined.holders) == (True, 1, (A, B))
+        assert (joined.cancel_asked, joined.forgotten) == (True, True)
+        assert (joined.approved, joined.holders) == (1, (A, B))
         assert [each.kind for each in joined.happened] == ["submit", "cancel"]
 
     def test_of_a_submission_to_both_halves_the_earlier_counts(self) -> None:
@@ -221,6 +222,7 @@ records = st.builds(
     holders=st.sampled_from([(), (A,), (A, B)]),
     approved=st.integers(-1, 1),
     cancel_asked=st.booleans(),
+    forgotten=st.booleans(),
     stamp=stamps,
 )
 

@@ -11,7 +11,7 @@ often (a semilattice), and two nodes that have heard the same have the same reco
                    and of two that are not ends that of the later stamp counts
     attempts       the union by (number, ballot); what a node said last of one counts, an end before all
     happened       the union
-    cancel_asked, approved, holders of data    once said, said for ever
+    cancel_asked, forgotten, approved, holders of data    once said, said for ever
 
 One thing follows from another: a job is `completed` exactly when one of its attempts counts, and its result is the
 first of those by number and ballot. After the end nothing changes, but that another half may bring a better end or an
@@ -19,27 +19,6 @@ earlier result.
 
 An attempt is one order to train on one node with one spec. Stopped, or its node restarted, the same attempt goes on
 there; anywhere else, or with another spec, it is the next attempt, and the one before is fenced.
-
-| state      | event     | next       |                                                            |
-|------------|-----------|------------|------------------------------------------------------------|
-| estimating | admit     | queued     | the estimate is within the soft limit                      |
-| estimating | ask       | waiting    | a person is to decide                                      |
-| estimating | refuse    | refused    | over the limit, or no node will ever take it               |
-| waiting    | approve   | queued     | by a person                                                |
-| waiting    | optimize  | estimating | with a cheaper spec, then the gate again                   |
-| queued     | begin     | running    | an attempt is ordered on a node, or told of by one         |
-| queued     | refuse    | refused    | no node will ever take it                                  |
-| queued     | fail      | failed     | moved too often                                            |
-| running    | interrupt | queued     | stopped after a checkpoint, or its node is gone            |
-| running    | retry     | queued     | it failed, and an edited spec may do better                |
-| running    | reconsider| estimating | the same, with a spec that costs more: the gate again      |
-| running    | fail      | failed     |                                                            |
-| running    | cancel    | cancelling | the worker saves first                                     |
-| cancelling | interrupt | cancelled  |                                                            |
-| cancelling | fail      | cancelled  | nobody wants to know any more                              |
-| others that are no end | cancel   | cancelled | nothing runs                                     |
-| estimating, waiting    | begin    | running   | the other half had gone further                  |
-| any but completed      | complete | completed | an attempt ended well; late, from a node that was out of reach, too |
 """
 
 from __future__ import annotations
@@ -57,60 +36,6 @@ from tiermesh.types import NO_BALLOT, AttemptState, Ballot, JobState, NodeId
 
 JobId = NewType("JobId", str)
 """A ULID that the submitter made: the job's idempotency key."""
-AttemptId = tuple[int, Ballot]
-"""Number, and the ballot under which it was ordered first: two halves of a partition may both have a second attempt."""
-Stamp = tuple[int, Ballot]
-"""Of a change: one more than that of the change before, and who made it. Unique, for a ballot has one holder."""
-JobEvent = Literal[
-    "admit",
-    "approve",
-    "ask",
-    "refuse",
-    "optimize",
-    "begin",
-    "interrupt",
-    "retry",
-    "reconsider",
-    "complete",
-    "fail",
-    "cancel",
-]
-Cause = Literal["first", "moved", "retried"]
-"""Why there is this attempt: the first, the node before was lost or left, or the one before failed."""
-
-TRANSITIONS: Mapping[tuple[JobState, JobEvent], JobState] = {
-    ("estimating", "admit"): "queued",
-    ("estimating", "ask"): "waiting",
-    ("estimating", "refuse"): "refused",
-    ("estimating", "cancel"): "cancelled",
-    ("estimating", "begin"): "running",
-    ("estimating", "complete"): "completed",
-    ("waiting", "approve"): "queued",
-    ("waiting", "optimize"): "estimating",
-    ("waiting", "cancel"): "cancelled",
-    ("waiting", "begin"): "running",
-    ("waiting", "complete"): "completed",
-    ("queued", "begin"): "running",
-    ("queued", "refuse"): "refused",
-    ("queued", "fail"): "failed",
-    ("queued", "cancel"): "cancelled",
-    ("queued", "complete"): "completed",
-    ("running", "interrupt"): "queued",
-    ("running", "retry"): "queued",
-    ("running", "reconsider"): "estimating",
-    ("running", "complete"): "completed",
-    ("running", "fail"): "failed",
-    ("running", "cancel"): "cancelling",
-    ("cancelling", "interrupt"): "cancelled",
-    ("cancelling", "fail"): "cancelled",
-    ("cancelling", "complete"): "completed",
-    ("cancelled", "complete"): "completed",
-    ("failed", "complete"): "completed",
-    ("refused", "complete"): "completed",
-}
-ENDS: Mapping[JobState, int] = {"refused": 1, "failed": 2, "cancelled": 3, "completed": 4}
-"""States that nothing follows, with their rank when two halves of a partition ended differently."""
-OVER: frozenset[JobState] = frozenset(ENDS)
 NO_STAMP: Stamp = (0, NO_BALLOT)
 HAPPENED_LIMIT = 500
 """Events kept of a job, the newest: a hundred attempts with five each."""
@@ -125,90 +50,6 @@ class Dataset:
     sha256: str
     name: str
     size_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A saved state of a run. `artifact` is the digest of its manifest; `holders` are nodes that have it whole."""
-
-    step: int
-    artifact: str = ""
-    holders: tuple[NodeId, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What the node that trains said of an attempt. None is unknown."""
-
-    seq: int = 0
-    """Rises with everything that is said of one attempt, also over restarts of the node (as Unix milliseconds do)."""
-    state: AttemptState = "running"
-    phase: str = ""
-    step: int = 0
-    steps: int = 0
-    loss: float | None = None
-    tokens_per_s: float | None = None
-    eta_s: float | None = None
-    checkpoint: Checkpoint | None = None
-    failure: str | None = None
-    """The kind of failure, when it failed."""
-    micro_batch_size: int | None = None
-    """What a run that failed for lack of memory had come down to by itself."""
-    reason: str = ""
-    result: Mapping[str, object] = field(default_factory=dict)
-    """What the run told at its good end."""
-    artifact: str = ""
-    """The digest of the result's manifest."""
-    holders: tuple[NodeId, ...] = ()
-    """Nodes that have the result whole."""
-    failed_gates: tuple[str, ...] = ()
-    """What the coordinator found wanting in the result; nodes don't say this."""
-
-    @property
-    def counts(self) -> bool:
-        """Is this a good end?"""
-        return self.state == "completed" and not self.failed_gates
-
-    @property
-    def is_end(self) -> bool:
-        """Will the node do no more about it, whatever it is told? A stopped attempt may go on."""
-        return self.state in ("completed", "failed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
-    """One order to train. All but `told` and `fenced` never change."""
-
-    number: int
-    ballot: Ballot
-    node: NodeId
-    spec: Mapping[str, object]
-    cause: Cause = "first"
-    why: str = ""
-    retries: int = 0
-    """How many attempts up to here were made because one before had failed."""
-    ordered_at: float = 0.0
-    """Unix seconds."""
-    told: Told | None = None
-    fenced: bool = False
-    """Replaced by another attempt: whoever works at it is to stop."""
-
-    @property
-    def id(self) -> AttemptId:
-        return self.number, self.ballot
-
-    @property
-    def is_live(self) -> bool:
-        """May it still come to something?"""
-        return not self.fenced and not self.is_end
-
-    @property
-    def is_end(self) -> bool:
-        return self.told is not None and self.told.is_end
-
-    @property
-    def counts(self) -> bool:
-        return self.told is not None and self.told.counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +146,8 @@ class Job:
     approved: int = -1
     """The highest edition of the spec that a person has agreed to."""
     cancel_asked: bool = False
+    forgotten: bool = False
+    """Over, and nobody is to be told of it any more. The record stays, so that no copy of it brings the job back."""
     stamp: Stamp = NO_STAMP
     """Of the last change: whoever holds this stamp, or a higher one, has heard of everything before."""
 
@@ -419,7 +262,7 @@ class Job:
 
     def with_attempt(self, attempt: Attempt) -> Job:
         """With this attempt, new or as it is now."""
-        return replace(self, attempts=_attempts(self.attempts, (attempt,)))
+        return replace(self, attempts=join_all(self.attempts, (attempt,)))
 
     def is_same_request(self, other: Job) -> bool:
         """Was the same thing asked for? A name is a label."""
@@ -432,9 +275,6 @@ class Job:
         )
 
 
-AttemptStanding = Literal["ordered", "running", "stopped", "completed", "failed", "superseded"]
-
-
 def join(one: Job, other: Job) -> Job:
     """What both records of a job know: commutative, associative, idempotent."""
     assert one.id == other.id, "records of one job"
@@ -444,20 +284,14 @@ def join(one: Job, other: Job) -> Job:
         id=one.id,
         asked=min(one.asked, other.asked, key=lambda each: (each.submitted_at, canonical(each))),
         course=_course(one.course, other.course),
-        attempts=_attempts(one.attempts, other.attempts),
+        attempts=join_all(one.attempts, other.attempts),
         happened=_events(one.happened, other.happened),
         holders=tuple(sorted({*one.holders, *other.holders})),
         approved=max(one.approved, other.approved),
         cancel_asked=one.cancel_asked or other.cancel_asked,
+        forgotten=one.forgotten or other.forgotten,
         stamp=max(one.stamp, other.stamp),
     )
-
-
-def join_attempts(one: Attempt, other: Attempt) -> Attempt:
-    """What both know of one attempt."""
-    assert one.id == other.id
-    first = min(one, other, key=lambda each: canonical(replace(each, told=None, fenced=False)))
-    return replace(first, told=join_told(one.told, other.told), fenced=one.fenced or other.fenced)
 
 
 def job_to_dict(job: Job) -> dict[str, object]:
@@ -480,11 +314,6 @@ def unique_name(wanted: str, taken: Iterable[str]) -> str:
     return wanted if wanted not in names else next(name for name in numbered if name not in names)
 
 
-def canonical(value: object) -> str:
-    """Equal for equal values alone: the last resort of an order."""
-    return json.dumps(encode_value(value), sort_keys=True)
-
-
 def clip(text: str) -> str:
     """No longer than a sentence with its advice."""
     return text if len(text) <= TEXT_LIMIT else f"{text[: TEXT_LIMIT - 1]}…"
@@ -495,24 +324,6 @@ def _course(one: Course, other: Course) -> Course:
     if mine == theirs:
         return one if one == other else max(one, other, key=canonical)
     return one if mine > theirs else other
-
-
-def _told_order(told: Told) -> tuple[bool, bool, int, str]:
-    return told.counts, told.is_end, told.seq, canonical(told)
-
-
-def join_told(one: Told | None, other: Told | None) -> Told | None:
-    """What was said last; a good end before an end before all."""
-    if one is None or other is None or one == other:
-        return other if one is None else one
-    return max(one, other, key=_told_order)
-
-
-def _attempts(one: tuple[Attempt, ...], other: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
-    known: dict[AttemptId, Attempt] = {}
-    for each in (*one, *other):
-        known[each.id] = join_attempts(known[each.id], each) if each.id in known else each
-    return tuple(known[key] for key in sorted(known))
 
 
 def _events(*parts: tuple[Happened, ...]) -> tuple[Happened, ...]:

@@ -94,7 +94,7 @@ def _estimate(job: Job, name_of: Callable[[NodeId], str]) -> EstimateReport | No
     )
 
 
-_VERDICTS: dict[str, str] = {"admit": "approve", "ask": "wait", "refuse": "refuse"}
+_VERDICTS: dict[str, str] = {"admit": "approve", "approve": "approve", "ask": "wait", "refuse": "refuse"}
 """What the gate said, by the event that it was."""
 
 

@@ -135,7 +135,8 @@ def _check_growth(before: Job, after: Job) -> None:
             raise Violation(f"{after.id} was {before.state} and is {after.state}")
         if before.result is not None and (after.result is None or after.result.id > before.result.id):
             raise Violation(f"the result of {after.id} was that of {before.result.id}")
-    if before.cancel_asked > after.cancel_asked or before.approved > after.approved:
+    said = [(job.cancel_asked, job.forgotten, job.approved) for job in (before, after)]
+    if any(old > new for old, new in zip(*said, strict=True)):
         raise Violation(f"{after.id} forgot what a person decided")
     if after.asked.submitted_at > before.asked.submitted_at:
         raise Violation(f"{after.id} was submitted again")

@@ -60,6 +60,9 @@ def register_jobs(app: web.Application, room: TrainingRoom) -> None:
 
         app.router.add_post(f"/api/jobs/{{job}}/{decision}", decide)
 
+    async def forget(request: web.Request) -> web.Response:
+        return _told(scheduler.report(await scheduler.decide(request.match_info["job"], "forget")))
+
     async def events(request: web.Request) -> web.StreamResponse:
         nonlocal watching
         after, job = _number(request, "after", 16), await scheduler.find(request.match_info["job"])
@@ -105,6 +108,7 @@ def register_jobs(app: web.Application, room: TrainingRoom) -> None:
 
     app.router.add_get("/api/jobs", everything)
     app.router.add_get("/api/jobs/{job}", show)
+    app.router.add_delete("/api/jobs/{job}", forget)
     app.router.add_get("/api/jobs/{job}/events", events)
     app.router.add_get("/api/jobs/{job}/logs", logs)
     app.router.add_get("/api/jobs/{job}/results", results)
