@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
+from tiermesh.core.attempts import Attempt, Told
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.job_effects import AskEstimate, AttemptTold, Collect, Copy, Heard, JobEffect, Order, Refusal
 from tiermesh.core.job_rules import JobRules
-from tiermesh.core.jobs import Asked, Attempt, Dataset, Estimate, Job, JobId, Told
+from tiermesh.core.jobs import Asked, Dataset, Estimate, Job, JobId
 from tiermesh.types import Ballot, Member, MemberState, NodeId, SessionId, Status, View
 
 ME, A, B = (NodeId(letter * 32) for letter in "mab")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.core.foreman_stage import ME, A, B, Stage, job, of
 
+from tiermesh.core.attempts import Attempt, Checkpoint, Told
 from tiermesh.core.evaluation import Gates
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.gate import Budget
@@ -25,7 +26,7 @@ from tiermesh.core.job_effects import (
     Stop,
 )
 from tiermesh.core.job_rules import COLLECT_S, JobRules
-from tiermesh.core.jobs import Attempt, Checkpoint, Job, JobId, Told
+from tiermesh.core.jobs import Job, JobId
 from tiermesh.errors import JobExists, NotFound, NotPossibleNow, Unavailable
 from tiermesh.types import Ballot, Health, NodeId, View
 

@@ -10,23 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiermesh.core.attempts import Attempt, Checkpoint, Told
 from tiermesh.core.evaluation import Gates
+from tiermesh.core.job_states import ENDS, OVER, TRANSITIONS, JobEvent
 from tiermesh.core.jobs import (
-    ENDS,
     HAPPENED_LIMIT,
-    OVER,
     TEXT_LIMIT,
-    TRANSITIONS,
     Asked,
-    Attempt,
-    Checkpoint,
     Course,
     Dataset,
     Happened,
     Job,
-    JobEvent,
     JobId,
-    Told,
     job_from_dict,
     job_to_dict,
     join,

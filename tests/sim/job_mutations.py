@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from tiermesh.core import dispatch, foreman, gate, job_steps, jobs
+from tiermesh.core.attempts import Attempt
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.handover import Handover
 from tiermesh.core.job_effects import Heard, JobEffect, Order
-from tiermesh.core.jobs import Attempt, Course, Job
+from tiermesh.core.jobs import Course, Job
 from tiermesh.core.placement import Place
 from tiermesh.core.reign import Reign
 from tiermesh.types import NodeId

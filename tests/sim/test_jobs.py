@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tiermesh.core.jobs import Told
+from tiermesh.core.attempts import Told
 from tiermesh.sim.invariants import Violation
 from tiermesh.sim.jobs_invariants import JobInvariants
 from tiermesh.sim.jobs_scenario import END_S, JobScenario

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tiermesh.core.attempts import Attempt, Cause
 from tiermesh.core.job_line import Line
 from tiermesh.core.job_rules import MAX_ATTEMPTS, MAX_ESTIMATES
-from tiermesh.core.jobs import Attempt, Cause, Job
+from tiermesh.core.jobs import Job
 from tiermesh.core.placement import ANY, Place, Placement, place
 from tiermesh.core.reign import Reign
 from tiermesh.types import Member, NodeId

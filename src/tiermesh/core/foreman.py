@@ -19,23 +19,12 @@ from dataclasses import replace
 from typing import Literal
 
 from tiermesh.core import job_answers
+from tiermesh.core.attempts import AttemptId, Told, join_told
 from tiermesh.core.dispatch import why
 from tiermesh.core.job_effects import Acknowledge, AttemptTold, Decline, Heard, JobEffect, Refusal, Save, Tell
 from tiermesh.core.job_rules import AGAIN_S, THINK_S, JobRules
 from tiermesh.core.job_steps import think
-from tiermesh.core.jobs import (
-    AttemptId,
-    Estimate,
-    Happened,
-    Job,
-    JobId,
-    Stamp,
-    Told,
-    clip,
-    join,
-    join_told,
-    unique_name,
-)
+from tiermesh.core.jobs import Estimate, Happened, Job, JobId, Stamp, clip, join, unique_name
 from tiermesh.core.reign import Reign
 from tiermesh.core.remediation import optimize
 from tiermesh.core.treatment import judged

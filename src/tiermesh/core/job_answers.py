@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tiermesh.core import gate
+from tiermesh.core.attempts import AttemptId
 from tiermesh.core.job_effects import Refusal
 from tiermesh.core.job_rules import OBJECTION_MAX_S
-from tiermesh.core.jobs import AttemptId, Estimate, Job
+from tiermesh.core.jobs import Estimate, Job
 from tiermesh.core.reign import Reign
 from tiermesh.types import NodeId
 

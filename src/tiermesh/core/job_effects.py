@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tiermesh.core.jobs import Attempt, AttemptId, Job, JobId, Told
+from tiermesh.core.attempts import Attempt, AttemptId, Told
+from tiermesh.core.jobs import Job, JobId
 from tiermesh.errors import TiermeshError
 from tiermesh.types import Ballot, NodeId
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tiermesh.core.jobs import OVER, Job, JobId
+from tiermesh.core.job_states import OVER
+from tiermesh.core.jobs import Job, JobId
 from tiermesh.types import JobState
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tiermesh.core.attempts import PREPARING, Attempt, Told
 from tiermesh.core.dispatch import appraise, dispatch
 from tiermesh.core.job_effects import JobEffect
 from tiermesh.core.job_rules import MAX_INTERRUPTIONS, SILENT_LEASES, STOP_S, THINK_S
-from tiermesh.core.jobs import Attempt, Job, Told
+from tiermesh.core.jobs import Job
 from tiermesh.core.reign import Reign
 from tiermesh.core.treatment import treat, untreated
 
@@ -94,6 +95,10 @@ def _running(reign: Reign, job: Job) -> None:
 
 
 def _stopped(reign: Reign, job: Job, attempt: Attempt, told: Told) -> None:
+    if told.phase == PREPARING:  # it never began: a refusal that took its time
+        reign.object(job.id, attempt.node, told.reason)
+        reign.change(job, "interrupt", f"{reign.name(attempt.node)}: {told.reason}")
+        return
     count, step = reign.stops.get(job.id, (0, -1))
     was_asked = reign.lease(job, attempt).stop_since is not None
     count = 0 if was_asked else 1 if told.step > step else count + 1

@@ -16,26 +16,31 @@ often (a semilattice), and two nodes that have heard the same have the same reco
 One thing follows from another: a job is `completed` exactly when one of its attempts counts, and its result is the
 first of those by number and ballot. After the end nothing changes, but that another half may bring a better end or an
 earlier result.
-
-An attempt is one order to train on one node with one spec. Stopped, or its node restarted, the same attempt goes on
-there; anywhere else, or with another spec, it is the next attempt, and the one before is fenced.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Literal, NewType
+from typing import NewType
 
+from tiermesh.core.attempts import Attempt as Attempt
+from tiermesh.core.attempts import AttemptId as AttemptId
+from tiermesh.core.attempts import AttemptStanding, canonical, join_all
+from tiermesh.core.attempts import Checkpoint as Checkpoint
+from tiermesh.core.attempts import Told as Told
 from tiermesh.core.codec import decode_value, encode_value
 from tiermesh.core.evaluation import Gates
+from tiermesh.core.job_states import ENDS, TRANSITIONS, JobEvent
+from tiermesh.core.job_states import OVER as OVER
 from tiermesh.errors import NotPossibleNow
-from tiermesh.types import NO_BALLOT, AttemptState, Ballot, JobState, NodeId
+from tiermesh.types import NO_BALLOT, Ballot, JobState, NodeId
 
 JobId = NewType("JobId", str)
 """A ULID that the submitter made: the job's idempotency key."""
+Stamp = tuple[int, Ballot]
+"""Of a change: one more than that of the change before, and who made it. Unique, for a ballot has one holder."""
 NO_STAMP: Stamp = (0, NO_BALLOT)
 HAPPENED_LIMIT = 500
 """Events kept of a job, the newest: a hundred attempts with five each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tiermesh.core.jobs import AttemptId
+from tiermesh.core.attempts import AttemptId
 from tiermesh.types import SessionId
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tiermesh.core.attempts import Attempt, AttemptId
 from tiermesh.core.handover import Handover
 from tiermesh.core.job_effects import AskEstimate, Collect, Copy, JobEffect, Order, Save, Serve, Stop, Tell
 from tiermesh.core.job_index import JobIndex
 from tiermesh.core.job_rules import AGAIN_S, ESTIMATE_S, OBJECTION_MAX_S, OBJECTION_S, JobRules
-from tiermesh.core.jobs import Attempt, AttemptId, Job, JobEvent, JobId, Stamp
+from tiermesh.core.job_states import JobEvent
+from tiermesh.core.jobs import Job, JobId, Stamp
 from tiermesh.core.leases import Lease, Objection
 from tiermesh.core.record_copies import RecordCopies
 from tiermesh.types import NO_BALLOT, Ballot, Member, NodeId, View

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tiermesh.core import evaluation
-from tiermesh.core.jobs import Attempt, Job, Told
+from tiermesh.core.attempts import Attempt, Told
+from tiermesh.core.jobs import Job
 from tiermesh.core.reign import Reign
 from tiermesh.core.remediation import Remedy, Stop, remedy
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tiermesh.core.attempts import Attempt, AttemptId
 from tiermesh.core.job_effects import AttemptTold
-from tiermesh.core.jobs import ENDS, Attempt, AttemptId, Job, JobId, join
+from tiermesh.core.job_states import ENDS
+from tiermesh.core.jobs import Job, JobId, join
 from tiermesh.sim.invariants import Violation
 from tiermesh.types import Ballot, NodeId
 

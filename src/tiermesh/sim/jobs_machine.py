@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from tiermesh.core.attempts import Attempt, AttemptId, Checkpoint, Told
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.job_effects import AttemptTold, JobEffect, Refusal, Save
-from tiermesh.core.jobs import Attempt, AttemptId, Checkpoint, Job, JobId, Told
+from tiermesh.core.jobs import Job, JobId
 from tiermesh.sim.machine import NO_SESSION
 from tiermesh.types import NO_BALLOT, Ballot, NodeId, SessionId, View
 

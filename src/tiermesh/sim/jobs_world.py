@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import assert_never
 
+from tiermesh.core.attempts import Attempt, AttemptId, Checkpoint
 from tiermesh.core.foreman import Decision, Foreman
 from tiermesh.core.job_effects import (
     Acknowledge,
@@ -28,7 +29,7 @@ from tiermesh.core.job_effects import (
     Tell,
 )
 from tiermesh.core.job_rules import JobRules
-from tiermesh.core.jobs import Attempt, AttemptId, Checkpoint, Estimate, Job, JobId
+from tiermesh.core.jobs import Estimate, Job, JobId
 from tiermesh.errors import InvalidInput, Unavailable
 from tiermesh.sim.clock import Clock
 from tiermesh.sim.invariants import Violation
