@@ -2,18 +2,19 @@
 
     fine-tune smollm2 with LoRA on data.jsonl for 3 epochs, batch size 8
 
-Rules are tried in the order of `RULES`, the particular ones first; each takes its words out, so no later one reads them
-again. A word that no rule and no list of fillers knows is never passed over in silence: it comes back in `strange`.
-What is said twice and differently comes back in `unclear`. Nothing is guessed that was not said.
+Rules are tried in the order of `core.word_rules`, the particular ones first; each takes its words out, so no later one
+reads them again. A word that no rule and no list of fillers knows is never passed over in silence: it comes back in
+`strange`. What is said twice and differently comes back in `unclear`. Nothing is guessed that was not said.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from tiermesh.core.word_rules import DATA_ENDINGS, PRETRAIN, RULES, VERB, WORD, Rule
 
 LENGTH_LIMIT = 1000
 """Characters of a sentence. What is longer is a document, and belongs into a spec."""
@@ -24,8 +25,6 @@ TAKEN = "\x00"
 QUOTED_FILE, QUOTED = 0xE000, 0xF000
 """From here on, characters of nobody's use stand for what was between quotes: the name of a data file, and the rest."""
 
-_NUMBERS = "one two three four five six seven eight nine ten eleven twelve"
-NUMBER_WORDS = {word: number for number, word in enumerate(_NUMBERS.split(), start=1)}
 _FILLERS = """
 a adapter an and as at base be by can could data dataset do examples file fine-tune fine-tuning finetune finetuning for
 from give i i'd in into it its job let's lets like long make me mesh method model my need new of on our over please
@@ -34,17 +33,6 @@ using want we will with would you your
 """
 FILLERS = frozenset(_FILLERS.split())
 """Words that say nothing which a rule would have to know."""
-
-DATA_ENDINGS = r"jsonl|ndjson|json|csv|tsv|parquet|txt|text|md|gz|zst"
-_INT = r"(?<![\w.,-])(?:[0-9]{1,3}(?:[,_][0-9]{3}){1,4}|[0-9]{1,15}|" + "|".join(NUMBER_WORDS) + r")(?![\w%]|[.,][0-9])"
-_FLOAT = r"(?<![\w.,-])(?:[0-9]{1,15}(?:\.[0-9]{0,15})?|\.[0-9]{1,15})(?:e[+-]?[0-9]{1,4})?(?![\w%]|[.,][0-9])"
-_IS = r"\s*(?:=|\bto\b|\bof\b|\bis\b|\s)\s*"
-_MOST = r"(?:(?:at\s+most|up\s+to|under|below|max(?:imum)?|no(?:t)?\s+more\s+than|less\s+than)\s+(?:of\s+)?)?"
-_FILE = rf"(?![^\s\x00]*://)(?:[\ue000-\uefff]|[^\s\x00]+\.(?:{DATA_ENDINGS})|(?:\.{{0,2}}/|~/)[^\s\x00]+)(?![^\s\x00])"
-_WORD = r"(?:[\ue000-\uf8ff]|[A-Za-z0-9_.~/][A-Za-z0-9_.~/:+-]*)(?![^\s\x00])"
-_LABEL = r"(?:[\ue000-\uf8ff]|[A-Za-z0-9][A-Za-z0-9._:-]*)(?![^\s\x00])"
-_VERB = r"(?:fine-?\s?tune|fine-?\s?tuning|finetune|finetuning|tune|train|training|adapt|teach|pretrain|pre-train)"
-_ARTICLE = r"(?:(?:the|a|an|my|our|this)\s+)?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +90,10 @@ def understood(sentence: str, models: Iterable[str] = ()) -> Understood:
     reading = _Reading(sentence)
     known = list(models)
     for rule in RULES:
-        rule.read(reading)
+        reading.read(rule)
     if not any(one.field == "model_name" for one in reading.said):
         _read_model(reading, known)
-    PRETRAIN.read(reading)
+    reading.read(PRETRAIN)
     return _settled(reading, known)
 
 
@@ -119,6 +107,18 @@ class _Reading:
         self.text = " ".join(re.sub(r"[,;!?)]+(?=\s|$)|[.:](?=\s|$)|(?<!\S)\(", " ", text).split())
         self.said: list[Said] = []
         self.strange: list[str] = []
+
+    def read(self, rule: Rule) -> None:
+        """Take out all that the rule knows."""
+        start = 0
+        while found := rule.pattern.search(self.text, start):
+            start = found.end() if found.end() > found.start() else found.end() + 1
+            given = next((group for group in found.groups() if group is not None), "")
+            value = rule.value(self.plain(given))
+            if not rule.field:
+                self.strange.append(self.take(found))
+            elif value is not None:
+                self.said.append(Said(rule.field, value, self.take(found), found.start()))
 
     def take(self, found: re.Match[str]) -> str:
         """The words of a match, which nobody reads again."""
@@ -137,159 +137,10 @@ class _Reading:
         return sign
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """`pattern` says `field`; `value` of its first group, None when that is no value after all.
-
-    Without a field it takes out what is not wanted, so that no later rule reads it as wanted.
-    """
-
-    field: str
-    pattern: re.Pattern[str]
-    value: Callable[[str], Any]
-
-    def read(self, reading: _Reading) -> None:
-        """Take out all that this rule knows."""
-        start = 0
-        while found := self.pattern.search(reading.text, start):
-            start = found.end() if found.end() > found.start() else found.end() + 1
-            given = next((group for group in found.groups() if group is not None), "")
-            value = self.value(reading.plain(given))
-            if not self.field:
-                reading.strange.append(reading.take(found))
-            elif value is not None:
-                reading.said.append(Said(self.field, value, reading.take(found), found.start()))
-
-
-def _int(text: str) -> int | None:
-    word = NUMBER_WORDS.get(text.lower())
-    return word if word is not None else int(re.sub("[,_]", "", text))
-
-
-def _float(text: str) -> float | None:
-    number = float(text)
-    return number if math.isfinite(number) else None
-
-
-def _share(text: str) -> float | None:
-    number = _float(text.rstrip("% "))
-    return None if number is None else number / 100 if text.endswith("%") else number
-
-
-def _is(value: Any) -> Callable[[str], Any]:
-    return lambda _: value
-
-
-def _text(text: str) -> str | None:
-    return text or None
-
-
-def _size(text: str) -> str:
-    """`8gib` as the spec writes it: `8 GiB`."""
-    number, unit = text[:-3] if text.lower().endswith("ib") else text[:-2], text[len(text.rstrip("kmgtibKMGTIB")) :]
-    return f"{number.strip()} {unit[0].upper()}{'i' * (len(unit) == 3)}B"
-
-
-def _tier(text: str) -> str:
-    return f"tier:{text}"
-
-
-def _rule(field: str, pattern: str, value: Callable[[str], Any] = _text) -> Rule:
-    return Rule(field, re.compile(rf"(?<![^\s\x00]){pattern}", re.IGNORECASE), value)
-
-
-def _either(field: str, words: str, number: str, value: Callable[[str], Any]) -> Rule:
-    """`words 3`, `words=3`, `words of 3`, `words to 3`."""
-    return _rule(field, rf"{_MOST}{words}(?:{_IS}(?:at\s+most\s+|about\s+)?)({number})", value)
-
-
-_SHARE = r"(?:[0-9]{1,2}(?:\.[0-9]{1,6})?\s?%|0?\.[0-9]{1,9}(?![\w.]))"
-_MONEY = r"[0-9]{1,9}(?:\.[0-9]{1,4})?"
-_MEMORY = r"[0-9]{1,6}(?:\.[0-9]{1,3})?\s?(?:[kmgt]i?b)(?!\w)"
-_OF_MEMORY = r"(?:\s+(?:of\s+)?(?:memory|ram|vram))?"
-
-RULES: tuple[Rule, ...] = (
-    _rule("packing", r"(?:without|no)\s+packing(?!\S)", _is(value=False)),
-    _rule("eval_fraction", r"(?:without|no)\s+(?:evaluation|held-out\s+(?:data|records))(?!\S)", _is(0.0)),
-    _rule("max_usd", rf"(?:a\s+)?budget{_IS}(?:\$\s?)?({_MONEY})(?:\s?(?:\$|usd|dollars?))?(?!\w)", _float),
-    _rule("max_usd", rf"(?:for\s+)?(?:spend(?:ing)?\s+)?{_MOST}\$\s?({_MONEY})(?![\w.]*\w)", _float),
-    _rule("max_usd", rf"(?:for\s+)?(?:spend(?:ing)?\s+)?{_MOST}({_MONEY})\s?(?:\$|usd|dollars?)(?!\w)", _float),
-    _rule("memory_limit", rf"memory(?:\s+limit)?{_IS}({_MEMORY})", _size),
-    _rule("memory_limit", rf"(?:in|within|with|using)?\s*{_MOST}({_MEMORY}){_OF_MEMORY}", _size),
-    _rule("eval_fraction", rf"hold(?:ing)?\s+out\s+({_SHARE})", _share),
-    _rule("eval_fraction", rf"({_SHARE})\s+(?:is\s+)?(?:held[\s-]out|for\s+evaluation)(?!\S)", _share),
-    _rule("eval_interval", rf"eval(?:uat(?:e|ing))?\s+every\s+({_INT})\s+steps?(?!\S)", _int),
-    _rule("save_interval", rf"(?:sav(?:e|ing)|checkpoint(?:ing|s)?)\s+every\s+({_INT})\s+steps?(?!\S)", _int),
-    _rule("warmup", rf"({_INT})\s+(?:steps?\s+(?:of\s+)?warm-?up|warm-?up\s+steps?)(?!\S)", _int),
-    _rule("warmup", rf"warm-?up{_IS}({_SHARE}|{_FLOAT})", _share),
-    _rule("max_steps", rf"(?:for\s+)?{_MOST}({_INT})\s+(?:training\s+)?steps?(?!\S)", _int),
-    _either("max_steps", r"(?:max[_\s-]?)?steps", _INT, _int),
-    _rule("num_epochs", rf"(?:for\s+)?{_MOST}({_INT})\s+(?:epochs?|passes|rounds)(?!\S)", _int),
-    _rule("num_epochs", r"(?:for\s+)?a\s+single\s+(?:epoch|pass)(?!\S)", _is(1)),
-    _either("num_epochs", r"(?:num[_\s-])?epochs?", _INT, _int),
-    _either("learning_rate", r"(?:(?:with|at|using)\s+)?(?:a\s+)?(?:learning[_\s-]rate|lr)", _FLOAT, _float),
-    _either("effective", r"(?:an?\s+)?(?:effective|total|global)\s+batch(?:[_\s-]size)?", _INT, _int),
-    _either("gradient_accumulation_steps", r"(?:gradient[_\s-])?accumulat(?:ion|e)(?:[_\s-]steps)?", _INT, _int),
-    _rule("gradient_accumulation_steps", rf"({_INT})\s+(?:gradient[\s-])?accumulation\s+steps(?!\S)", _int),
-    _either("micro_batch_size", r"(?:a\s+)?(?:micro[_\s-]?)?batch(?:es)?(?:[_\s-]size)?", _INT, _int),
-    _rule(
-        "micro_batch_size",
-        rf"({_INT})\s+(?:rows|records|examples)\s+(?:at\s+(?:a\s+time|once)|per\s+batch)(?!\S)",
-        _int,
-    ),
-    _either("seq_len", r"(?:seq(?:uence)?[_\s-]len(?:gth)?|(?:max[_\s-])?length|context(?:[_\s-]length)?)", _INT, _int),
-    _rule(
-        "seq_len", rf"{_MOST}({_INT})\s+tokens?(?:\s+(?:long|(?:a|per)\s+(?:row|record|sequence)|context))?(?!\S)", _int
-    ),
-    _either("lora.r", r"(?:lora[_\s-])?(?:rank|r)", _INT, _int),
-    _either("lora.alpha", r"(?:lora[_\s-])?alpha", _FLOAT, _float),
-    _either("lora.dropout", r"(?:lora[_\s-])?dropout", _FLOAT, _float),
-    _either("seed", r"(?:random\s+)?seed", _INT, _int),
-    _rule("early_stop", r"(?:(?:with\s+)?early\s+stopping|stop(?:ping)?\s+early)(?!\S)", lambda _: {}),
-    _rule("merge", r"merg(?:e|ed|ing)(?:\s+(?:it|(?:the\s+)?(?:adapter|result|weights)))?(?!\S)", _is(value=True)),
-    _rule("precision", r"(?:in\s+)?(bf16|fp32)(?!\S)", str.lower),
-    _rule(
-        "eval_path",
-        r"(?:(?:evaluat(?:e|ed|ing)|validat(?:e|ed|ing)|test(?:ed|ing)?)\s+(?:it\s+)?(?:on|with|against)|"
-        rf"(?:eval(?:uation)?|validation|held-out|test)[_\s-](?:data|set|file|records)(?:{_IS}|\s+from\s+))\s*"
-        rf"{_ARTICLE}({_FILE})",
-    ),
-    _rule("model_name", rf"(?:the\s+)?(?:base\s+)?model(?:_name)?(?:=|\s+is\s+|\s+called\s+)({_WORD})"),
-    _rule("name", rf"(?:call|name)\s+(?:it|(?:the\s+)?(?:job|result|adapter|model))\s+({_LABEL})"),
-    _rule("name", rf"(?:(?:and\s+)?save\s+(?:it\s+)?as|called|named|name=|name\s+is)\s*({_LABEL})"),
-    _rule("target_gpu", r"(?:on|at)\s+(?:a\s+)?(?:the\s+)?(?:node\s+(?:of\s+)?)?tier(?:\s+|:)([012])(?!\S)", _tier),
-    _rule("target_gpu", rf"(?:on|at)\s+(?:the\s+)?(?:node|machine|host|gpu)\s+(?:called\s+)?({_LABEL})"),
-    _rule(
-        "dataset_path",
-        rf"(?:(?:on|from|over|with|using|of)\s+)?{_ARTICLE}(?:(?:data(?:set)?|file|records|examples)"
-        rf"(?:{_IS}|\s+(?:in|from|file)\s+)\s*)?{_ARTICLE}({_FILE})(?:\s+(?:data(?:set)?|file)(?![^\s\x00]))?",
-    ),
-    _rule("dataset_path", rf"data(?:set)?=({_WORD})"),
-    _rule("dataset_path", rf"(?:on|from|over)\s+{_ARTICLE}(?:(?:data(?:set)?|file)\s+)?([\uf000-\uf8ff])"),
-    _rule("", r"(?:without|no|not|never|don't|dont|except|instead\s+of)(?:\s+[^\s\x00]+|(?![^\s\x00]))"),
-    _rule("method", r"(?:with\s+|using\s+|by\s+|as\s+)?(?:a\s+|the\s+)?(?:method[=\s])?(qlora)(?!\S)", str.lower),
-    _rule("method", r"(?:with\s+|using\s+|by\s+|as\s+)?(?:a\s+|the\s+)?(?:method[=\s])?(lora)(?!\S)", str.lower),
-    _rule(
-        "method",
-        r"(?:(?:all|every)(?:\s+of\s+its)?\s+weights?|full(?:[_\s-]model)?[_\s-]?fine-?tun(?:e|ing)|"
-        r"full[_\s]weights?|method[=\s]full(?:_finetune)?)(?![^\s\x00])",
-        _is("full_finetune"),
-    ),
-    _rule("method", rf"fully(?=\s+{_VERB})", _is("full_finetune")),
-    _rule(
-        "task",
-        r"(?:with\s+|by\s+|using\s+)?(?:dpo|preference\s+(?:tun(?:e|ing)|optimi[sz]ation)|preferences)(?!\S)",
-        _is("preference"),
-    ),
-)
-
-PRETRAIN = _rule("task", r"(?:continue(?:d)?\s+)?(?:pretrain|pre-train)(?:ing)?(?!\S)", _is("pretrain"))
-"""Comes after the model, which is named after the same word."""
-
 _AFTER_VERB = re.compile(
-    rf"(?<![^\s\x00]){_VERB}(?:ing)?\s+(?:(?:me|the|a|an|my|our|base|model|of|for)\s+)*({_WORD})", re.IGNORECASE
+    rf"(?<![^\s\x00]){VERB}(?:ing)?\s+(?:(?:me|the|a|an|my|our|base|model|of|for)\s+)*({WORD})", re.IGNORECASE
 )
-_AFTER_METHOD = re.compile(rf"\x00\s+(?:for|of)\s+(?:(?:the|my|our|base|model)\s+)*({_WORD})", re.IGNORECASE)
+_AFTER_METHOD = re.compile(rf"\x00\s+(?:for|of)\s+(?:(?:the|my|our|base|model)\s+)*({WORD})", re.IGNORECASE)
 _OF_A_HUB = re.compile(r"(?<![^\s\x00])([A-Za-z][\w.-]*/[A-Za-z0-9][\w.-]*)(?![^\s\x00])")
 _PLAIN_SIGNS = {ord(sign): plain for signs, plain in (("‐‑‒–—−", "-"), ("“”„«»", '"'), ("‘’‚", "'")) for sign in signs}
 
@@ -305,7 +156,7 @@ def _settled(reading: _Reading, models: list[str]) -> Understood:
 
 def _read_model(reading: _Reading, models: list[str]) -> None:
     """A name that is known, wherever it stands; else what is to be trained, after the verb."""
-    for found in re.finditer(_WORD, reading.text):
+    for found in re.finditer(WORD, reading.text):
         if _candidates(reading.plain(found[0]), models):
             reading.said.append(Said("model_name", reading.plain(found[0]), reading.take(found), found.start()))
             return
