@@ -29,7 +29,7 @@ from tiermesh.core.jobs import Estimate
 from tiermesh.daemon import attempts, groundwork
 from tiermesh.daemon.app import Daemon
 from tiermesh.errors import InvalidSpec
-from tiermesh.protocol.jobs import ATTEMPTS_PATH
+from tiermesh.protocol.job_orders import ATTEMPTS_PATH
 from tiermesh.protocol.run_folder import RunPlan
 from tiermesh.protocol.ulid import make_ulid
 from tiermesh.types import NodeId, SessionId
@@ -457,7 +457,7 @@ async def test_orders_are_taken_once_and_refused_with_a_reason(desk: Desk, order
     assert (status, told["error"]["type"]) == (409, "stale_order")
     status, told = await order(new_id())
     assert (status, told["error"]["type"]) == (409, "slot_taken")
-    assert f"trains job {job}" in told["error"]["message"]
+    assert f"trains {job}" in told["error"]["message"]
     async with asyncio.timeout(LIMIT_S):
         while not starts(desk.run(job, 2)):
             await asyncio.sleep(0.02)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tiermesh.core.jobs import Dataset, Estimate
 from tiermesh.daemon.groundwork import Groundwork, without_paths
 from tiermesh.errors import BadData, DataUnusable, JobRefused, TrainingFailure
-from tiermesh.protocol.jobs import WorkAsked
+from tiermesh.protocol.job_orders import WorkAsked
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.types import NodeId
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,19 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from tiermesh.adapters.run_events import add_event, completion
 from tiermesh.adapters.store import Store
-from tiermesh.adapters.trainer import Ending, Launch, OnRecord, Trainer
-from tiermesh.core.codec import decode_value, encode_value
-from tiermesh.core.jobs import AttemptId, Checkpoint, Dataset, JobId, Told
+from tiermesh.adapters.trainer import Launch, OnRecord, Trainer
+from tiermesh.core.jobs import Checkpoint, Dataset, Told
 from tiermesh.daemon.groundwork import Groundwork
-from tiermesh.errors import EnvironmentUnfit, JobRefused, RunBusy, SlotTaken, StaleOrder, StateUnwritable, TiermeshError
-from tiermesh.protocol.cluster import BallotReport
-from tiermesh.protocol.jobs import AttemptKey, AttemptOrder, AttemptTold, DataAsked, HeardReport
+from tiermesh.daemon.told import Key, after_end, after_step, ballot_of, key_of, later, next_told, wire_of
+from tiermesh.daemon.told_log import ToldLog
+from tiermesh.errors import RunBusy, SlotTaken, StaleOrder, StateUnwritable, TiermeshError
+from tiermesh.protocol.job_orders import AttemptOrder, AttemptTold, DataAsked, HeardReport
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_events import (
     AttemptBegun,
     CheckpointSaved,
     Completed,
-    Failed,
     Phase,
     StepDone,
     TrainingEvent,
@@ -52,12 +50,6 @@ LAST_COPY_S = 10.0
 """What the last checkpoint may take to reach another node, of an attempt that is to go on there."""
 ANSWER_S = 3.0
 """How long an order's answer waits to hear whether it can be obeyed: data may have to come from elsewhere first."""
-KEPT_S = 24 * 3600.0
-"""Ends are kept to be told to the next coordinator too, should the one that knew them never come back."""
-KEPT_LIMIT = 1000
-"""Of them, the newest."""
-
-Key = tuple[JobId, AttemptId]
 
 
 @dataclass(slots=True)
@@ -75,15 +67,6 @@ class _Run:
     @property
     def key(self) -> Key:
         return key_of(self.order.key)
-
-
-@dataclass(slots=True)
-class _Kept:
-    """What was told of an attempt last. `known_to` is the ballot of the coordinator that has it on its disk."""
-
-    told: Told
-    at: float
-    known_to: Ballot | None = None
 
 
 class Attempts:
@@ -107,7 +90,6 @@ class Attempts:
     ) -> None:
         self._me = me
         self._folder = folder
-        self._store = store
         self._copies = copies
         self._groundwork = groundwork
         self._promised = promised
@@ -115,25 +97,13 @@ class Attempts:
         self._on_news = on_news
         self._on_training = on_training
         self._current: _Run | None = None
-        self._kept: dict[Key, _Kept] = {}
+        self._log = ToldLog(store)
         self._resting = False
         self._closing = False
 
     async def open(self) -> None:
-        """Read what was told last. An attempt that ran when the daemon ended has stopped."""
-        now = time.time()
-        for row in await self._store.attempts():
-            try:
-                key, kept = _read(row)
-            except (ValueError, KeyError, TypeError) as error:
-                log.error("what was kept of an attempt can't be read: %s", error)
-                continue
-            if kept.told.state == "running":
-                kept.told = _next(kept.told, state="stopped", reason="its node ended")
-            if kept.at < now - KEPT_S and kept.told.is_end:
-                await self._store.forget_attempt(key[0], key[1][0])
-            else:
-                self._kept[key] = kept
+        """Read what was told last."""
+        await self._log.open()
 
     def run_folder(self, job: str, attempt: int) -> RunFolder:
         """Where an attempt keeps everything; it need not be there."""
@@ -145,26 +115,25 @@ class Attempts:
         return "" if self._current is None else self._current.order.job
 
     def to_tell(self, ballot: Ballot) -> list[AttemptTold]:
-        """What the coordinator of this ballot is to hear now: of the one that runs always, of others once."""
-        live = () if self._current is None else ((self._current.key, self._current.told),)
-        news = [(key, kept.told) for key, kept in self._kept.items() if kept.known_to != ballot]
-        return [_wire(key, told) for key, told in dict([*news, *live]).items()]
+        """What the coordinator of this ballot is to hear now: of the one that runs always, of others until it knows."""
+        live = [] if self._current is None else [wire_of(self._current.key, self._current.told)]
+        return [*self._log.unknown_to(ballot), *live]
 
     async def answered(self, said: Iterable[AttemptTold], heard: Iterable[HeardReport], ballot: Ballot) -> None:
         """The coordinator of this ballot has it on its disk, and says what to do."""
-        sent = {key_of(each): each.told.get("seq") for each in said}
         for answer in heard:
-            key = key_of(answer)
             if answer.fenced:
-                self.stop(key, "another attempt took its place, or the job is over")
-            kept = self._kept.get(key)
-            if kept is None or kept.told.seq != sent.get(key):
-                continue
-            if answer.kept or answer.fenced:
-                kept.known_to = ballot
-            if answer.fenced and not kept.told.is_end:
-                del self._kept[key]
-                await self._store.forget_attempt(key[0], key[1][0])
+                self.stop(key_of(answer), "another attempt took its place, or the job is over")
+        await self._log.answered(said, heard, ballot)
+
+    def check_fence(self, order: AttemptOrder) -> None:
+        """Raises `StaleOrder`."""
+        ballot, promised = ballot_of(order.ballot), self._promised()
+        if ballot < promised:
+            raise StaleOrder(f"the order is of ballot {ballot}, and this node obeys {promised} by now")
+        later = [path.name for path in (self._folder / order.job).glob("attempt-*") if _number(path) > order.attempt]
+        if later:
+            raise StaleOrder(f"attempt {order.attempt} of job {order.job} was replaced by {max(later)}")
 
     async def take(self, order: AttemptOrder) -> Told:
         """Begin, or go on from the last checkpoint; the same order twice is one attempt.
@@ -172,7 +141,7 @@ class Attempts:
         Raises `StaleOrder`, `SlotTaken`, `JobRefused`, `InvalidSpec`, `DataUnusable` and `Unavailable`. What takes
         longer than `ANSWER_S` to find out is told later.
         """
-        self._check_fence(order)
+        self.check_fence(order)
         key = key_of(order.key)
         if (current := self._current) is not None:
             if current.key == key and not current.stopping:
@@ -180,10 +149,11 @@ class Attempts:
             raise SlotTaken(f"this node trains {current.order.name or current.order.job}, and has one training slot")
         if self._resting:
             raise SlotTaken("this node was told to rest")
-        kept = self._kept.get(key)
-        if kept is not None and kept.told.is_end:
-            return kept.told
-        told = Told(seq=_later(0)) if kept is None else _next(kept.told, state="running", reason="", phase="")
+        before = self._log.told(key)
+        if before is not None and before.is_end:
+            self._log.tell_again(key)  # who orders it does not know
+            return before
+        told = Told(seq=later(0)) if before is None else next_told(before, state="running", reason="", phase="")
         self._current = run = _Run(order, told, self.run_folder(order.job, order.attempt))
         self._on_training(order.name or order.job)
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -193,8 +163,7 @@ class Attempts:
             ready.result()
         else:
             ready.cancel()
-        kept = self._kept.get(key)
-        return run.told if kept is None else kept.told
+        return self._log.told(key) or run.told
 
     def stop(self, key: Key, why: str = "", within_s: float = CANCEL_S) -> None:
         """End this attempt after a checkpoint, soon, if it runs."""
@@ -219,11 +188,8 @@ class Attempts:
         if run is not None and (run.order.job, run.order.attempt) == (job, attempt):
             self._say(run, checkpoint=checkpoint)
             return
-        for key, kept in self._kept.items():
-            if (key[0], key[1][0]) == (job, attempt):
-                kept.told = _next(kept.told, checkpoint=checkpoint)
-                kept.known_to = None
-                self._on_news()
+        self._log.copied(job, attempt, checkpoint)
+        self._on_news()
 
     async def idle(self) -> None:
         """Until nothing has the slot."""
@@ -238,14 +204,6 @@ class Attempts:
             self.stop(current.key, "its node ended", CLOSE_S)
             await asyncio.gather(current.task, return_exceptions=True)
 
-    def _check_fence(self, order: AttemptOrder) -> None:
-        ballot, promised = ballot_of(order.ballot), self._promised()
-        if ballot < promised:
-            raise StaleOrder(f"the order is of ballot {ballot}, and this node obeys {promised} by now")
-        later = [path.name for path in (self._folder / order.job).glob("attempt-*") if _number(path) > order.attempt]
-        if later:
-            raise StaleOrder(f"attempt {order.attempt} of job {order.job} was replaced by {max(later)}")
-
     async def _live(self, run: _Run, ready: asyncio.Future[None]) -> None:
         """From the order to the end; what it came to is on disk when it returns."""
         try:
@@ -258,11 +216,11 @@ class Attempts:
             told = self._fallen(run, error)
         except Exception as error:
             log.exception("job %s could not be run", run.order.job)
-            told = _next(run.told, state="failed", failure="unexplained", reason=str(error) or type(error).__name__)
+            told = next_told(run.told, state="failed", failure="unexplained", reason=str(error) or type(error).__name__)
         if run.stopping and told.state == "stopped" and run.stopping != "stopped":
             told = replace(told, reason=f"{run.stopping}; {told.reason}" if told.reason else run.stopping)
         run.told = told
-        await self._keep(run)
+        await self._log.keep(run.key, run.told)
         log.info("job %s: attempt %d %s: %s", run.order.job, run.order.attempt, told.state, told.reason)
         self._free(run)
         if not ready.done():
@@ -273,8 +231,8 @@ class Attempts:
             return await self._completed(run, done)
         plan = await self._prepared(run)
         if run.stopping:
-            return _next(run.told, state="stopped")
-        await self._keep(run)
+            return next_told(run.told, state="stopped")
+        await self._log.keep(run.key, run.told)
         launch = Launch(folder=run.folder, plan=plan, memory_limit_bytes=plan.spec.memory_limit)
         run.trainer = trainer = Trainer(launch, lambda event: self._hear(run, event), self._supervise())
         log.info("job %s: attempt %d begins", run.order.job, run.order.attempt)
@@ -288,7 +246,7 @@ class Attempts:
             with suppress(TimeoutError):  # whoever goes on with it shall not do the last steps again
                 async with asyncio.timeout(LAST_COPY_S):
                     await self._copies.settled(run.order.job)
-        return _ended(run.told, ending)
+        return after_end(run.told, ending)
 
     async def _prepared(self, run: _Run) -> RunPlan:
         """Everything it needs is here, and it may begin."""
@@ -301,32 +259,18 @@ class Attempts:
             held = Checkpoint(point.step, point.artifact, tuple(NodeId(each) for each in point.holders))
             spec = read_spec(order.spec).model_dump(mode="json")
             await self._copies.prepare(order.job, order.attempt, run.folder, held, spec)
-        plan = await asyncio.to_thread(self._admitted, run)
+        plan = await asyncio.to_thread(self._groundwork.admit, order, run.folder)
         if order.attempt > 1:
             await asyncio.to_thread(_mark, run.folder, order.attempt)
         return plan
-
-    def _admitted(self, run: _Run) -> RunPlan:
-        """The plan of what may begin now. Blocks."""
-        try:
-            plan = self._groundwork.plan(run.order, run.folder)
-        except EnvironmentUnfit as error:
-            raise JobRefused(f"this node can't train: {error}") from error
-        match (judgement := self._groundwork.judge(plan)).verdict:
-            case "fits":
-                return plan
-            case "wait":
-                raise SlotTaken(f"it {judgement.reason}")
-            case "never":
-                raise JobRefused(f"it {judgement.reason}")
 
     def _fallen(self, run: _Run, error: TiermeshError | OSError) -> Told:
         """What kept it from running; whoever ordered it has its answer already."""
         reason = str(error) or type(error).__name__
         if isinstance(error, SlotTaken | RunBusy) or (isinstance(error, TiermeshError) and error.http_status == 503):
-            return _next(run.told, state="stopped", reason=reason)
+            return next_told(run.told, state="stopped", reason=reason)
         kind = error.type if isinstance(error, TiermeshError) else "environment_unfit"
-        return _next(run.told, state="failed", failure=kind, reason=reason)
+        return next_told(run.told, state="failed", failure=kind, reason=reason)
 
     async def _completed(self, run: _Run, last: Completed) -> Told:
         """With its result as an artifact, which any node can fetch."""
@@ -343,22 +287,16 @@ class Attempts:
             log.error("job %s: its result can't be given to others: %s", run.order.job, error)
             artifact = ""
         reason = f"done after {last.step} steps"
-        return _next(run.told, state="completed", reason=reason, result=result, artifact=artifact, holders=(self._me,))
+        return next_told(
+            run.told, state="completed", reason=reason, result=result, artifact=artifact, holders=(self._me,)
+        )
 
     def _hear(self, run: _Run, event: TrainingEvent) -> None:
         match event:
             case Phase(state="started"):
                 self._say(run, phase=event.phase)
             case StepDone():
-                run.told = _next(
-                    run.told,
-                    phase="train",
-                    step=event.step,
-                    steps=event.steps,
-                    loss=event.loss,
-                    tokens_per_s=event.tokens_per_s,
-                    eta_s=event.eta_s,
-                )
+                run.told = after_step(run.told, event)
             case CheckpointSaved():
                 self._copies.checkpoint_saved(
                     run.order.job,
@@ -370,23 +308,8 @@ class Attempts:
                 )
 
     def _say(self, run: _Run, **facts: Any) -> None:
-        run.told = _next(run.told, **facts)
+        run.told = next_told(run.told, **facts)
         self._on_news()
-
-    async def _keep(self, run: _Run) -> None:
-        """On this node's disk, to be told."""
-        kept = _Kept(run.told, time.time())
-        row = _wire(run.key, run.told).model_dump(mode="json") | {"at": kept.at}
-        try:
-            await self._store.save_attempt(run.order.job, run.order.attempt, row)
-        except StateUnwritable as error:
-            log.error("job %s: that it is %s could not be saved: %s", run.order.job, run.told.state, error)
-        if run.told.state != "running":
-            self._kept[run.key] = kept
-            for old in sorted(self._kept, key=lambda key: self._kept[key].at)[:-KEPT_LIMIT]:
-                del self._kept[old]
-        else:
-            self._kept.pop(run.key, None)
 
     def _free(self, run: _Run) -> None:
         assert self._current is run
@@ -394,37 +317,6 @@ class Attempts:
         if not self._closing:
             self._on_training("")
         self._on_news()
-
-
-def key_of(key: AttemptKey) -> Key:
-    """As core has it."""
-    return JobId(key.job), (key.attempt, ballot_of(key.made))
-
-
-def ballot_of(told: BallotReport) -> Ballot:
-    """As core has it."""
-    return Ballot(told.term, NodeId(told.node_id))
-
-
-def _read(row: dict[str, Any]) -> tuple[Key, _Kept]:
-    told = AttemptTold.model_validate({name: value for name, value in row.items() if name != "at"})
-    return key_of(told), _Kept(decode_value(Told, told.told), float(row["at"]))
-
-
-def _wire(key: Key, told: Told) -> AttemptTold:
-    job, (number, made) = key
-    encoded = encode_value(told)
-    assert isinstance(encoded, dict)
-    return AttemptTold(job=job, attempt=number, made=BallotReport(term=made.term, node_id=made.node_id), told=encoded)
-
-
-def _next(told: Told, **facts: Any) -> Told:
-    return replace(told, seq=_later(told.seq), **facts)
-
-
-def _later(seq: int) -> int:
-    """Rises over restarts as well."""
-    return max(seq + 1, int(time.time() * 1000))
 
 
 def _dataset(data: DataAsked) -> Dataset:
@@ -442,22 +334,6 @@ def _mark(folder: RunFolder, attempt: int) -> None:
         pass
     if f'"event":"attempt","number":{attempt}' not in folder.events.read_text("utf-8", "replace"):
         add_event(folder.events, AttemptBegun(number=attempt))
-
-
-def _ended(told: Told, ending: Ending) -> Told:
-    """A worker that was killed by somebody may go on; one that crashed would crash again."""
-    reached = ending.micro_batch_size
-    match ending.how, ending.last:
-        case "failed", Failed() as last:
-            advice = f". {last.advice}" if last.advice else ""
-            reason = f"{last.message}{advice}"
-            return _next(told, state="failed", failure=last.kind, reason=reason, micro_batch_size=reached)
-        case (("stopped" | "killed"), _):
-            return _next(told, state="stopped", reason=ending.reason)
-        case "out_of_memory", _:
-            return _next(told, state="failed", failure="out_of_memory", reason=ending.reason, micro_batch_size=reached)
-        case _:
-            return _next(told, state="failed", failure="unexplained", reason=ending.reason)
 
 
 def _number(folder: Path) -> int:

@@ -11,9 +11,10 @@ from tiermesh.adapters.event_lines import ATTEMPT, EventLines, Place
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.jobs import Attempt, Job
 from tiermesh.daemon.attempts import Attempts
-from tiermesh.daemon.scheduler import TYPED, Scheduler
+from tiermesh.daemon.job_messenger import TYPED
+from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.errors import NotFound, TiermeshError, Unavailable
-from tiermesh.protocol.jobs import EVENTS_PATH, LOG_PATH, LinesAsked, LinesTold, LogAsked, LogTold
+from tiermesh.protocol.job_orders import EVENTS_PATH, LOG_PATH, LinesAsked, LinesTold, LogAsked, LogTold
 from tiermesh.types import NodeId
 
 LOG_BYTES = 1 << 20

@@ -11,8 +11,9 @@ from tiermesh.adapters.catalogue import CATALOGUE
 from tiermesh.adapters.model_source import can_pull
 from tiermesh.adapters.run_plan import check_libraries, plan_of, trainable_model
 from tiermesh.core.admission import Judgement, Machine, judge_memory, least_bytes
-from tiermesh.errors import DataUnusable, InvalidSpec, JobRefused
-from tiermesh.protocol.jobs import DataRef, WorkAsked
+from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused, SlotTaken
+from tiermesh.protocol.job_orders import WorkAsked
+from tiermesh.protocol.jobs import DataRef
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_problems import read_spec
 
@@ -41,6 +42,20 @@ class Groundwork:
         except InvalidSpec as error:
             raise InvalidSpec(without_paths(run, str(error)), param=error.param) from None
         return plan.model_copy(update={"spec": spec.model_copy(update=placed), "canary": asked.canary})
+
+    def admit(self, asked: WorkAsked, run: RunFolder) -> RunPlan:
+        """The plan of what may begin now. Raises as `plan`, and `SlotTaken` for want of memory just now."""
+        try:
+            plan = self.plan(asked, run)
+        except EnvironmentUnfit as error:
+            raise JobRefused(f"this node can't train: {error}") from error
+        match (judgement := self.judge(plan)).verdict:
+            case "fits":
+                return plan
+            case "wait":
+                raise SlotTaken(f"it {judgement.reason}")
+            case "never":
+                raise JobRefused(f"it {judgement.reason}")
 
     def judge(self, plan: RunPlan) -> Judgement:
         """Would it fit in memory, at the very least?"""

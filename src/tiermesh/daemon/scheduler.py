@@ -137,7 +137,7 @@ class Scheduler:
 
     async def changed(self, job: JobId, within_s: float = LOOK_S) -> None:
         """Wait until something may have happened to it, `within_s` at most."""
-        await self._reactor.changed(job, within_s)
+        await self._reactor.watchers.changed(job, within_s)
 
     def report(self, job: Job, *, brief: bool = False) -> JobReport:
         """For a person or a program; `brief` leaves out what is long."""
@@ -172,4 +172,3 @@ class Scheduler:
                 await self._reactor.learn([job_to_dict(found)], self._me)
             else:
                 await self._messenger.ask_leader("records", {"records": [job_to_dict(found)]})
-

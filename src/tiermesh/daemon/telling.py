@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from tiermesh.adapters.peers import Peers
 from tiermesh.daemon.attempts import Attempts
-from tiermesh.daemon.scheduler import TYPED, Scheduler
+from tiermesh.daemon.job_messenger import TYPED
+from tiermesh.daemon.job_reactor import JobReactor
 from tiermesh.errors import TiermeshError
-from tiermesh.protocol.jobs import TOLD_PATH, AttemptsTold, AttemptTold, HeardReport, ToldAnswer
+from tiermesh.protocol.job_orders import TOLD_PATH, AttemptsTold, AttemptTold, HeardReport, ToldAnswer
 from tiermesh.types import NodeId, View
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,11 @@ class Telling:
     """One for a node. `start` when there is a scheduler; `close` before it."""
 
     def __init__(
-        self, *, me: NodeId, attempts: Attempts, scheduler: Scheduler, peers: Peers, view: Callable[[], View]
+        self, *, me: NodeId, attempts: Attempts, reactor: JobReactor, peers: Peers, view: Callable[[], View]
     ) -> None:
         self._me = me
         self._attempts = attempts
-        self._scheduler = scheduler
+        self._reactor = reactor
         self._peers = peers
         self._view = view
         self._news = asyncio.Event()
@@ -82,7 +83,7 @@ class Telling:
 
     async def _say(self, view: View, said: list[AttemptTold]) -> list[HeardReport]:
         if view.coordinator == self._me:
-            return await self._scheduler.hear(self._me, said)
+            return await self._reactor.hear(self._me, said)
         assert view.coordinator is not None
         leader = view.members[view.coordinator]
         body = AttemptsTold(attempts=said).model_dump(mode="json")

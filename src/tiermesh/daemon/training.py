@@ -16,20 +16,23 @@ from tiermesh.adapters.store import Store
 from tiermesh.config import DaemonOptions, PolicyDocument
 from tiermesh.core.jobs import Checkpoint, Job, Told, job_from_dict
 from tiermesh.daemon.appraisal import Appraisal
-from tiermesh.daemon.attempts import Attempts, ballot_of, key_of
+from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.copies import Copies
 from tiermesh.daemon.events import JobEvents
 from tiermesh.daemon.files import FileDesk
 from tiermesh.daemon.groundwork import Groundwork
 from tiermesh.daemon.job_desk import JobDesk
+from tiermesh.daemon.job_messenger import Messenger
+from tiermesh.daemon.job_reactor import JobReactor
 from tiermesh.daemon.results import Results
 from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.daemon.submission import Submissions
 from tiermesh.daemon.supervisor import Supervisor
 from tiermesh.daemon.telling import Telling
+from tiermesh.daemon.told import ballot_of, key_of
 from tiermesh.errors import InvalidConfig, InvalidInput, StaleOrder
 from tiermesh.hardware.memory import read_memory
-from tiermesh.protocol.jobs import AttemptOrder, StopOrder
+from tiermesh.protocol.job_orders import AttemptOrder, StopOrder
 from tiermesh.types import Ballot, Hardware, NodeId, Policy, View
 
 log = logging.getLogger(__name__)
@@ -102,24 +105,38 @@ class TrainingRoom:
         self.appraisal = Appraisal(
             folder=folder, copies=self.copies, groundwork=self.groundwork, estimator=self._estimator
         )
+        messenger = Messenger(
+            me=me,
+            peers=peers,
+            view=view,
+            policy=self._policy,
+            take=self.take,
+            stop=self.stop,
+            estimate=self.appraisal.estimate,
+        )
+        self.reactor = JobReactor(
+            me=me,
+            store=store,
+            messenger=messenger,
+            copies=self.copies,
+            view=view,
+            leads=leads,
+            policy=self._policy,
+            on_serve=on_serve,
+        )
         self.scheduler = Scheduler(
             me=me,
             name=options.name,
-            store=store,
-            peers=peers,
+            reactor=self.reactor,
+            messenger=messenger,
             copies=self.copies,
             submissions=Submissions(
                 me=me, blobs=self.blobs, folder=folder, models=models, view=view, policy=self._policy, taken=taken
             ),
             view=view,
-            leads=leads,
             policy=self._policy,
-            take=self.take,
-            stop=self.stop,
-            estimate=self.appraisal.estimate,
-            on_serve=on_serve,
         )
-        self._telling = Telling(me=me, attempts=self.attempts, scheduler=self.scheduler, peers=peers, view=view)
+        self._telling = Telling(me=me, attempts=self.attempts, reactor=self.reactor, peers=peers, view=view)
         self.events = JobEvents(me=me, scheduler=self.scheduler, attempts=self.attempts, peers=peers, ending=ending)
         self.results = Results(scheduler=self.scheduler, blobs=self.blobs, peers=peers)
         self.desk = JobDesk(self.scheduler, self.events)
@@ -140,19 +157,20 @@ class TrainingRoom:
         self.blobs.open()
         self.files.open()
         await self.attempts.open()
-        await self.scheduler.open()
+        await self.reactor.open()
         self.copies.start()
         self._telling.start()
         self._awaking = asyncio.create_task(self._supervisor.outlast(LEFTOVER_S), name="outlast")
 
     async def take(self, order: AttemptOrder) -> Told:
         """An order, from whoever leads. Raises as `Attempts.take`."""
+        self.attempts.check_fence(order)
         if order.record is not None:
             try:
                 job_from_dict(order.record)
             except ValueError as error:
                 raise InvalidInput(f"record: {error}") from error
-            await self.scheduler.learn([order.record], NodeId(order.ballot.node_id))
+            await self.reactor.learn([order.record], NodeId(order.ballot.node_id))
         assert self._awaking is not None, "open() comes first"
         await asyncio.shield(self._awaking)
         return await self.attempts.take(order)
@@ -177,7 +195,7 @@ class TrainingRoom:
 
     def viewed(self, view: View) -> None:
         """There is a new view."""
-        self.scheduler.view_changed(view)
+        self.reactor.view_changed(view)
         self._telling.wake()
 
     async def close(self) -> None:
@@ -189,11 +207,11 @@ class TrainingRoom:
         await self.appraisal.close()
         await self._estimator.close()
         await self._telling.close()
-        await self.scheduler.close()
+        await self.reactor.close()
         await self.copies.close()
 
     def _is_over(self, job: str) -> bool | None:
-        return self.scheduler.is_over(job)
+        return self.reactor.is_over(job)
 
     def _copied(self, job: str, attempt: int, checkpoint: Checkpoint) -> None:
         self.attempts.copied(job, attempt, checkpoint)

@@ -12,7 +12,7 @@ from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, Unavailable
-from tiermesh.protocol.jobs import (
+from tiermesh.protocol.job_orders import (
     ATTEMPTS_PATH,
     ESTIMATES_PATH,
     EVENTS_PATH,
@@ -74,12 +74,12 @@ def register_attempts(app: web.Application, room: TrainingRoom) -> None:
 
 def register_records(app: web.Application, room: TrainingRoom) -> None:
     """Add the routes to this node as coordinator, and as one that keeps copies."""
-    scheduler = room.scheduler
+    reactor = room.reactor
 
     async def told(request: web.Request) -> web.Response:
         said = validated(AttemptsTold, await read_object(request))
         try:
-            answers = await scheduler.hear(_sender(request), said.attempts)
+            answers = await reactor.hear(_sender(request), said.attempts)
         except ValueError as error:
             raise InvalidInput(f"told: {error}") from error
         return _told(ToldAnswer(attempts=answers))
@@ -90,28 +90,29 @@ def register_records(app: web.Application, room: TrainingRoom) -> None:
             job = job_from_dict(given.record)
         except ValueError as error:
             raise InvalidInput(f"record: {error}") from error
-        return _told(Record(record=job_to_dict(await scheduler.accept(job))))
+        return _told(Record(record=job_to_dict(await reactor.accept(job))))
 
     async def decide(request: web.Request) -> web.Response:
         asked = validated(JobDecision, await read_object(request))
-        return _told(Record(record=job_to_dict(await scheduler.decide_here(asked.job, asked.decision))))
+        return _told(Record(record=job_to_dict(await reactor.decide(asked.job, asked.decision))))
 
     async def find(request: web.Request) -> web.Response:
         asked = validated(JobKey, await read_object(request))
-        return _told(Record(record=job_to_dict(scheduler.find_here(asked.job))))
+        return _told(Record(record=job_to_dict(reactor.find(asked.job))))
 
     async def everything(request: web.Request) -> web.Response:
         await read_object(request)
-        return _told(RecordList(records=[job_to_dict(job) for job in scheduler.all_here()]))
+        return _told(RecordList(records=[job_to_dict(job) for job in reactor.all()]))
 
     async def collect(request: web.Request) -> web.Response:
         await read_object(request)
-        return _told(RecordList(records=scheduler.records()))
+        return _told(RecordList(records=await reactor.records(_sender(request))))
 
     async def learn(request: web.Request) -> web.Response:
         given = validated(RecordList, await read_object(request, leeway=RECORDS_LEEWAY))
+        reactor.check_leader(_sender(request))
         try:
-            await scheduler.learn(given.records, _sender(request))
+            await reactor.learn(given.records, _sender(request))
         except ValueError as error:
             raise InvalidInput(f"records: {error}") from error
         return web.json_response({})

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from tiermesh.core.foreman import Decision
 from tiermesh.core.jobs import Job
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.relay import hang_up, send, stream_response
-from tiermesh.daemon.scheduler import Decision
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
 from tiermesh.protocol.headers import LOG_OFFSET
