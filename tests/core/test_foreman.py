@@ -244,6 +244,18 @@ class TestOrders:
         stage.passes(6.0)
         assert len(stage.ordered_on()) == 1
 
+    def test_what_could_not_begin_waits_as_if_it_had_been_refused(self) -> None:
+        """It took the node a while to find out; that is no failure of a run, however often it happens."""
+        stage = Stage().lead()
+        stage.submit()
+        for seq in range(1, 7):
+            stage.says(seq, state="stopped", phase="prepare", reason="needs 9.1 GB, and 7.4 are free")
+            assert stage.job().state == "queued"
+            assert "7.4 are free" in stage.foreman.why(JobId("J1"))
+            stage.passes(61.0)
+            assert stage.job().state == "running"
+        assert len(stage.job().attempts) == 1
+
     def test_nobody_on_battery_gets_it_unless_the_policy_says_so(self) -> None:
         stage = Stage()
         own = stage.members[ME]

@@ -222,25 +222,32 @@ records = st.builds(
 )
 
 
+LAW = settings(deadline=None, max_examples=200)
+"""A slow machine breaks no law."""
+
+
 class TestLaws:
     """Of a join, for any records at all, also such as no coordinator would write."""
 
     @given(records, records)
+    @LAW
     def test_commutative(self, one: Job, other: Job) -> None:
         assert join(one, other) == join(other, one)
 
     @given(records, records, records)
-    @settings(max_examples=300)
+    @LAW
     def test_associative(self, one: Job, other: Job, third: Job) -> None:
         assert join(join(one, other), third) == join(one, join(other, third))
 
     @given(records, records)
+    @LAW
     def test_idempotent(self, one: Job, other: Job) -> None:
         joined = join(one, other)
         assert join(one, one) == one
         assert join(joined, one) == join(joined, other) == join(joined, joined) == joined
 
     @given(records)
+    @LAW
     def test_a_record_travels_unchanged(self, one: Job) -> None:
         assert job_from_dict(job_to_dict(one)) == one
 

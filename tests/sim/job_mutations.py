@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tiermesh.core import dispatch, foreman, gate, job_steps, jobs
+from tiermesh.core import attempts, dispatch, foreman, gate, job_steps, jobs
 from tiermesh.core.attempts import Attempt
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.handover import Handover
@@ -53,7 +53,7 @@ def let_the_later_stamp_beat_an_end(patch: pytest.MonkeyPatch) -> None:
     """Of two courses the later one counts."""
 
     def course(one: Course, other: Course) -> Course:
-        return max(one, other, key=lambda each: (each.stamp, jobs.canonical(each)))
+        return max(one, other, key=lambda each: (each.stamp, attempts.canonical(each)))
 
     patch.setattr(jobs, "_course", course)
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from tiermesh.core.attempts import Attempt, AttemptId, Checkpoint, Told
+from tiermesh.core.attempts import PREPARING, Attempt, AttemptId, Checkpoint, Told
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.job_effects import AttemptTold, JobEffect, Refusal, Save
 from tiermesh.core.jobs import Job, JobId
@@ -87,7 +87,7 @@ class Room:
         if trial.told.is_end:
             trial.kept = False  # whoever orders it does not know
             return None
-        trial.say(now, state="running", reason="", steps=steps, step=trial.saved)
+        trial.say(now, state="running", phase=PREPARING, reason="", steps=steps, step=trial.saved)
         self.running = key
         return None
 
@@ -97,6 +97,12 @@ class Room:
             trial = self.trials[key]
             trial.saved = trial.told.step
             trial.say(now, state="stopped", reason=reason, checkpoint=Checkpoint(trial.saved))
+            self.running = None
+
+    def let_go(self, now: float, reason: str) -> None:
+        """What was just taken can't begin after all."""
+        if self.running is not None and self.trials[self.running].told.phase != "train":
+            self.trials[self.running].say(now, state="stopped", phase=PREPARING, reason=reason)
             self.running = None
 
     def train(self, now: float) -> bool:

@@ -61,7 +61,7 @@ class JobScenario:
             job = self._job(index)
             self.jobs.append(job)
             when = rng.uniform(1, PEOPLE_S / 2)
-            self.world.clock.at(when, self.world.submit, job)
+            self.world.clock.at(when, self.world.people.submit, job)
             if rng.random() < 0.2:
                 self.world.clock.at(when + rng.uniform(0, PEOPLE_S / 2), self._cancel, job.id)
         self.world.clock.at(2.0, self._look_at_the_gate)
@@ -88,7 +88,7 @@ class JobScenario:
 
     def _cancel(self, job: JobId) -> None:
         self._note(f"cancel {job}")
-        self.world.decide(job, "cancel")
+        self.world.people.decide(job, "cancel")
 
     def _look_at_the_gate(self) -> None:
         """A person looks every few seconds, and at what any coordinator shows."""
@@ -103,7 +103,7 @@ class JobScenario:
                     choices: tuple[Decision, ...] = ("approve", "approve", cheaper, "cancel")
                     decision = self.rng.choice(choices)
                     self._note(f"{decision} {job.id}")
-                    self.world.decide(job.id, decision)
+                    self.world.people.decide(job.id, decision)
 
     # Faults
 
@@ -243,14 +243,16 @@ class JobScenario:
 
     def _all_over(self) -> bool:
         leaders = [machine for machine in self.world.up() if machine.leads]
-        if self.world.now < PEOPLE_S or len(leaders) != 1 or not all(self.world.answered.values()):
+        if self.world.now < PEOPLE_S or len(leaders) != 1 or not all(self.world.people.answered.values()):
             return False
         assert leaders[0].foreman is not None
         records = leaders[0].foreman.records
-        return all(job in records for job in self.world.answered) and all(job.is_over for job in records.values())
+        return all(job in records for job in self.world.people.answered) and all(
+            job.is_over for job in records.values()
+        )
 
     def _unfinished(self) -> list[str]:
-        found = [f"{job} unanswered" for job, answered in self.world.answered.items() if not answered]
+        found = [f"{job} unanswered" for job, answered in self.world.people.answered.items() if not answered]
         for machine in self.world.up():
             assert machine.foreman is not None
             if machine.leads:
@@ -260,7 +262,7 @@ class JobScenario:
                     for job in records.values()
                     if not job.is_over
                 ]
-                found += [f"{machine.id} has lost {job}" for job in self.world.answered if job not in records]
+                found += [f"{machine.id} has lost {job}" for job in self.world.people.answered if job not in records]
         return found
 
     def _judge(self) -> None:

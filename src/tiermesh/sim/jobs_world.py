@@ -1,8 +1,5 @@
-"""A simulated mesh that leads and trains jobs: real foremen, pretended training, and an election that is made up.
-
-Who leads is decreed here, more rudely than `core.election` would: two may lead in one group for a while, views are
-late, and a coordinator that was frozen believes for a moment that it still is one.
-"""
+"""A simulated mesh that leads and trains jobs: real foremen, pretended training, and an election that is made up
+(`sim.jobs_election`). Here is what carries out effects, and what carries messages."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from functools import partial
 from typing import assert_never
 
 from tiermesh.core.attempts import Attempt, AttemptId, Checkpoint
-from tiermesh.core.foreman import Decision, Foreman
+from tiermesh.core.foreman import Foreman
 from tiermesh.core.job_effects import (
     Acknowledge,
     AskEstimate,
@@ -30,19 +27,17 @@ from tiermesh.core.job_effects import (
 )
 from tiermesh.core.job_rules import JobRules
 from tiermesh.core.jobs import Estimate, Job, JobId
-from tiermesh.errors import InvalidInput, Unavailable
 from tiermesh.sim.clock import Clock
 from tiermesh.sim.invariants import Violation
+from tiermesh.sim.jobs_election import Decrees
 from tiermesh.sim.jobs_invariants import JobInvariants
 from tiermesh.sim.jobs_machine import JobMachine, Trial, TrialKey, message
+from tiermesh.sim.jobs_people import People
 from tiermesh.sim.network import WIRED, Network, Weather
-from tiermesh.types import Address, Ballot, Member, NodeId, SessionId, Status, View
+from tiermesh.types import Ballot, NodeId, SessionId
 
 BEAT_S = 0.5
 """A step of training, a look at the clock; every second one tells."""
-ELECT_S = 0.4
-AWAIT_S = 2.0
-"""A new coordinator counts everybody near as a member for so long."""
 ANSWER_S = 10.0
 """A shell gives up on an estimate."""
 GIGABYTE = 10**9
@@ -59,16 +54,14 @@ class JobWorld:
         self.network = Network(random.Random(seed + 1), weather)
         self.machines: dict[NodeId, JobMachine] = {}
         self.invariants = JobInvariants()
-        self.answered: dict[JobId, bool] = {}
-        """Submissions, and whether the submitter has an answer."""
         self.served: dict[tuple[NodeId, JobId], AttemptId] = {}
         """What each coordinator's last `Serve` of a job was about."""
         self.orders = 0
         self._others_up: dict[JobId, bool] = {}
         """Were there others when it was decided to answer a submitter?"""
-        self._waiters: dict[tuple[NodeId, JobId], list[Callable[[bool], None]]] = {}
         self._disk_s = (0.01, 0.3) if slow_disks else (0.0005, 0.005)
-        self.clock.at(ELECT_S, self._elect)
+        self.people = People(self)
+        Decrees(self)
 
     @property
     def now(self) -> float:
@@ -122,7 +115,7 @@ class JobWorld:
             others = [each.disk[job] for each in self.machines.values() if each is not machine and job in each.disk]
             if not others and self.invariants.accepted.get(job, set()) <= {machine.id}:
                 self.invariants.accepted.pop(job, None)
-                self.answered.pop(job, None)
+                self.people.answered.pop(job, None)
             if not any(each.cancel_asked for each in others):
                 self.invariants.cancelled.pop(job, None)
 
@@ -139,110 +132,6 @@ class JobWorld:
             action()
         self._carry_out(machine)
 
-    # People
-
-    def submit(self, job: Job) -> None:
-        """Ask any node, until there is an answer."""
-        self.answered.setdefault(job.id, False)
-        self._ask_to_take(job)
-
-    def decide(self, job: JobId, decision: Decision) -> None:
-        """Tell any node, once."""
-        asked = self._anybody()
-        if asked is not None and asked.leader is not None:
-            self._send(asked.id, asked.leader, partial(self._decide, self.machines[asked.leader], job, decision))
-
-    def _ask_to_take(self, job: Job) -> None:
-        if self.answered.get(job.id, True):
-            return
-        asked = self._anybody()
-        if asked is not None and asked.leader is not None:
-            leader = self.machines[asked.leader]
-            self._send(asked.id, leader.id, partial(self._take, leader, asked.id, job))
-        self.clock.at(self.now + self.rng.uniform(1.0, 4.0), self._ask_to_take, job)
-
-    def _take(self, leader: JobMachine, asker: NodeId, job: Job) -> None:
-        def answer(taken: bool) -> None:
-            if taken and job.id in self.answered:
-                self._send(leader.id, asker, lambda: self.answered.__setitem__(job.id, True))
-
-        assert leader.foreman is not None
-        self._waiters.setdefault((leader.id, job.id), []).append(answer)
-        self._perform(leader, leader.foreman.submit(self.now, self._wall, job))
-
-    def _decide(self, leader: JobMachine, job: JobId, decision: Decision) -> None:
-        assert leader.foreman is not None
-        if decision == "approve" and job in leader.foreman.records and leader.foreman.records[job].state == "waiting":
-            self.invariants.approved.add(job)
-        try:
-            effects = leader.foreman.decide(self.now, self._wall, job, decision)
-        except (InvalidInput, Unavailable):
-            return
-        self._perform(leader, effects)
-        if decision == "cancel":
-            self._then(leader, lambda: self.invariants.cancelled.setdefault(job, self.now))
-
-    def _anybody(self) -> JobMachine | None:
-        choices = [machine for machine in self.up() if not machine.frozen]
-        return self.rng.choice(choices) if choices else None
-
-    # Who leads
-
-    def _elect(self) -> None:
-        self.clock.at(self.now + ELECT_S, self._elect)
-        awake = [machine for machine in self.up() if not machine.frozen]
-        while awake:
-            group = self._group(awake[0], awake)
-            awake = [machine for machine in awake if machine not in group]
-            self._lead(group)
-
-    def _group(self, first: JobMachine, among: list[JobMachine]) -> list[JobMachine]:
-        group, rest = [first], [machine for machine in among if machine is not first]
-        for machine in group:
-            near = [other for other in rest if self.network.is_open(machine.id, other.id)]
-            group += near
-            rest = [other for other in rest if other not in near]
-        return group
-
-    def _lead(self, group: list[JobMachine]) -> None:
-        leaders = [machine for machine in group if machine.leads]
-        highest = max(machine.promised for machine in group)
-        if len(leaders) == 1 and leaders[0].promised == highest:
-            self._publish(leaders[0], group)
-        elif self.rng.random() < 0.4:
-            chosen = self.rng.choice(leaders or group)
-            ballot = Ballot(1 + highest.term, chosen.id)
-            chosen.promised = ballot
-            chosen.leads, chosen.leader, chosen.crowned_at = True, chosen.id, self.now
-            self._publish(chosen, group)
-
-    def _publish(self, leader: JobMachine, group: list[JobMachine]) -> None:
-        assert leader.foreman is not None
-        view = self._view(leader, group)
-        if view != leader.view or not leader.foreman.leads:
-            leader.view = view
-            self._perform(leader, leader.foreman.view_changed(self.now, self._wall, view, True))
-        for machine in group:
-            if machine is not leader and machine.leader != leader.id and self.rng.random() < 0.7:
-                delay = self.rng.uniform(0, ELECT_S)
-                self.clock.at(self.now + delay, self._follow, machine, machine.run, leader.id, leader.promised, view)
-
-    def _follow(self, machine: JobMachine, run: int, leader: NodeId, ballot: Ballot, view: View) -> None:
-        if machine.run != run or machine.frozen or ballot < machine.promised or machine.foreman is None:
-            return
-        machine.promised, machine.leader, machine.leads = ballot, leader, False
-        self._perform(machine, machine.foreman.view_changed(self.now, self._wall, view, False))
-
-    def _view(self, leader: JobMachine, group: list[JobMachine]) -> View:
-        members = {}
-        awaits = self.now - leader.crowned_at < AWAIT_S
-        for joined, machine in enumerate(self.machines.values()):
-            there = machine in group and (awaits or machine.leader == leader.id)
-            state = "down" if not there else "draining" if machine.draining else "up"
-            status = Status(machine.id, (Address(f"{machine.id}:1"),))
-            members[machine.id] = Member(machine.id, machine.session, status, joined, state)  # type: ignore[arg-type]
-        return View(leader.promised, 1, leader.id, members)
-
     # A machine's life
 
     def _beat(self, machine: JobMachine, run: int, count: int) -> None:
@@ -254,7 +143,7 @@ class JobWorld:
         if machine.frozen or machine.foreman is None:
             return
         if machine.foreman.deadline <= self.now:
-            self._perform(machine, machine.foreman.tick(self.now, self._wall))
+            self.perform(machine, machine.foreman.tick(self.now, self.wall))
         if count % 2:
             for key, trial in machine.room.to_tell():
                 self._tell(machine, key, trial)
@@ -262,19 +151,19 @@ class JobWorld:
     def _tell(self, machine: JobMachine, key: TrialKey, trial: Trial) -> None:
         if machine.leader is not None:
             leader = self.machines[machine.leader]
-            self._send(machine.id, leader.id, partial(self._hear, leader, machine, key, message(key, trial)))
+            self.send(machine.id, leader.id, partial(self._hear, leader, machine, key, message(key, trial)))
 
     def _hear(self, leader: JobMachine, machine: JobMachine, key: TrialKey, told: AttemptTold) -> None:
         assert leader.foreman is not None
         if not leader.leads:
             return
-        heard = leader.foreman.told(self.now, self._wall, machine.id, told)
+        heard = leader.foreman.told(self.now, self.wall, machine.id, told)
         record = leader.foreman.records.get(key[0])
         self.invariants.answered(record, key[1], told, heard.fenced)
-        self._perform(leader, heard.effects)
+        self.perform(leader, heard.effects)
         seq = told.told.seq
         answer = partial(self._told, machine, key, seq, heard.fenced, heard.kept)
-        self._then(leader, lambda: self._send(leader.id, machine.id, answer))
+        self.then(leader, lambda: self.send(leader.id, machine.id, answer))
 
     def _told(self, machine: JobMachine, key: TrialKey, seq: int, fenced: bool, kept: bool) -> None:
         trial = machine.room.trials.get(key)
@@ -299,7 +188,8 @@ class JobWorld:
 
     # Effects
 
-    def _perform(self, machine: JobMachine, effects: list[JobEffect]) -> None:
+    def perform(self, machine: JobMachine, effects: list[JobEffect]) -> None:
+        """Carry out what a foreman asks for, behind what it asked for before."""
         others = [
             node for node, member in machine.view.members.items() if member.state != "down" and node != machine.id
         ]
@@ -309,7 +199,7 @@ class JobWorld:
         machine.effects.extend(effects)
         self._carry_out(machine)
 
-    def _then(self, machine: JobMachine, action: Callable[[], object]) -> None:
+    def then(self, machine: JobMachine, action: Callable[[], object]) -> None:
         """Once everything before is done."""
         machine.effects.append(action)
         self._carry_out(machine)
@@ -326,20 +216,20 @@ class JobWorld:
                     delay = self.rng.uniform(*self._disk_s)
                     self.clock.at(self.now + delay, self._written, machine, machine.run)
                 case Copy(job, node):
-                    self._send(machine.id, node, partial(self._copied, machine, self.machines[node], job))
+                    self.send(machine.id, node, partial(self._copied, machine, self.machines[node], job))
                 case Collect(node):
-                    self._send(machine.id, node, partial(self._collect, machine, self.machines[node]))
+                    self.send(machine.id, node, partial(self._collect, machine, self.machines[node]))
                 case Acknowledge(job):
                     self._acknowledged(machine, job)
                 case Decline(job_id):
-                    self._answer(machine, job_id, False)
+                    self.people.answer(machine, job_id, False)
                 case AskEstimate(job, node):
                     self._estimate(machine, self.machines[node], job)
                 case Order(job, attempt):
                     self._order(machine, job, attempt)
                 case Stop(job_id, attempt_id, node, why):
                     stop = partial(self.machines[node].room.stop, self.now, (job_id, attempt_id), why)
-                    self._send(machine.id, node, stop, busy_s=self.rng.uniform(0.1, 1.5))
+                    self.send(machine.id, node, stop, busy_s=self.rng.uniform(0.1, 1.5))
                 case Serve(job):
                     assert job.result is not None
                     self.served[machine.id, job.id] = job.result.id
@@ -363,11 +253,11 @@ class JobWorld:
             return
         self._learn(machine, job, leader.id)
         answer = partial(self._with_foreman, leader, "copied", job.id, machine.id, job.stamp)
-        self._then(machine, lambda: self._send(machine.id, leader.id, answer))
+        self.then(machine, lambda: self.send(machine.id, leader.id, answer))
 
     def _learn(self, machine: JobMachine, job: Job, sender: NodeId) -> None:
         assert machine.foreman is not None
-        self._perform(machine, machine.foreman.learnt(self.now, self._wall, (job,), sender))
+        self.perform(machine, machine.foreman.learnt(self.now, self.wall, (job,), sender))
 
     def _collect(self, leader: JobMachine, machine: JobMachine) -> None:
         if machine.leader != leader.id:
@@ -375,20 +265,16 @@ class JobWorld:
         assert machine.foreman is not None
         records = tuple(machine.foreman.records.values())
         learnt = partial(self._with_foreman, leader, "learnt", records, machine.id, whole=True)
-        self._then(machine, lambda: self._send(machine.id, leader.id, learnt))
+        self.then(machine, lambda: self.send(machine.id, leader.id, learnt))
 
     def _with_foreman(self, machine: JobMachine, method: str, *arguments: object, **named: object) -> None:
-        effects = getattr(machine.foreman, method)(self.now, self._wall, *arguments, **named)
-        self._perform(machine, effects)
+        effects = getattr(machine.foreman, method)(self.now, self.wall, *arguments, **named)
+        self.perform(machine, effects)
 
     def _acknowledged(self, machine: JobMachine, job: Job) -> None:
         holders = {each.id for each in self.machines.values() if job.id in each.disk}
         self.invariants.acknowledged(job.id, machine.id, holders, self._others_up[job.id])
-        self._answer(machine, job.id, True)
-
-    def _answer(self, machine: JobMachine, job: JobId, taken: bool) -> None:
-        for waiter in self._waiters.pop((machine.id, job), []):
-            waiter(taken)
+        self.people.answer(machine, job.id, True)
 
     def _estimate(self, leader: JobMachine, machine: JobMachine, job: Job) -> None:
         usd = float(str(job.spec["usd"]))
@@ -398,8 +284,8 @@ class JobWorld:
         if job.spec["destiny"] == "unreadable":
             answer = Refusal("no such format", "bad_data", for_good=True)
         back = partial(self._with_foreman, leader, "estimated", job.id, machine.id, answer)
-        reply = partial(self._send, machine.id, leader.id, back)
-        self._send(leader.id, machine.id, reply, busy_s=self.rng.uniform(0.1, 1.0))
+        reply = partial(self.send, machine.id, leader.id, back)
+        self.send(leader.id, machine.id, reply, busy_s=self.rng.uniform(0.1, 1.0))
         run = leader.run
 
         def give_up() -> None:
@@ -414,7 +300,7 @@ class JobWorld:
         known = leader.foreman.records.values()
         self.invariants.ordered(leader.promised, leader.disk.get(job.id), job, attempt, known)
         machine = self.machines[attempt.node]
-        self._send(leader.id, machine.id, partial(self._obey, leader, machine, leader.promised, job, attempt))
+        self.send(leader.id, machine.id, partial(self._obey, leader, machine, leader.promised, job, attempt))
 
     def _obey(self, leader: JobMachine, machine: JobMachine, ballot: Ballot, job: Job, attempt: Attempt) -> None:
         refusal: Refusal | None = Refusal("obeys another one")
@@ -422,8 +308,10 @@ class JobWorld:
             self._learn(machine, job, leader.id)
             steps = int(str(attempt.spec["steps"]))
             refusal = machine.room.take(self.now, job, attempt, self._start(machine, job), steps)
+            if refusal is None and self.rng.random() < 0.03:
+                machine.room.let_go(self.now, "memory is short")
         answer = partial(self._with_foreman, leader, "order_answered", job.id, attempt.id, refusal)
-        self._then(machine, lambda: self._send(machine.id, leader.id, answer))
+        self.then(machine, lambda: self.send(machine.id, leader.id, answer))
 
     def _start(self, machine: JobMachine, job: Job) -> int:
         checkpoint = job.checkpoint
@@ -433,7 +321,8 @@ class JobWorld:
 
     # Messages
 
-    def _send(self, sender: NodeId, receiver: NodeId, action: Callable[[], object], busy_s: float = 0.0) -> None:
+    def send(self, sender: NodeId, receiver: NodeId, action: Callable[[], object], busy_s: float = 0.0) -> None:
+        """Do `action` at the receiver, should it arrive, and `busy_s` later."""
         if sender == receiver:
             self._deliver(self.machines[receiver], action, busy_s)
         elif self.network.passes(sender, receiver):
@@ -452,7 +341,8 @@ class JobWorld:
             action()
 
     @property
-    def _wall(self) -> float:
+    def wall(self) -> float:
+        """Unix seconds."""
         return EPOCH + self.now
 
 
