@@ -252,7 +252,10 @@ class TestOrders:
             stage.says(seq, state="stopped", phase="prepare", reason="needs 9.1 GB, and 7.4 are free")
             assert stage.job().state == "queued"
             assert "7.4 are free" in stage.foreman.why(JobId("J1"))
-            stage.passes(61.0)
+            waits = (5.0, 10.0, 20.0, 40.0, 60.0, 60.0)[seq - 1]
+            stage.passes(waits - 0.5)
+            assert stage.job().state == "queued"
+            stage.passes(1.0)
             assert stage.job().state == "running"
         assert len(stage.job().attempts) == 1
 
