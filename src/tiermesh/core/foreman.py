@@ -280,7 +280,7 @@ def _clipped(told: Told) -> Told:
 def _matters(before: Told | None, after: Told | None) -> bool:
     """Is it worth a write? Figures are not: the next ones come within a second."""
     assert after is not None
-    if before is None:
+    if before is None or after.state != "running":
         return True
     return (before.state, before.phase, before.checkpoint, before.artifact, before.holders) != (
         after.state,
