@@ -118,7 +118,7 @@ class Routing(Section):
 
 
 class Admission(Section):
-    """What the coordinator demands before it admits new jobs. Kept and published; without jobs, nothing heeds it."""
+    """What the coordinator demands before it takes new jobs."""
 
     min_members: int = Field(1, ge=1, le=1000)
     """Nodes that must be up. 1, because a home has two machines as often as twenty; raise it where a lone half of a
@@ -231,6 +231,8 @@ class PolicyDocument(Section):
             max_retries=self.jobs.max_retries,
             replicas=self.jobs.replicas,
             waiting_limit=self.jobs.queue_length,
+            min_members=self.coordinator.min_members,
+            train_on_battery=self.jobs.train_on_battery,
             budget=self.budget.rule(),
         )
 
