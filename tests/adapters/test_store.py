@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tiermesh.adapters.store import CONTACT_LIMIT, MIGRATIONS, Saved, Store
-from tiermesh.core.jobs import Asked, Attempt, Checkpoint, Dataset, Job, JobId, Told
+from tiermesh.core.attempts import Attempt, Checkpoint, Told
+from tiermesh.core.jobs import Asked, Dataset, Job, JobId
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 

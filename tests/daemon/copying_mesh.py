@@ -21,7 +21,7 @@ from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.fetching import Holder
 from tiermesh.adapters.passport import Passport
 from tiermesh.adapters.peers import Peers
-from tiermesh.core.jobs import Checkpoint
+from tiermesh.core.attempts import Checkpoint
 from tiermesh.daemon.api import Context, make_app
 from tiermesh.daemon.api.blobs import register_blobs
 from tiermesh.daemon.api.data import register_data

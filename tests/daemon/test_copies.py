@@ -16,7 +16,8 @@ from tests.daemon.still_mesh import until
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.run_copy import PIECE_BYTES
 from tiermesh.client import Data, RemoteClient, upload
-from tiermesh.core.jobs import Checkpoint, Dataset
+from tiermesh.core.attempts import Checkpoint
+from tiermesh.core.jobs import Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon import copies as module
 from tiermesh.daemon import copy_resuming, copy_sending

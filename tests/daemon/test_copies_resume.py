@@ -25,7 +25,7 @@ from benchmarks.training.workers import (
 from tests import tiny_model
 
 from tiermesh.adapters.run_events import EventTail
-from tiermesh.core.jobs import Checkpoint
+from tiermesh.core.attempts import Checkpoint
 from tiermesh.protocol.run_folder import RunFolder
 from tiermesh.protocol.training_events import CheckpointSaved, Resumed, StepDone
 

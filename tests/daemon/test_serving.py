@@ -29,7 +29,8 @@ from tests.daemon.serving_mesh import (
 from tiermesh.adapters.engines import served_model
 from tiermesh.adapters.model_source import resolve
 from tiermesh.adapters.passport import Passport
-from tiermesh.core.jobs import Asked, Attempt, Course, Dataset, Job, JobId, Told
+from tiermesh.core.attempts import Attempt, Told
+from tiermesh.core.jobs import Asked, Course, Dataset, Job, JobId
 from tiermesh.daemon import serving
 from tiermesh.errors import Forbidden, InvalidInput, NameTaken, NotFound, TiermeshError, UnknownModel
 from tiermesh.protocol.serving import Result

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tiermesh.adapters.identity import Identity, read_identity, write_identity
-from tiermesh.core.jobs import Asked, Attempt, Course, Dataset, Job, JobId, Told, job_from_dict, job_to_dict
+from tiermesh.core.attempts import Attempt, Told
+from tiermesh.core.jobs import Asked, Course, Dataset, Job, JobId, job_from_dict, job_to_dict
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable, TiermeshError
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 

@@ -25,15 +25,10 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import NewType
 
-from tiermesh.core.attempts import Attempt as Attempt
-from tiermesh.core.attempts import AttemptId as AttemptId
-from tiermesh.core.attempts import AttemptStanding, canonical, join_all
-from tiermesh.core.attempts import Checkpoint as Checkpoint
-from tiermesh.core.attempts import Told as Told
+from tiermesh.core.attempts import Attempt, AttemptId, AttemptStanding, Checkpoint, canonical, join_all
 from tiermesh.core.codec import decode_value, encode_value
 from tiermesh.core.evaluation import Gates
-from tiermesh.core.job_states import ENDS, TRANSITIONS, JobEvent
-from tiermesh.core.job_states import OVER as OVER
+from tiermesh.core.job_states import ENDS, OVER, TRANSITIONS, JobEvent
 from tiermesh.errors import NotPossibleNow
 from tiermesh.types import NO_BALLOT, Ballot, JobState, NodeId
 

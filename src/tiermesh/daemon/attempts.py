@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tiermesh.adapters.run_events import add_event, completion
 from tiermesh.adapters.store import Store
 from tiermesh.adapters.trainer import Launch, OnRecord, Trainer
-from tiermesh.core.jobs import Checkpoint, Dataset, Told
+from tiermesh.core.attempts import Checkpoint, Told
+from tiermesh.core.jobs import Dataset
 from tiermesh.daemon.groundwork import Groundwork
 from tiermesh.daemon.told import Key, after_end, after_step, ballot_of, key_of, later, next_told, wire_of
 from tiermesh.daemon.told_log import ToldLog

@@ -24,7 +24,8 @@ from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.peers import Peers
 from tiermesh.adapters.run_copy import checkpoint_manifest, folder_manifest
-from tiermesh.core.jobs import Checkpoint, Dataset
+from tiermesh.core.attempts import Checkpoint
+from tiermesh.core.jobs import Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon.copy_resuming import RESUME, Resuming
 from tiermesh.daemon.copy_sending import Sending

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.run_copy import has_checkpoints, lay_out_run
-from tiermesh.core.jobs import Checkpoint
+from tiermesh.core.attempts import Checkpoint
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon.copy_taking import checkpoints_of
 from tiermesh.errors import BodyTooLarge, DataUnusable, JobRefused, Unavailable

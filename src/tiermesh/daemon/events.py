@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tiermesh.adapters.event_lines import ATTEMPT, EventLines, Place
 from tiermesh.adapters.peers import Peers
-from tiermesh.core.jobs import Attempt, Job
+from tiermesh.core.attempts import Attempt
+from tiermesh.core.jobs import Job
 from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.job_messenger import TYPED
 from tiermesh.daemon.scheduler import Scheduler

@@ -7,10 +7,11 @@ from typing import Any
 
 from tiermesh.adapters.peers import ASK_S, Peers
 from tiermesh.config import PolicyDocument
+from tiermesh.core.attempts import Attempt, AttemptId, Told
 from tiermesh.core.codec import decode_value
 from tiermesh.core.job_effects import Refusal
 from tiermesh.core.job_rules import ESTIMATE_S
-from tiermesh.core.jobs import Attempt, AttemptId, Dataset, Estimate, Job, JobId, Told, job_from_dict, job_to_dict
+from tiermesh.core.jobs import Dataset, Estimate, Job, JobId, job_from_dict, job_to_dict
 from tiermesh.errors import (
     DataUnusable,
     InvalidInput,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from tiermesh.adapters import clock
 from tiermesh.adapters.store import Store
 from tiermesh.config import PolicyDocument
+from tiermesh.core.attempts import Attempt, Told
 from tiermesh.core.codec import decode_value
 from tiermesh.core.foreman import Decision, Foreman
 from tiermesh.core.job_effects import (
@@ -34,7 +35,7 @@ from tiermesh.core.job_effects import (
     Tell,
 )
 from tiermesh.core.job_rules import JobRules
-from tiermesh.core.jobs import Attempt, Dataset, Estimate, Job, JobId, Told, job_from_dict, job_to_dict
+from tiermesh.core.jobs import Dataset, Estimate, Job, JobId, job_from_dict, job_to_dict
 from tiermesh.daemon.job_messenger import Messenger, refusal_of
 from tiermesh.daemon.job_queue import JobQueue
 from tiermesh.daemon.record_mail import RecordMail

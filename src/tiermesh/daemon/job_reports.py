@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tiermesh.core.jobs import Attempt, Dataset, Job
+from tiermesh.core.attempts import Attempt
+from tiermesh.core.jobs import Dataset, Job
 from tiermesh.protocol.jobs import (
     DataRef,
     EstimateReport,

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from tiermesh.adapters.trainer import Ending
+from tiermesh.core.attempts import AttemptId, Told
 from tiermesh.core.codec import decode_value, encode_value
-from tiermesh.core.jobs import AttemptId, JobId, Told
+from tiermesh.core.jobs import JobId
 from tiermesh.protocol.cluster import BallotReport
 from tiermesh.protocol.job_orders import AttemptKey, AttemptTold
 from tiermesh.protocol.training_events import Failed, StepDone

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tiermesh.adapters.store import Store
-from tiermesh.core.jobs import Checkpoint, Told
+from tiermesh.core.attempts import Checkpoint, Told
 from tiermesh.daemon.told import Key, key_of, next_told, told_of, wire_of
 from tiermesh.errors import StateUnwritable
 from tiermesh.protocol.job_orders import AttemptTold, HeardReport

@@ -14,7 +14,8 @@ from tiermesh.adapters.peers import Peers
 from tiermesh.adapters.sent_files import SentFiles
 from tiermesh.adapters.store import Store
 from tiermesh.config import DaemonOptions, PolicyDocument
-from tiermesh.core.jobs import Checkpoint, Job, Told, job_from_dict
+from tiermesh.core.attempts import Checkpoint, Told
+from tiermesh.core.jobs import Job, job_from_dict
 from tiermesh.daemon.appraisal import Appraisal
 from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.copies import Copies
