@@ -131,7 +131,7 @@ def run_of(
         "checkpoints": Checkpoints(folder / "checkpoints"),
         "conditions": {},
         "stopping": lambda: False,
-        "look": lambda: Usage(1, 100, 0.01),
+        "look": lambda: Usage(1 << 30, 100 << 30, 0.01),
         "trim": lambda: None,
         "detector": None if z is None else Detector(Sensitivity(z=z)),
     }
