@@ -392,6 +392,17 @@ class TestEnds:
         assert served.job.result.told is not None
         assert served.job.result.told.artifact == "d" * 64
 
+    def test_a_new_coordinator_serves_what_is_completed_and_not_forgotten(self) -> None:
+        stage = Stage().lead()
+        stage.submit()
+        with pytest.raises(NotPossibleNow, match="cancel it first"):
+            stage.decide("forget")
+        stage.says(1, state="completed", result=GOOD)
+        completed = stage.job()
+        stage.decide("forget")
+        assert [served.job.id for served in Stage(records=(completed,)).lead().seen(Serve)] == ["J1"]
+        assert Stage(records=(stage.job(),)).lead().seen(Serve) == []
+
     def test_a_failure_is_treated_with_another_spec_and_counted(self) -> None:
         stage = Stage().lead()
         stage.submit()

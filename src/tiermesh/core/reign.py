@@ -174,8 +174,8 @@ class Reign:
             memory.pop(job, None)
 
     def _serve(self, job: Job) -> None:
-        result = job.result
-        if job.state == "completed" and result is not None and self._served.get(job.id) != result.id:
+        result = None if job.forgotten else job.result
+        if result is not None and self._served.get(job.id) != result.id:
             self._served[job.id] = result.id
             self._out.append(Serve(job))
 
