@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -56,6 +57,29 @@ async def test_a_mesh_without_a_coordinator_is_waited_for(mesh: FakeJobs, client
     mesh.desk.no_coordinator = 3
     job = await client.train(SPEC, FAQ)
     assert (mesh.desk.posts, [*mesh.desk.jobs]) == (4, [job.id])
+
+
+async def test_when_its_node_ends_another_one_is_asked() -> None:
+    with FakeJobs() as other:
+        first = FakeJobs()
+        first.__enter__()
+        first.desk = other.desk
+        first.nodes = [other.node(id="b" * 32, role="member")]
+        other.desk.holds = True
+        try:
+            async with RemoteClient(first.url) as client:
+                job = await client.train(SPEC, FAQ)
+                steps = []
+                async for event in job.events():
+                    if isinstance(event, StepDone):
+                        steps.append(event.step)
+                    if steps == [1, 2] and first.url:
+                        await asyncio.to_thread(first.__exit__, None, None, None)
+                        first.url, other.desk.holds = "", False
+                assert (steps, job.report.state, client.url) == ([1, 2], "completed", other.url)
+        finally:
+            if first.url:
+                first.__exit__(None, None, None)
 
 
 async def test_patience_ends(mesh: FakeJobs, client: RemoteClient) -> None:

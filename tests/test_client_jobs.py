@@ -34,6 +34,10 @@ class Door:
         self.answers = list(answers)
         self.asked: list[int] = []
 
+    async def meet(self) -> None: ...
+
+    async def turn(self) -> None: ...
+
     async def job_report(self, job: str) -> JobReport:
         return DONE
 

@@ -10,16 +10,20 @@ from typing import Any, Self
 
 import aiohttp
 
-from tiermesh.client.answers import checked, unreachable
+from tiermesh.client.answers import checked, decoded, unreachable
 from tiermesh.client.data import Data
 from tiermesh.client.upload import Piece
-from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput
+from tiermesh.errors import DeadlineExceeded, EngineFailed, InvalidInput, TiermeshError
+from tiermesh.protocol.cluster import ClusterReport
 
 CONNECT_TIMEOUT_S = 5.0
 """A daemon on one's own network accepts in milliseconds, over a VPN in tenths of seconds."""
 
 ANSWER_TIMEOUT_S = 600.0
 """What a node itself gives a request: a large model may have to be loaded first, and a slow machine writes slowly."""
+
+LOOK_TIMEOUT_S = 2.0
+"""A node that lives says so in milliseconds, and after seconds when it is overloaded."""
 
 DEFAULT_URL = "http://localhost:8000"
 
@@ -35,6 +39,7 @@ class Http:
         self.token = token or os.environ.get("MESH_TOKEN")
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._others: tuple[str, ...] = ()
 
     async def __aenter__(self) -> Self:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -51,6 +56,30 @@ class Http:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def meet(self) -> None:
+        """Learn where the other nodes are, so that one of them can be turned to; as before when that can't be told."""
+        with contextlib.suppress(TiermeshError):
+            report = decoded(ClusterReport, await self._json("GET", "/api/cluster"))
+            others = [node for node in report.nodes if node.id != report.self and node.state != "down"]
+            self._others = tuple(url for node in others for url in node.urls)
+
+    async def turn(self) -> None:
+        """Ask another node from now on, when this one does not answer and another one does."""
+        for url in (self.url, *self._others):
+            if await self._lives(url):
+                if url != self.url:
+                    self.url = url
+                    await self.meet()
+                return
+
+    async def _lives(self, url: str) -> bool:
+        assert self._session is not None
+        try:
+            async with self._session.get(f"{url}/health", timeout=aiohttp.ClientTimeout(LOOK_TIMEOUT_S)) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
 
     async def _json(self, method: str, path: str, body: Mapping[str, object] | None = None) -> object:
         limits = aiohttp.ClientTimeout(self._timeout_s, sock_connect=CONNECT_TIMEOUT_S)

@@ -61,7 +61,8 @@ class JobDoor(Http):
         """Have the mesh train, and return as soon as it has accepted; the data travels with the request.
 
         `spec` is a training spec without its paths. Sent again with the same `job_id`, it is the same job: so does this
-        method itself, for `patience_s`, when an answer is lost or there is no coordinator; `waits` hears why.
+        method itself, for `patience_s`, when an answer is lost or there is no coordinator, to another node when this
+        one is gone; `waits` hears why.
         """
         body = submission(spec, job_id=job_id, **options)
         datasets = {"data": data} if eval_data is None else {"data": data, "eval_data": eval_data}
@@ -70,6 +71,8 @@ class JobDoor(Http):
             try:
                 for field, given in datasets.items():
                     body[field] = {"sha256": await upload(self, given), "name": given.name}
+                if not reached:
+                    await self.meet()
                 reached = True
                 told = await self._json("POST", "/api/train", body)
                 break
@@ -80,6 +83,7 @@ class JobDoor(Http):
                 if waits is not None:
                     waits(error)
                 await asyncio.sleep(_pause_s(error))
+                await self.turn()
         return TrainingJob(self, decoded(JobReport, told))
 
     async def jobs(self) -> list[JobReport]:

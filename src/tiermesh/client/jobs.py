@@ -40,6 +40,8 @@ class LogText:
 class Door(ResultDoor, Protocol):
     """What a job needs of a client."""
 
+    async def meet(self) -> None: ...
+    async def turn(self) -> None: ...
     async def job_report(self, job: str) -> JobReport: ...
     async def decide_job(self, job: str, decision: Decision) -> JobReport: ...
     async def job_log(
@@ -94,8 +96,10 @@ class TrainingJob:
     async def events(self) -> AsyncGenerator[TrainingEvent | JobReport, None]:
         """What has happened and what happens, until the job is over; a `JobReport` at each change of its state.
 
-        A node that ends and comes back within `PATIENCE_S` is not noticed. Raises what it says otherwise.
+        When the node that is asked ends, another one is, or the same once it is back within `PATIENCE_S`; nothing is
+        missed and nothing told twice. Raises what the node says otherwise.
         """
+        await self._door.meet()
         heard_at = time.monotonic()
         while True:
             try:
@@ -109,6 +113,7 @@ class TrainingJob:
             except (Unavailable, EngineFailed, DeadlineExceeded):
                 if time.monotonic() > heard_at + PATIENCE_S:
                     raise
+                await self._door.turn()
             if self.report.is_over:
                 return
             if time.monotonic() > heard_at + PATIENCE_S:
