@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from tiermesh.adapters.engines import kernel, served_model
+from tiermesh.adapters.lora_folder import read_adapter
+from tiermesh.adapters.model_source import resolve
 from tiermesh.config import Flags, resolve_options
 from tiermesh.daemon.engine_room import EngineRoom
-from tiermesh.errors import InvalidConfig, UnknownModel
+from tiermesh.errors import InvalidConfig, InvalidInput, UnknownModel
 from tiermesh.types import Model
 
 GIB = 1 << 30
@@ -107,3 +109,33 @@ async def test_without_torch_a_model_that_was_asked_for_is_a_mistake_and_the_def
     with pytest.raises(InvalidConfig, match=r"can't run .*/a: the built-in kernel needs no_such_package"):
         async with room(tmp_path, f"model: {model_folder(tmp_path / 'a')}"):
             pass
+
+
+async def test_a_node_that_ran_no_models_itself_holds_what_it_trained_from(tmp_path: Path) -> None:
+    """It had another engine, so its kernel was not needed so far."""
+    base = model_folder(tmp_path / "base")
+    digest = resolve(str(base)).digest
+    async with room(tmp_path, "engines: [{url: 'http://127.0.0.1:9', kind: openai}]") as opened:
+        assert set(opened.engines) == {"127.0.0.1-9"}
+        assert not opened.holds(str(base), digest)
+        await opened.hold(str(base), digest)
+        assert opened.holds(str(base), digest)
+        adapter = read_adapter("poet", str(adapter_folder(tmp_path / "p")), "base", digest, "JOB")
+        await opened.add_adapter(adapter)
+        await opened.hold(str(base), digest)
+        models = opened.engines["kernel"].models
+        assert [(model.name, model.state, model.job) for model in models] == [
+            ("base", "cold", ""),
+            ("poet", "cold", "JOB"),
+        ]
+        with pytest.raises(InvalidInput, match="base has the digest"):
+            await opened.hold("base", "sha256:other")
+        with pytest.raises(UnknownModel, match="no model elsewhere"):
+            await opened.hold("elsewhere", "sha256:other")
+
+
+async def test_a_node_whose_kernel_is_switched_off_holds_nothing(tmp_path: Path) -> None:
+    async with room(tmp_path, "", no_engine=True) as opened:
+        with pytest.raises(UnknownModel, match="runs no models itself: its kernel is switched off"):
+            await opened.hold(str(model_folder(tmp_path / "base")), "")
+        assert list(opened) == []
