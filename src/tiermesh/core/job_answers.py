@@ -43,8 +43,9 @@ def order_answered(reign: Reign, job: Job, attempt: AttemptId, refusal: Refusal 
 
 def estimated(reign: Reign, job: Job, node: NodeId, answer: Estimate | Refusal) -> None:
     """A node said what the job takes there, or could not."""
-    if reign.asked.get(job.id, (node, 0.0))[0] == node:
-        reign.asked.pop(job.id, None)
+    if reign.asked.get(job.id, (None, 0.0))[0] != node:
+        return  # an answer that nobody waits for any more may be about another spec
+    del reign.asked[job.id]
     reign.restless = True
     if job.state not in ("estimating", "queued"):
         return

@@ -156,6 +156,8 @@ class Reign:
         self._fresh.add(job.id)
         self.copies.changed(job.id)
         self.index.put(job)
+        if job.state not in ("estimating", "queued"):
+            self.asked.pop(job.id, None)
         if job.is_over:
             self._close(job.id)
         else:
