@@ -44,17 +44,8 @@ class JobInvariants:
             raise Violation(f"{job} was acknowledged and is on no other disk than that of {leader}")
         self.accepted.setdefault(job, set()).update(holders)
 
-    def ordered(self, leader: Ballot, durable: Job | None, job: Job, attempt: Attempt, known: Iterable[Job]) -> None:
-        """An attempt is ordered under a ballot; `durable` is what the leader's disk has, `known` what it knows."""
-        held = None if durable is None else durable.attempt(attempt.id)
-        if held is None:
-            raise Violation(f"{leader} orders attempt {attempt.id} of {job.id}, which is not on its disk")
-        if held.fenced:
-            raise Violation(f"{leader} orders attempt {attempt.id} of {job.id}, which it has fenced")
-        if job.cancel_asked:
-            raise Violation(f"{leader} orders {job.id}, which a person cancelled")
-        if attempt.retries > MAX_RETRIES:
-            raise Violation(f"{leader} orders retry {attempt.retries} of {job.id}")
+    def decided(self, leader: Ballot, job: Job, attempt: Attempt, known: Iterable[Job]) -> None:
+        """It is decided to order an attempt; `known` is what the leader knows by then."""
         taken = [
             other.id
             for other in known
@@ -66,6 +57,18 @@ class JobInvariants:
         ]
         if taken:
             raise Violation(f"{leader} orders {job.id} on {attempt.node}, where {taken} run")
+
+    def ordered(self, leader: Ballot, durable: Job | None, job: Job, attempt: Attempt) -> None:
+        """The order leaves; `durable` is what the leader's disk has."""
+        held = None if durable is None else durable.attempt(attempt.id)
+        if held is None:
+            raise Violation(f"{leader} orders attempt {attempt.id} of {job.id}, which is not on its disk")
+        if held.fenced:
+            raise Violation(f"{leader} orders attempt {attempt.id} of {job.id}, which it has fenced")
+        if job.cancel_asked:
+            raise Violation(f"{leader} orders {job.id}, which a person cancelled")
+        if attempt.retries > MAX_RETRIES:
+            raise Violation(f"{leader} orders retry {attempt.retries} of {job.id}")
         usd = float(str(job.asked.spec["usd"]))
         if usd > MAX_USD or (usd > SOFT_USD and job.id not in self.approved):
             raise Violation(f"{leader} orders {job.id}, which costs {usd} and nobody approved")

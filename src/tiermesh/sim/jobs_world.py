@@ -196,6 +196,9 @@ class JobWorld:
         for effect in effects:
             if isinstance(effect, Acknowledge):
                 self._others_up[effect.job.id] = bool(others)
+            elif isinstance(effect, Order) and machine.foreman is not None:
+                known = machine.foreman.records.values()
+                self.invariants.decided(machine.promised, effect.job, effect.attempt, known)
         machine.effects.extend(effects)
         self._carry_out(machine)
 
@@ -297,8 +300,7 @@ class JobWorld:
     def _order(self, leader: JobMachine, job: Job, attempt: Attempt) -> None:
         assert leader.foreman is not None
         self.orders += 1
-        known = leader.foreman.records.values()
-        self.invariants.ordered(leader.promised, leader.disk.get(job.id), job, attempt, known)
+        self.invariants.ordered(leader.promised, leader.disk.get(job.id), job, attempt)
         machine = self.machines[attempt.node]
         self.send(leader.id, machine.id, partial(self._obey, leader, machine, leader.promised, job, attempt))
 
