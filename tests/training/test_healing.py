@@ -16,10 +16,10 @@ from tests.tiny_model import build_folder
 
 from tiermesh.adapters.trainer import WORKER, Launch, Trainer
 from tiermesh.core.evaluation import Gates, failed, judge
-from tiermesh.core.remediation import MAX_RETRIES, Remedy, Stop, remedy
+from tiermesh.core.remediation import Remedy, Stop, remedy
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
-from tiermesh.protocol.training_events import Completed, Failed, TrainingEvent
+from tiermesh.protocol.training_events import Completed, Failed
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,8 +39,7 @@ WITHOUT_RELIEF = (
 
 FIELDS: Mapping[str, Any] = {
     "seq_len": 512,
-    "micro_batch_size": 32,
-    "max_steps": 3,
+    "max_steps": 2,
     "num_epochs": 100,
     "precision": "fp32",
     "learning_rate": 1e-3,
@@ -62,7 +61,6 @@ class Life:
     tried: list[Mapping[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
-    peak_bytes: int = 0
     completed: Completed | None = None
 
     async def lead(self, spec: Mapping[str, Any]) -> None:
@@ -88,10 +86,8 @@ class Life:
         )
         plan = RunPlan(spec=spec, model_path=str(self.model), data_path=str(self.data), canary=self.gates.canary)
         run = RunFolder(self.folder / f"attempt-{len(self.tried) + 1}")
-        told: list[TrainingEvent] = []
         launch = Launch(folder=run, plan=plan, threads=1, memory_limit_bytes=spec.memory_limit, program=self.program)
-        ending = await asyncio.wait_for(Trainer(launch, told.append).run(), 300)
-        self.peak_bytes = max((getattr(one, "memory_bytes", None) or 0 for one in told), default=0)
+        ending = await asyncio.wait_for(Trainer(launch, lambda _: None).run(), 300)
         match ending.last:
             case Completed() as last:
                 self.completed = last
@@ -113,34 +109,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("data") / "data.jsonl", 2000)
 
 
-async def _need(folder: Path, model: Path, data: Path, micro_batch: int) -> int:
-    life = Life(folder / f"plain-{micro_batch}", model, data)
-    await life.lead({**FIELDS, "micro_batch_size": micro_batch})
-    assert life.completed is not None
-    return life.peak_bytes
-
-
 async def test_refused_memory_heals_by_half_the_batch(tmp_path: Path, model: Path, data: Path) -> None:
-    """The operating system refuses what 32 rows need; 16 find room."""
-    whole, half = await _need(tmp_path, model, data, 32), await _need(tmp_path, model, data, 16)
-    limit = (whole + half) // 2
+    """The operating system refuses what 128 rows need (about 1.1 GiB); 64 (0.7 GiB) find room."""
     life = Life(tmp_path, model, data, program=WITHOUT_RELIEF)
-    await life.lead({**FIELDS, "memory_limit": limit})
-    assert life.failures[:1] == ["out_of_memory"]
+    await life.lead({**FIELDS, "micro_batch_size": 128, "memory_limit": 925 << 20})
+    assert life.failures == ["out_of_memory"]
     assert life.completed is not None, life.why
     sizes = [(spec["micro_batch_size"], spec.get("gradient_accumulation_steps", 1)) for spec in life.tried]
-    assert sizes == [(32, 1), (16, 2)]
+    assert sizes == [(128, 1), (64, 2)]
     assert life.completed.step == FIELDS["max_steps"]
-
-
-async def test_what_nothing_helps_ends_after_three_retries(tmp_path: Path, model: Path, data: Path) -> None:
-    """Python and torch alone are more than this."""
-    life = Life(tmp_path, model, data)
-    await life.lead({**FIELDS, "memory_limit": 256 << 20})
-    assert life.completed is None
-    assert life.failures == ["out_of_memory"] * (MAX_RETRIES + 1)
-    assert [spec["micro_batch_size"] for spec in life.tried] == [32, 16, 8, 4]
-    assert "no more than 3" in life.why[-1]
 
 
 async def test_numbers_that_overflow_heal_by_half_the_rate(tmp_path: Path, model: Path, data: Path) -> None:
@@ -150,14 +127,14 @@ async def test_numbers_that_overflow_heal_by_half_the_rate(tmp_path: Path, model
         {
             **FIELDS,
             "micro_batch_size": 8,
-            "max_steps": 12,
+            "max_steps": 16,
             "seq_len": 64,
             "method": "full_finetune",
             "optimizer": "sgd",
             "max_grad_norm": None,
             "warmup": 0,
             "scheduler": "constant",
-            "learning_rate": 8.0,
+            "learning_rate": 4.0,
             "guard": {"spike_z": None, "max_bad_steps": 1, "max_rollbacks": 1},
         }
     )
@@ -168,23 +145,5 @@ async def test_numbers_that_overflow_heal_by_half_the_rate(tmp_path: Path, model
     assert life.completed.first_loss is not None
     assert life.completed.train_loss < life.completed.first_loss
     rates = [spec["learning_rate"] for spec in life.tried]
-    assert rates == [8.0 / 2**retry for retry in range(len(rates))]
+    assert rates == [4.0 / 2**retry for retry in range(len(rates))]
     assert {spec["method"] for spec in life.tried} == {"full_finetune"}
-
-
-async def test_a_result_that_learned_too_little_learns_longer(tmp_path: Path, model: Path, data: Path) -> None:
-    """The gate on the loss, of a real run: not reached at first, and then it is."""
-    fields = {**FIELDS, "micro_batch_size": 8, "seq_len": 64, "max_steps": 4, "learning_rate": 2e-2}
-    plain = Life(tmp_path / "plain", model, data)
-    await plain.lead(fields)
-    assert plain.completed is not None
-    assert plain.completed.train_loss is not None
-    wanted = plain.completed.train_loss - 0.3
-    life = Life(tmp_path, model, data, gates=Gates(max_final_loss=wanted, max_gap=1.0, canary=True))
-    await life.lead(fields)
-    assert life.failures == ["loss_too_high"] * len(life.failures) != []
-    assert [spec["max_steps"] for spec in life.tried] == [4 * 2**retry for retry in range(len(life.tried))]
-    assert life.completed is not None
-    assert life.completed.train_loss is not None
-    assert life.completed.train_loss <= wanted or len(life.tried) == MAX_RETRIES + 1
-    assert len(life.completed.canary) == 4
