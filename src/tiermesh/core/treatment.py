@@ -23,7 +23,8 @@ def untreated(job: Job) -> Attempt | None:
     """The attempt that failed last, when nothing was done about it yet."""
     if job.current is not None or job.course.retry > job.retries:
         return None
-    failed = [each for each in job.attempts if each.is_end and not each.fenced and each.retries == job.retries]
+    ended = [each for each in job.attempts if each.is_end and not each.counts and not each.fenced]
+    failed = [each for each in ended if each.retries == job.retries]
     return failed[-1] if failed else None
 
 
