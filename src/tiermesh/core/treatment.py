@@ -34,8 +34,8 @@ def treat(reign: Reign, job: Job, attempt: Attempt) -> None:
     assert told is not None, "it has failed"
     kind, reason = told.failure or "unexplained", told.reason or "failed"
     if told.state == "completed":
-        checks = _failed_checks(job, told)
-        kind, reason = checks[0].failure, "; ".join(each.said for each in checks)
+        checks = _failed_checks(job, told)  # none, where a coordinator of another version judged
+        kind, reason = checks[0].failure if checks else "unexplained", "; ".join(told.failed_gates)
     found = _remedy(reign, job, kind, told)
     if isinstance(found, Stop):
         reign.change(job, "fail", f"{reason}; {found.why}", kind)
