@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from tests.cli.conftest import Mesh
 from tests.jobs_fake import ESTIMATE, FakeJobs
 from tests.training_runs import write_data, write_spec
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from tiermesh.cli import names
 from tiermesh.cli.main import app
 from tiermesh.protocol.jobs import GateReport, HappenedReport, Progress, TriedReport
 
-DEADLINE_S = 30.0
+DEADLINE_S = 100.0
 
 
 @pytest.fixture
@@ -133,6 +136,15 @@ def test_data_that_can_not_be_used_is_told_before_anybody_is_asked(mesh: Mesh, j
     done = mesh("train", "spec.yaml")
     assert (done.exit_code, jobs.requests) == (2, [])
     assert "has no record that can be used: line 1 has no text, prompt and completion, or messages" in done.stderr
+
+
+def test_bad_lines_are_shown(mesh: Mesh, home: Path) -> None:
+    with (home / "faq.jsonl").open("a") as file:
+        file.write('{"text": ""}\nnonsense\n')
+    lines = mesh("train", "spec.yaml", "--detach").stdout.splitlines()
+    assert lines[2].endswith("2 bad ones left out:")
+    assert lines[3] == "            line 41 text: is empty"
+    assert lines[4].startswith("            line 42 is not JSON")
 
 
 def test_detached_it_is_sent_and_left(mesh: Mesh, jobs: FakeJobs) -> None:
@@ -375,13 +387,21 @@ def test_jobs_that_are_over_are_forgotten(mesh: Mesh, jobs: FakeJobs) -> None:
     assert done.stderr == "mesh: job two is running: cancel it first\n"
 
 
-def test_a_shell_completes_names(mesh: Mesh, jobs: FakeJobs, home: Path) -> None:
+def test_names_of_jobs_are_completed(jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs.has("faq-1", "completed")
     jobs.has("faq-2", "running")
     jobs.has("other", "queued")
+    monkeypatch.setattr(names, "WAIT_S", DEADLINE_S)
+    shell = typer.Context(get_command(app))
+    shell.params["url"] = jobs.url
+    assert names.jobs(shell, "fa") == [("faq-2", "running"), ("faq-1", "completed")]
+    shell.params["url"] = "http://127.0.0.1:9"
+    assert names.jobs(shell, "fa") == []
 
-    def completed(line: str, url: str = jobs.url) -> list[str]:
-        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - (not line.endswith(" "))), "MESH_URL": url}
+
+def test_a_shell_completes(mesh: Mesh, home: Path) -> None:
+    def completed(line: str) -> list[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - (not line.endswith(" ")))}
         done = subprocess.run(
             [sys.executable, "-m", "tiermesh.cli.main"],
             env={**os.environ, "_MESH_COMPLETE": "complete_bash", **words},
@@ -393,7 +413,5 @@ def test_a_shell_completes_names(mesh: Mesh, jobs: FakeJobs, home: Path) -> None
         assert done.stderr == ""
         return done.stdout.split()
 
-    assert completed("mesh jobs show fa") == ["faq-2", "faq-1"]
     assert completed("mesh train --method q") == ["qlora"]
     assert "smollm2:135m" in completed("mesh train --model smol")
-    assert completed("mesh jobs show fa", "http://127.0.0.1:9") == []

@@ -12,10 +12,12 @@ from tiermesh.cli.render import size
 from tiermesh.cli.run_view import PHASES, duration
 
 if TYPE_CHECKING:
-    from tiermesh.protocol.jobs import DataFacts, EstimateReport, JobReport
+    from tiermesh.protocol.jobs import EstimateReport, JobReport
     from tiermesh.protocol.training import TrainingSpec
 
 LABEL_WIDTH = 12
+BAD_SHOWN = 3
+"""Lines of data that can't be used; `mesh data inspect` shows more of them."""
 DECISIONS = {"approve": "runs", "wait": "waits for your word", "refuse": "refused"}
 HAPPENED_SHOWN = 30
 """The newest events; `mesh jobs report` has them all."""
@@ -44,26 +46,17 @@ def spec_lines(spec: TrainingSpec, *, data: str, held_out: str = "") -> list[str
 
 
 def looked_at(path: str, told: Mapping[str, Any]) -> str:
-    """Data as this machine found it: format, count, lengths."""
+    """Data as this machine found it: format, count, lengths, the first lines that can't be used."""
     lengths, bad = told.get("lengths"), told["bad_records"]
     facts = [
         f"{Path(path).name}: {told['format']}",
         f"{told['records']:,} records",
         "lengths unknown" if lengths is None else _lengths(lengths["p50"], lengths["p95"], lengths["max"]),
         f"{told['cut']:,} longer than a row" if told.get("cut") else "",
-        f"{bad:,} bad ones left out" if bad else "",
+        f"{bad:,} bad ones left out:" if bad else "",
     ]
-    return ", ".join(filter(None, facts))
-
-
-def facts_text(facts: DataFacts) -> str:
-    """Data as a node found it."""
-    told = [facts.format, f"{facts.records:,} records"]
-    if facts.length_p50 is not None:
-        told.append(_lengths(facts.length_p50, facts.length_p95, facts.length_max))
-    if facts.bad_records:
-        told.append(f"{facts.bad_records:,} bad ones left out")
-    return ", ".join(filter(None, told))
+    first = [f"{'':<{LABEL_WIDTH}}{told['unit']} {one['line']} {one['reason']}" for one in told["bad"][:BAD_SHOWN]]
+    return "\n".join([", ".join(filter(None, facts)), *first])
 
 
 def estimate_lines(found: EstimateReport) -> list[str]:
@@ -90,13 +83,12 @@ def gate_line(report: JobReport) -> str:
 
 def job_lines(job: JobReport, now: float) -> list[str]:
     """All about one job; `now` is Unix seconds."""
-    facts = f": {facts_text(job.facts)}" if job.facts else ""
     told = {
         "job": f"{job.name} ({job.id})",
         "state": job.state + (f": {job.reason}" if job.reason else ""),
         "node": job.node,
         "model": f"{job.model}, {job.method}",
-        "data": f"{job.data.name}{facts}" if job.data else "",
+        "data": job.data.name if job.data else "",
         "progress": progress(job),
         "submitted": clock(job.submitted_at),
         "started": clock(job.started_at),
@@ -183,8 +175,6 @@ class JobChanges:
 
     def lines(self, job: JobReport) -> Iterator[str]:
         """Each thing once."""
-        if self._is_new("facts", job.facts) and job.facts is not None:
-            yield from labelled({"data": facts_text(job.facts)})
         if self._is_new("estimate", job.estimate) and job.estimate is not None:
             yield from estimate_lines(job.estimate)
         if self._is_new("gate", job.gate) and job.gate is not None:

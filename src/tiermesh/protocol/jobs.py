@@ -129,18 +129,6 @@ class GateReport(Wire):
     reason: str = ""
 
 
-class DataFacts(Wire):
-    """What the data of a job was found to be. Lengths are tokens of a record; None where nobody counted."""
-
-    format: str = ""
-    records: int = 0
-    bad_records: int = 0
-    tokens: int | None = None
-    length_p50: int | None = None
-    length_p95: int | None = None
-    length_max: int | None = None
-
-
 class TriedReport(Wire):
     """One attempt of a job. `cause` is first, moved, retried or optimized; `why` says it in words."""
 
@@ -186,7 +174,6 @@ class JobReport(Wire):
     spec: dict[str, Any] = Field(default_factory=dict)
     data: DataRef | None = None
     eval_data: DataRef | None = None
-    facts: DataFacts | None = None
     estimate: EstimateReport | None = None
     gate: GateReport | None = None
     attempts: list[TriedReport] = Field(default_factory=list)
