@@ -36,7 +36,10 @@ DEATHS = 10
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model.build_folder(tmp_path_factory.mktemp("model") / "tiny")
+    """With a folder beside it for what trials find out, which are made once for all."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "estimates").mkdir()
+    return tiny_model.build_folder(folder / "tiny")
 
 
 async def test_from_a_submission_to_a_result(tmp_path: Path, model: Path) -> None:
@@ -73,10 +76,11 @@ async def test_from_a_submission_to_a_result(tmp_path: Path, model: Path) -> Non
 async def test_one_trains_the_other_waits_and_both_are_cancelled(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         first = await client.train(ENDLESS, data(), name="first")
-        second = await client.train(SPEC, data(), name="first")
+        second = await client.train(ENDLESS, data(), name="first")
         assert second.name == "first-2"
         await until_step(first, 3)
-        waiting = await second.refresh()
+        while (waiting := await second.refresh()).state == "estimating":
+            await asyncio.sleep(0.05)
         assert (waiting.state, waiting.reason) == ("queued", "waits: desk trains first, and has one training slot")
         assert (await second.cancel()).state == "cancelled"
         asked_at = time.monotonic()
@@ -89,7 +93,7 @@ async def test_one_trains_the_other_waits_and_both_are_cancelled(tmp_path: Path,
 
 
 async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tmp_path: Path, model: Path) -> None:
-    spec = SPEC | {"num_epochs": 3, "save_interval": 1000}
+    spec = ENDLESS | {"num_epochs": 3}
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         job = await client.train(spec, data())
         await until_step(job, 5)
@@ -144,7 +148,7 @@ async def test_ten_deaths_of_the_daemon_change_nothing(tmp_path: Path, model: Pa
 
 async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
-        job = await client.train(SPEC | {"num_epochs": 3, "save_interval": 1000}, data())
+        job = await client.train(ENDLESS | {"num_epochs": 3}, data())
         await until_step(job, 5)
         await desk.end(signal.SIGKILL)
         async with RemoteClient(await desk.up(), timeout_s=LIMIT_S) as after:
@@ -157,7 +161,7 @@ async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_pat
 
 async def test_told_to_end_it_saves_and_the_next_daemon_goes_on(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
-        job = await client.train(SPEC | {"num_epochs": 3, "save_interval": 1000}, data())
+        job = await client.train(ENDLESS | {"num_epochs": 3}, data())
         await until_step(job, 5)
         pid = desk.worker(job)
         await desk.end(signal.SIGTERM)

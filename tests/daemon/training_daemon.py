@@ -68,6 +68,8 @@ class Machine:
         command += ["--config", "cluster.yaml", *(("--join", self.join) if self.join else ())]
         command += ["--interface", "127.0.0.1", "--no-detect", "--state-dir", str(self.state)]
         command += ["--cluster", self.cluster, "--model", str(self.model)]
+        if self.estimates is None and (kept := self.model.parent / "estimates").is_dir():
+            self.estimates = kept
         if self.estimates is not None and not (self.state / "estimates").exists():
             self.state.mkdir(exist_ok=True)
             (self.state / "estimates").symlink_to(self.estimates)
