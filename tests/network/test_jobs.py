@@ -50,7 +50,8 @@ async def test_a_coordinator_that_dies_takes_no_job_with_it(tmp_path: Path, mode
         leader = jobs.mesh.coordinator()
         trainer, other = jobs.mesh.others(leader)
         first = await jobs.submit(leader, LONG | {"target_gpu": f"n{trainer}"})
-        rest = [await jobs.submit(leader, SPEC | {"target_gpu": f"n{trainer}"}) for _ in range(3)]
+        short = LONG | {"max_steps": 10, "target_gpu": f"n{trainer}"}
+        rest = [await jobs.submit(leader, short) for _ in range(3)]
         node, pid = await jobs.until_trained(first)
         assert node == trainer
         await jobs.until_step(first, 5)
