@@ -146,7 +146,14 @@ class TestResult:
             "README.md",
             "adapter_config.json",
             "adapter_model.safetensors",
+            "origin.json",
         ]
+
+    def test_the_umask_says_who_may_read_it(self, llama: Path, tmp_path: Path) -> None:
+        run = trained(tmp_path, llama, method="lora")
+        (tmp_path / "any").touch()
+        expected = (tmp_path / "any").stat().st_mode
+        assert {file.stat().st_mode for file in write(run, tmp_path, llama).iterdir()} == {expected}
 
 
 class TestRefusals:
