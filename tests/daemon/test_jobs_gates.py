@@ -16,7 +16,7 @@ from tiermesh.protocol.jobs import JobReport
 pytest.importorskip("torch")
 from tests import tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CONFIG = """
 price: {usd_per_second: 0.001}
@@ -38,10 +38,13 @@ async def _until_it_waits(job: TrainingJob) -> JobReport:
     return report
 
 
-async def test_a_job_at_the_gates(tmp_path: Path) -> None:
-    """One daemon, because it is the slow part: it is started once and tries one run."""
-    model = tiny_model.build_folder(tmp_path / "tiny")
-    async with machine(tmp_path, model, config=CONFIG) as (desk, client), asyncio.timeout(3 * LIMIT_S):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.build_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+async def test_a_job_is_priced_asked_about_made_cheaper_and_judged(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model, config=CONFIG) as (_, client), asyncio.timeout(3 * LIMIT_S):
         asked = await client.train(SHORT, data(), name="asked", gates=ANY_LOSS)
         waiting = await _until_it_waits(asked)
         estimate = waiting.estimate
@@ -74,6 +77,10 @@ async def test_a_job_at_the_gates(tmp_path: Path) -> None:
         assert len(canary) == 4
         assert all(one["before"] and one["after"] for one in canary)
 
+
+@pytest.mark.long
+async def test_a_result_that_is_not_good_enough_is_tried_again_and_then_fails(tmp_path: Path, model: Path) -> None:
+    async with machine(tmp_path, model, config=CONFIG) as (desk, client), asyncio.timeout(3 * LIMIT_S):
         judged = await client.train(SHORT, data(), name="judged", approve=True)
         bad = await judged.wait()
         assert (bad.state, bad.failure) == ("failed", "loss_too_high"), desk.log()
