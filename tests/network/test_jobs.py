@@ -45,6 +45,7 @@ async def test_a_job_runs_anywhere_and_every_node_tells_of_it(tmp_path: Path, mo
         assert [[each["name"] for each in one["jobs"]] for one in listed] == [["faq"]] * 3
 
 
+@pytest.mark.long
 async def test_a_coordinator_that_dies_takes_no_job_with_it(tmp_path: Path, model: Path) -> None:
     async with job_mesh(tmp_path, model) as jobs:
         leader = jobs.mesh.coordinator()
@@ -79,6 +80,7 @@ async def test_one_submission_sent_five_times_is_one_job(tmp_path: Path, model: 
         assert [each["id"] for each in await _listed(jobs, 2)] == [ident]
 
 
+@pytest.mark.long
 async def test_a_machine_that_dies_costs_at_most_one_interval(tmp_path: Path, model: Path) -> None:
     at = random.Random().randint(2 * INTERVAL, 5 * INTERVAL)
     async with job_mesh(tmp_path, model) as jobs:
@@ -111,6 +113,7 @@ async def test_a_machine_that_dies_costs_at_most_one_interval(tmp_path: Path, mo
         assert curve == await jobs.curve(undisturbed, *heirs)
 
 
+@pytest.mark.long
 async def test_a_machine_that_slept_is_fenced(tmp_path: Path, model: Path) -> None:
     async with job_mesh(tmp_path, model) as jobs:
         job = await jobs.submit(0, LONG)
@@ -128,6 +131,7 @@ async def test_a_machine_that_slept_is_fenced(tmp_path: Path, model: Path) -> No
         assert (await jobs.show(job, sleeper))["state"] == "completed"
 
 
+@pytest.mark.long
 @pytest.mark.network
 async def test_after_a_partition_there_is_one_result(
     make_lan: Callable[[int], Lan], tmp_path: Path, model: Path
@@ -151,6 +155,7 @@ async def test_after_a_partition_there_is_one_result(
         assert len(curves[0]) == LONG["max_steps"]
 
 
+@pytest.mark.long
 async def test_after_a_power_cut_all_jobs_go_on(tmp_path: Path, model: Path) -> None:
     async with job_mesh(tmp_path, model) as jobs:
         running = await jobs.submit(0, LONG)
