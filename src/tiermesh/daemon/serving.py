@@ -267,18 +267,17 @@ class Serving:
 
     async def answer(self, path: str, body: Mapping[str, object]) -> dict[str, object]:
         """What this node answers a peer, or itself. Raises `TiermeshError`."""
-        match path:
-            case "/mesh/v1/served":
-                return {"state": await self._taken_in(validated(Result, body))}
-            case "/mesh/v1/served/list":
-                return ServedList(results=list(self.here.results.values())).model_dump()
-            case "/mesh/v1/served/remove":
-                try:
-                    return (await self.here.remove(str(body.get("name")))).model_dump()
-                except NotFound:
-                    return {}
-            case _:
-                return self.here.pin(str(body.get("name")), pinned=body.get("pinned") is True).model_dump()
+        if path == SERVED_PATH:
+            return {"state": await self._taken_in(validated(Result, body))}
+        if path == LIST_PATH:
+            return ServedList(results=list(self.here.results.values())).model_dump()
+        if path == PIN_PATH:
+            return self.here.pin(str(body.get("name")), pinned=body.get("pinned") is True).model_dump()
+        assert path == REMOVE_PATH, path
+        try:
+            return (await self.here.remove(str(body.get("name")))).model_dump()
+        except NotFound:
+            return {}
 
     async def _taken_in(self, result: Result) -> str:
         """What is fetched goes on being fetched when nobody asks."""
