@@ -29,6 +29,7 @@ from tiermesh.protocol.training_events import Completed, StepDone
 pytest.importorskip("torch")
 from tests import tiny_model
 
+pytestmark = pytest.mark.timeout(300)
 ORPHAN_LIMIT_S = 5.0
 CANCEL_LIMIT_S = 2.0
 DEATHS = 10
