@@ -46,6 +46,16 @@ def test_a_spike_is_suspect_at_once_and_certain_at_the_second_step(seed: int, at
     assert found[at : at + 2] == [Verdict.SUSPECT, Verdict.SPIKE]
 
 
+@pytest.mark.parametrize("figure", ["loss", "norm"])
+def test_the_first_of_two_does_not_hide_the_second(figure: str) -> None:
+    """Both lie seven and a half deviations above the mean: enough, and not by much."""
+    chance, detector = random.Random(1), Detector()
+    for _ in range(300):
+        detector.judge(2 + chance.gauss(0, 0.2), math.exp(chance.gauss(0, 0.3)))
+    high = (3.5, 1.0) if figure == "loss" else (2.0, math.exp(2.25))
+    assert [detector.judge(*high), detector.judge(*high)] == [Verdict.SUSPECT, Verdict.SPIKE]
+
+
 def test_one_outlier_is_never_a_spike() -> None:
     detector = Detector()
     verdicts = [detector.judge(9.0 if step == 60 else 2.0 + 0.01 * (step % 5), 1.0) for step in range(100)]
@@ -73,6 +83,7 @@ def test_small_rises_of_a_quiet_series_are_ordinary() -> None:
 def test_its_state_survives_a_checkpoint() -> None:
     figures = list(clean(3, noise=0.1))
     first, second = Detector(), Detector()
+    figures[99] = (40.0, 1.0)  # what is suspect then is still held
     for one in figures[:100]:
         first.judge(*one)
     second.take(json.loads(json.dumps(first.to_dict())))

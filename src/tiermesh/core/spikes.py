@@ -11,8 +11,8 @@ is not, the weights are, and the run goes back to its last good state.
 | far above | good | suspect | withholds the update, passes these examples over |
 | far above | suspect | spike | goes back to the last good state, passes over the examples since the first suspect |
 
-A suspect value enters the averages at the threshold, never as it is: it can't hide the next one, and a level that has
-truly changed is taken for normal after some steps.
+A suspect value enters the averages at the threshold, never as it is, and not before the next step is judged: it can't
+hide that one, and a level that has truly changed is taken for normal after some steps.
 """
 
 from __future__ import annotations
@@ -80,22 +80,30 @@ class Detector:
     loss: Average = field(default_factory=Average)
     log_norm: Average = field(default_factory=Average)
     suspects: int = 0
+    held: list[tuple[float, float]] = field(default_factory=list)
+    """Figures of suspects, at the threshold, that the averages have not seen yet."""
 
     def judge(self, loss: float, grad_norm: float) -> Verdict:
         """Judge a step by its mean loss in nats and its gradient's norm before clipping; both must be finite."""
-        # Both are asked: each keeps its own average.
-        far = [
-            self._is_far(self.loss, loss, self.sensitivity.least_loss),
-            self._is_far(self.log_norm, math.log(max(grad_norm, 1e-12)), self.sensitivity.least_log_norm),
-        ]
-        self.suspects = self.suspects + 1 if any(far) else 0
-        if self.suspects == 0:
-            return Verdict.GOOD
-        return Verdict.SUSPECT if self.suspects < PATIENCE else Verdict.SPIKE
+        log_norm = math.log(max(grad_norm, 1e-12))
+        within = (
+            min(loss, self._limit(self.loss, self.sensitivity.least_loss)),
+            min(log_norm, self._limit(self.log_norm, self.sensitivity.least_log_norm)),
+        )
+        self.held.append(within)
+        if within == (loss, log_norm):
+            self.suspects = 0
+        else:
+            self.suspects += 1
+            if self.suspects < PATIENCE:
+                return Verdict.SUSPECT
+        self._add_held()
+        return Verdict.SPIKE if self.suspects else Verdict.GOOD
 
     def to_dict(self) -> dict[str, object]:
         """Plain numbers."""
-        return {"loss": asdict(self.loss), "log_norm": asdict(self.log_norm), "suspects": self.suspects}
+        averages = {"loss": asdict(self.loss), "log_norm": asdict(self.log_norm)}
+        return {**averages, "suspects": self.suspects, "held": [list(one) for one in self.held]}
 
     def take(self, state: Mapping[str, object]) -> None:
         """Become what `to_dict` told."""
@@ -103,10 +111,17 @@ class Detector:
         assert isinstance(loss, Mapping)
         assert isinstance(log_norm, Mapping)
         assert isinstance(suspects, int)
+        held = state.get("held", [])  # not in older checkpoints
+        assert isinstance(held, list)
         self.loss, self.log_norm, self.suspects = Average(**loss), Average(**log_norm), suspects
+        self.held = [(first, second) for first, second in held]
 
-    def _is_far(self, average: Average, value: float, least: float) -> bool:
-        limit = average.limit(self.sensitivity.z, least)
-        far = average.seen >= self.sensitivity.warm_up_steps and value > limit
-        average.add(min(value, limit) if far else value, self.sensitivity.memory_steps)
-        return far
+    def _limit(self, average: Average, least: float) -> float:
+        judges = average.seen >= self.sensitivity.warm_up_steps
+        return average.limit(self.sensitivity.z, least) if judges else math.inf
+
+    def _add_held(self) -> None:
+        for loss, log_norm in self.held:
+            self.loss.add(loss, self.sensitivity.memory_steps)
+            self.log_norm.add(log_norm, self.sensitivity.memory_steps)
+        self.held = []
