@@ -25,6 +25,8 @@ from tiermesh.protocol.training_problems import read_spec
 from tiermesh.protocol.ulid import CHANCE_BYTES, make_ulid
 from tiermesh.types import NodeId, View
 
+OF_DATA = {"task", "data"}
+"""Fields of a spec that decide which records can be used: a sweep over seeds and rates is one look."""
 LOOKS_KEPT = 256
 """Data that was looked at with these options is not looked at again: two hundred equal submissions cost one look."""
 
@@ -123,7 +125,8 @@ class Submissions:
 
     async def _look(self, spec: TrainingSpec, data: Dataset, held_out: Dataset | None) -> None:
         """At all of the data, once. Raises `DataUnusable`."""
-        told = json.dumps([spec.model_dump(mode="json"), asdict(data), held_out and asdict(held_out)], sort_keys=True)
+        options = spec.model_dump(mode="json", include=OF_DATA)
+        told = json.dumps([options, asdict(data), held_out and asdict(held_out)], sort_keys=True)
         key = hashlib.sha256(told.encode()).hexdigest()
         look = self._looks.get(key)
         if look is None or (look.done() and (look.cancelled() or look.exception() is not None)):
