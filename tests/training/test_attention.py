@@ -11,7 +11,7 @@ import torch
 from tests import tiny_model
 from tests.training.runs import spec_of
 
-from tiermesh.kernel.training import attention, models
+from tiermesh.kernel.training import attention, guard, models
 from tiermesh.kernel.training.attention import _lengths_of
 from tiermesh.kernel.training.data.isolation import leakage
 
@@ -56,6 +56,23 @@ def test_a_packed_row_computes_what_a_mask_would(kind: tiny_model.Kind, tmp_path
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-4)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(gradient, results[1][1][name], atol=1e-3, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_weights_in_fp32_are_computed_in_bf16_as_with_a_mask(kind: tiny_model.Kind, tmp_path: Path) -> None:
+    """Rotated queries and keys are wider than values then."""
+    folder = tiny_model.build_folder(tmp_path, kind)
+    tokens_BT = torch.arange(3, 27).view(2, 12)
+    positions_BT = torch.tensor([[*range(5), *range(7)], [*range(12)]])
+    found = []
+    for chosen in ("auto", "sdpa"):
+        trainee = models.load(spec_of(attention=chosen, method="full_finetune", precision="bf16"), folder)
+        trainee.model.eval()
+        states_BTE = trainee.states(tokens_BT, positions_BT)
+        states_BTE.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        found.append((states_BTE.detach().float(), guard.gradient_norm(trainee.trainables.values())))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=0.1, rtol=0.1)
+    assert found[0][1] == pytest.approx(found[1][1], rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -58,6 +58,10 @@ def attend(
         )
         return told
     assert attention_mask is None
+    if torch.is_autocast_enabled(query_BHTD.device.type):
+        # As torch's own attention does: rotated queries and keys are wider than values then.
+        dtype = torch.get_autocast_dtype(query_BHTD.device.type)
+        query_BHTD, key_BGTD, value_BGTD = (one.to(dtype) for one in (query_BHTD, key_BGTD, value_BGTD))
     groups = _groups(position_ids, len(query_BHTD))
     scale = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     if dropout == 0.0:
