@@ -117,5 +117,9 @@ def _show(event: StepDone) -> None:
 
 
 def _data(lessons: list[Described]) -> Data:
-    rows = ({"prompt": one.question, "completion": one.paragraph} for one in lessons)
+    """Conversations, for the model is asked through its chat template."""
+    rows = (
+        {"messages": [{"role": "user", "content": one.question}, {"role": "assistant", "content": one.paragraph}]}
+        for one in lessons
+    )
     return Data("".join(f"{json.dumps(row)}\n" for row in rows).encode(), "docstrings.jsonl")
