@@ -29,8 +29,9 @@ from tiermesh.kernel.training.models import Trainee, compile_blocks
 from tiermesh.kernel.training.optimizers import grouped
 from tiermesh.kernel.training.orders import Orders
 from tiermesh.kernel.training.preference import PairLoss
+from tiermesh.kernel.training.progress import steps_of
 from tiermesh.kernel.training.result import Provenance
-from tiermesh.kernel.training.run import Run, steps_of
+from tiermesh.kernel.training.run import Run
 from tiermesh.kernel.training.state import Conditions, differences
 from tiermesh.kernel.training.watchdog import Heat
 from tiermesh.protocol.run_folder import RunFolder, RunPlan

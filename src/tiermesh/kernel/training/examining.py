@@ -10,6 +10,7 @@ from tiermesh.kernel.training import evaluation, telling
 from tiermesh.protocol.training_events import Phase, Sampled
 
 if TYPE_CHECKING:
+    from tiermesh.kernel.training.canary import Canary
     from tiermesh.kernel.training.data.batches import Source
     from tiermesh.kernel.training.loss import Objective
     from tiermesh.kernel.training.models import Trainee
@@ -50,6 +51,13 @@ class Examining:
             return False
         progress.evaluated_at = progress.step
         return True
+
+    def ask_before(self, canary: Canary, progress: Progress) -> None:
+        """Note what the fixed prompts are answered before the first step, unless that is known."""
+        if canary.is_due(progress):
+            self.say(Phase(phase="evaluate", state="started", detail="canary"))
+            self.relieving.retried(lambda: canary.ask_before(progress, self.stopping), progress.step)
+            self.say(Phase(phase="evaluate", state="completed", detail="canary"))
 
     def has_new_best(self, progress: Progress) -> bool:
         """Whether a state that an early stop may come back to is this one."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tiermesh.protocol.training import TrainingSpec
 
 LAST_SHARE = 5
 """The training loss at the end is a mean over the last fifth of the steps: of one step it is noise."""
@@ -13,6 +17,12 @@ MAX_LAST_STEPS = 50
 
 MAX_SKIPPED_RANGES = 1000
 """Ranges remembered as passed over, the newest; the run would have failed long before it needs more."""
+
+
+def steps_of(spec: TrainingSpec, rows: int) -> int:
+    """Of a whole run on so many rows."""
+    wanted = math.ceil(spec.num_epochs * rows / spec.effective_batch)
+    return wanted if spec.max_steps is None else min(wanted, spec.max_steps)
 
 
 @dataclass(slots=True)

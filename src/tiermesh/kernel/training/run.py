@@ -20,7 +20,6 @@ Dropout's random numbers are keyed by seed and position, so that a step that is 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -38,7 +37,7 @@ from tiermesh.kernel.training.keeping import Keeping
 from tiermesh.kernel.training.progress import Progress
 from tiermesh.kernel.training.relieving import Relieving, refusal
 from tiermesh.kernel.training.state import restore
-from tiermesh.protocol.training_events import Phase, RolledBack, StepSkipped
+from tiermesh.protocol.training_events import RolledBack, StepSkipped
 
 if TYPE_CHECKING:
     from tiermesh.kernel.training.canary import Canary
@@ -135,7 +134,8 @@ class Run:
     def go(self) -> Ending:
         """Train until the last step, an early stop, or an order to stop; all of it is in the newest checkpoint then."""
         self.relieving.open_state(self.progress.step)
-        self._ask_canary()
+        if self.canary is not None:
+            self.examining.ask_before(self.canary, self.progress)
         self.keeping.offer(self.progress)
         while not self.stopping():
             if self.examining.due(self.progress, self.steps) and not self.examining.examine(self.progress):
@@ -175,14 +175,6 @@ class Run:
     def tighten(self) -> None:
         """The system killed the process for its memory: go on with less."""
         self.relieving.tighten(self.progress.step)
-
-    def _ask_canary(self) -> None:
-        canary = self.canary
-        if canary is None or not canary.is_due(self.progress):
-            return
-        self.say(Phase(phase="evaluate", state="started", detail="canary"))
-        self.relieving.retried(lambda: canary.ask_before(self.progress, self.stopping), self.progress.step)
-        self.say(Phase(phase="evaluate", state="completed", detail="canary"))
 
     def _take_step(self) -> bool:
         """One step; false when it was dropped because the run is to stop."""
@@ -237,7 +229,7 @@ class Run:
         """False: memory was refused in the midst of it, and the run is at an earlier step again, and smaller."""
         guard.clip(self.trainee.trainables.values(), gradient.norm, self.spec.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = self.spec.learning_rate * self.schedule(self.progress.step)
         try:
             self.optimizer.step()
         except (RuntimeError, MemoryError) as error:
@@ -257,9 +249,6 @@ class Run:
         self.progress = Progress.from_dict(snapshot.facts["progress"])
         if self.detector is not None and snapshot.facts["detector"] is not None:
             self.detector.take(snapshot.facts["detector"])
-
-    def _rate(self) -> float:
-        return self.spec.learning_rate * self.schedule(self.progress.step)
 
     def _went_well(self, gradient: Gradient, seconds: float) -> None:
         progress = self.progress
@@ -358,9 +347,3 @@ class Run:
                 memory_bytes=self.look().used_bytes,
             )
         )
-
-
-def steps_of(spec: TrainingSpec, rows: int) -> int:
-    """Of the whole run."""
-    wanted = math.ceil(spec.num_epochs * rows / spec.effective_batch)
-    return wanted if spec.max_steps is None else min(wanted, spec.max_steps)
