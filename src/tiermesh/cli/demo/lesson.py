@@ -15,7 +15,7 @@ from tiermesh.cli.demo.story import MODEL, DemoNode, StepFailed, answer_of, say,
 from tiermesh.client.data import Data
 from tiermesh.errors import TiermeshError
 from tiermesh.protocol.jobs import EstimateReport, JobReport
-from tiermesh.protocol.training_events import StepDone
+from tiermesh.protocol.training_events import StepDone, TrainingEvent
 
 if TYPE_CHECKING:
     from tiermesh.client import RemoteClient
@@ -53,7 +53,10 @@ async def teach(nodes: Mapping[str, DemoNode], clients: Mapping[str, RemoteClien
     started = time.monotonic()
     try:
         job = await clients["laptop"].train(SPEC, data, name="docstrings", gates=GATES)
-        report = await asyncio.wait_for(_killed_half_way(job, nodes), LEARN_LIMIT_S)
+        async with asyncio.timeout(LEARN_LIMIT_S):
+            victim = await _killed_half_way(job, nodes)
+            name, survivor = next((name, client) for name, client in clients.items() if name != victim)
+            report = await _followed(await survivor.job(job.id), job.after)
     except (TiermeshError, TimeoutError) as error:
         raise StepFailed(f"the job could not be followed: {error or 'time is up'}") from error
     if report.state != "completed":
@@ -63,38 +66,52 @@ async def teach(nodes: Mapping[str, DemoNode], clients: Mapping[str, RemoteClien
         raise StepFailed(f"nothing was learnt: the held-out loss was {before} and is {after}")
     say(f"job {job.name} is done after {time.monotonic() - started:.0f} s in {len(report.attempts)} attempts")
     say(f"loss on questions that were held out: {before:.3f} before, {after:.3f} after")
-    await _asked_again(job.name, clients["laptop"], asked)
+    await _asked_again(job.name, name, survivor, asked)
 
 
-async def _killed_half_way(job: TrainingJob, nodes: Mapping[str, DemoNode]) -> JobReport:
-    """Follow the job to its end; SIGKILL the node that trains when half of the steps are done."""
-    killed_at, victim, told = 0, "", ""
+async def _killed_half_way(job: TrainingJob, nodes: Mapping[str, DemoNode]) -> str:
+    """Follow the job until half of the steps are done, and SIGKILL the node that trains; gives its name."""
+    told = ""
     async with aclosing(job.events()) as events:
         async for event in events:
-            if isinstance(event, JobReport):
-                if (said := _sentence(event)) != told:
-                    told = said
-                    say(said)
-            elif isinstance(event, StepDone):
-                _show(event)
-                if not killed_at and event.step * 2 >= event.steps:
-                    killed_at, victim = event.step, (await job.refresh()).node
-                    say(f"killing {victim}, which trains, with SIGKILL after step {killed_at} of {event.steps}")
-                    nodes[victim].kill()
-    if not killed_at:
-        raise StepFailed("the job was over before anybody could be killed")
+            told = _show(event, told)
+            if isinstance(event, StepDone) and event.step * 2 >= event.steps:
+                victim = (await job.refresh()).node
+                say(f"killing {victim}, which trains, with SIGKILL after step {event.step} of {event.steps}")
+                nodes[victim].kill()
+                return victim
+    raise StepFailed(f"job {job.name} {job.report.state} before anybody could be killed: {job.report.reason}")
+
+
+async def _followed(job: TrainingJob, after: int) -> JobReport:
+    """To its end, at another node: what was told already is not told again."""
+    job.after, told = after, ""
+    async with aclosing(job.events()) as events:
+        async for event in events:
+            told = _show(event, told)
     return job.report
 
 
-async def _asked_again(model: str, client: RemoteClient, asked: Described) -> None:
+async def _asked_again(model: str, name: str, client: RemoteClient, asked: Described) -> None:
     async def served() -> bool:
         return any(card.id == model for card in await client.models())
 
     started = time.monotonic()
     await until(served, SERVED_LIMIT_S, f"the mesh to serve {model}")
     say(f"the mesh serves {model} {time.monotonic() - started:.1f} s later")
-    await answer_of("laptop", client, asked.question, model=model, tokens=24)
+    await answer_of(name, client, asked.question, model=model, tokens=24)
     print(f"  (the docstring: {asked.paragraph})\n")
+
+
+def _show(event: TrainingEvent | JobReport, told: str) -> str:
+    """Steps, and how the job is when that is not what was `told` last; gives what is told now."""
+    if isinstance(event, StepDone):
+        loss = "" if event.loss is None else f", loss {event.loss:.3f}"
+        print(f"  step {event.step}/{event.steps}{loss}", flush=True)
+    elif isinstance(event, JobReport) and not event.is_over and (said := _sentence(event)) != told:
+        say(said)
+        return said
+    return told
 
 
 def _sentence(job: JobReport) -> str:
@@ -109,11 +126,6 @@ def _expected(estimate: EstimateReport | None) -> str:
         return ""
     cost = "a price that nobody knows" if estimate.usd is None else f"{estimate.usd:.4f} USD"
     return f"; estimated {estimate.memory_bytes / 2**30:.1f} GiB, {estimate.seconds:.0f} s, {cost}"
-
-
-def _show(event: StepDone) -> None:
-    loss = "" if event.loss is None else f", loss {event.loss:.3f}"
-    print(f"  step {event.step}/{event.steps}{loss}", flush=True)
 
 
 def _data(lessons: list[Described]) -> Data:
