@@ -119,6 +119,20 @@ async def test_models_take_turns_where_they_share_a_machine() -> None:
     await queue.close()
 
 
+@pytest.mark.parametrize("apart", [True, False])
+async def test_who_has_given_up_and_not_yet_left_takes_no_turn(apart: bool) -> None:
+    """Between the end of somebody's patience and its leaving the line, a slot becomes free: it is the next one's."""
+    queue = Queue()
+    await queue.join("gives up", apart=apart)
+    await queue.join("waits", apart=apart)
+    queue.tasks["gives up"].cancel()
+    await queue.free(1)
+    assert queue.order == ["waits"]
+    assert queue.slots.free == 0
+    assert queue.slots.released == []
+    await queue.close()
+
+
 async def test_a_queue_that_is_full_refuses_at_once() -> None:
     queue = Queue()
     await queue.join("first", length=1)

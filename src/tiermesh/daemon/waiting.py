@@ -77,13 +77,13 @@ class _Line(Generic[T]):
 
     def serve(self) -> bool:
         """Give the first one that can begin its turn. The first of a few callers are looked at: mostly, where the
-        first one can't begin, nobody can."""
+        first one can't begin, nobody can. Who has given up, and is about to leave the line, is passed over."""
         return self._serve_apart() or self._serve_caller()
 
     def _serve_apart(self) -> bool:
         for _ in range(min(LOOKED_AT, len(self.apart))):
             ticket = self.apart.popleft()
-            got = ticket.ready()
+            got = None if ticket.turn.done() else ticket.ready()
             if got is not None:
                 self.length -= 1
                 ticket.turn.set_result(got)
@@ -94,10 +94,10 @@ class _Line(Generic[T]):
     def _serve_caller(self) -> bool:
         for callers in self.callers.values():
             for key in tuple(islice(callers, LOOKED_AT)):
-                ticket = callers[key][0]
-                got = ticket.ready()
-                if got is not None:
-                    callers[key].popleft()
+                ticket = next((each for each in callers[key] if not each.turn.done()), None)
+                got = None if ticket is None else ticket.ready()
+                if ticket is not None and got is not None:
+                    callers[key].remove(ticket)
                     self.length -= 1
                     if callers[key]:
                         callers.move_to_end(key)
