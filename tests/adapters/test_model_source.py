@@ -304,6 +304,7 @@ def test_a_file_that_is_no_gguf_is_told(entry: CatalogueEntry, monkeypatch: pyte
     assert published() == []
 
 
+@pytest.mark.long
 def test_a_pull_that_was_killed_anywhere_is_done_by_the_next(entry: CatalogueEntry) -> None:
     """SIGKILL at eight moments, four of them chosen by what the pull just said, four at random."""
     generator = random.Random(5)

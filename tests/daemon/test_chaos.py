@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 from benchmarks.chaos.storm import run
 
-SECONDS = 60.0
+SECONDS = 25.0
 SEED = 20261122
 
 

@@ -136,6 +136,7 @@ async def test_a_job_is_tuned_from_another_node_and_leaves_figures(jobs: JobMesh
             await here.fine_tuning.jobs.cancel(job.id)
 
 
+@pytest.mark.long
 async def test_preferences_are_learnt_from_openais_pairs(jobs: JobMesh) -> None:
     async with client(jobs, 0) as here:
         pairs = await send(here, PAIRS, "pairs.jsonl")
@@ -152,6 +153,7 @@ async def test_preferences_are_learnt_from_openais_pairs(jobs: JobMesh) -> None:
         assert done.method.dpo is not None
 
 
+@pytest.mark.long
 async def test_a_job_is_cancelled(jobs: JobMesh) -> None:
     async with client(jobs, 0) as here:
         rows = await send(here)
@@ -163,6 +165,7 @@ async def test_a_job_is_cancelled(jobs: JobMesh) -> None:
         assert (await here.fine_tuning.jobs.retrieve(job.id)).status == "cancelled"
 
 
+@pytest.mark.long
 async def test_a_repeated_request_is_one_job(jobs: JobMesh) -> None:
     async with client(jobs, 0) as here, client(jobs, 1) as there:
         rows = await send(here)

@@ -46,6 +46,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.long
 async def test_the_curve_goes_on_exactly_as_an_undisturbed_runs(tmp_path: Path) -> None:
     model = tiny_model.build_folder(tmp_path / "model")
     data = write_texts(tmp_path / "data.jsonl", 300)

@@ -74,6 +74,7 @@ async def test_from_a_submission_to_a_result(tmp_path: Path, model: Path) -> Non
         assert len([event async for event in late.events() if not isinstance(event, JobReport)]) == 3
 
 
+@pytest.mark.long
 async def test_one_trains_the_other_waits_and_both_are_cancelled(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         first = await client.train(ENDLESS, data(), name="first")
@@ -122,6 +123,7 @@ async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.long
 async def test_ten_deaths_of_the_daemon_change_nothing(tmp_path: Path, model: Path) -> None:
     """Each at a random moment of a job's life, its beginning too; `-s` shows how long the workers outlived it."""
     spec, chance, outlived = SPEC | {"num_epochs": 60, "save_interval": 50}, random.Random(7), []
@@ -147,6 +149,7 @@ async def test_ten_deaths_of_the_daemon_change_nothing(tmp_path: Path, model: Pa
         assert stops >= 3
 
 
+@pytest.mark.long
 async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         job = await client.train(ENDLESS | {"num_epochs": 3}, data())

@@ -34,6 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tried_model(tmp_path_factory.mktemp("model"), SPEC, LONG)
 
 
+@pytest.mark.long
 async def test_a_job_runs_anywhere_and_every_node_tells_of_it(tmp_path: Path, model: Path) -> None:
     async with job_mesh(tmp_path, model) as jobs:
         job = await jobs.submit(0, SPEC, name="faq")
@@ -68,6 +69,7 @@ async def test_a_coordinator_that_dies_takes_no_job_with_it(tmp_path: Path, mode
         assert {each["id"] for each in await _listed(jobs, other)} == {first, *rest}
 
 
+@pytest.mark.long
 async def test_one_submission_sent_five_times_is_one_job(tmp_path: Path, model: Path) -> None:
     async with job_mesh(tmp_path, model) as jobs:
         ident = new_id()

@@ -120,6 +120,7 @@ async def test_refused_memory_heals_by_half_the_batch(tmp_path: Path, model: Pat
     assert life.completed.step == FIELDS["max_steps"]
 
 
+@pytest.mark.long
 async def test_numbers_that_overflow_heal_by_half_the_rate(tmp_path: Path, model: Path, data: Path) -> None:
     """Plain gradient descent with a step as long as this one leaves the range of numbers."""
     life = Life(tmp_path, model, data, gates=Gates(max_final_loss=9.0, max_gap=None, canary=True))

@@ -48,7 +48,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_folder(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize(("method", "kind"), [("lora", "llama"), ("full_finetune", "gpt2")])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("lora", "llama"), pytest.param("full_finetune", "gpt2", marks=pytest.mark.long)]
+)
 def test_killed_at_random_instants_it_ends_the_same(tmp_path: Path, data: Path, method: str, kind: Kind) -> None:
     """Dropout is on. Thrice here, twenty times in scripts/bench_resume."""
     folder = build_folder(tmp_path / "model", kind)
