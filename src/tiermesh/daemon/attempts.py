@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from tiermesh.core.jobs import Dataset
 from tiermesh.daemon.groundwork import Groundwork
 from tiermesh.daemon.told import Key, after_end, after_step, ballot_of, key_of, later, next_told, wire_of
 from tiermesh.daemon.told_log import ToldLog
-from tiermesh.errors import RunBusy, SlotTaken, StaleOrder, StateUnwritable, TiermeshError
+from tiermesh.errors import JobRefused, RunBusy, SlotTaken, StaleOrder, StateUnwritable, TiermeshError
 from tiermesh.protocol.job_orders import AttemptOrder, AttemptTold, DataAsked, HeardReport
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_events import (
@@ -62,6 +62,7 @@ class _Run:
     folder: RunFolder
     stopping: str = ""
     """Why it was asked to stop, once it was."""
+    preparing: asyncio.Task[RunPlan] | None = None
     trainer: Trainer | None = None
     task: asyncio.Task[None] | None = None
 
@@ -148,7 +149,7 @@ class Attempts:
             if current.key == key and not current.stopping:
                 return current.told
             raise SlotTaken(f"this node trains {current.order.name or current.order.job}, and has one training slot")
-        if self._resting:
+        if self._resting or self._closing:
             raise SlotTaken("this node was told to rest")
         before = self._log.told(key)
         if before is not None and before.is_end:
@@ -172,8 +173,10 @@ class Attempts:
         if current is None or current.key != key or current.stopping:
             return
         current.stopping = why or "stopped"
-        if current.trainer is None:
-            return  # it never begins
+        if current.trainer is None:  # it never begins; what it needs may have been hours away
+            if current.preparing is not None:
+                current.preparing.cancel()
+            return
         current.trainer.stop()
         asyncio.get_running_loop().call_later(within_s, current.trainer.kill)
 
@@ -219,9 +222,9 @@ class Attempts:
             log.exception("job %s could not be run", run.order.job)
             told = next_told(run.told, state="failed", failure="unexplained", reason=str(error) or type(error).__name__)
         if run.stopping and told.state == "stopped" and run.stopping != "stopped":
-            told = replace(told, reason=f"{run.stopping}; {told.reason}" if told.reason else run.stopping)
-        run.told = told
-        await self._log.keep(run.key, run.told)
+            told = next_told(told, reason=f"{run.stopping}; {told.reason}" if told.reason else run.stopping)
+        await self._log.keep(run.key, told)
+        run.told = told  # nobody is told of an end before the disk has it
         log.info("job %s: attempt %d %s: %s", run.order.job, run.order.attempt, told.state, told.reason)
         self._free(run)
         if not ready.done():
@@ -230,10 +233,18 @@ class Attempts:
     async def _worked(self, run: _Run, ready: asyncio.Future[None]) -> Told:
         if (done := await asyncio.to_thread(_done, run.folder)) is not None:
             return await self._completed(run, done)
-        plan = await self._prepared(run)
         if run.stopping:
+            return next_told(run.told, state="stopped", phase="prepare")
+        run.preparing = asyncio.create_task(self._prepared(run), name=f"prepare {run.order.job}")
+        try:
+            plan = await run.preparing
+            await self._log.keep(run.key, run.told)
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if not run.stopping or (this is not None and this.cancelling()):
+                raise
+        if run.stopping:  # also while that was written
             return next_told(run.told, state="stopped")
-        await self._log.keep(run.key, run.told)
         launch = Launch(folder=run.folder, plan=plan, memory_limit_bytes=plan.spec.memory_limit)
         run.trainer = trainer = Trainer(launch, lambda event: self._hear(run, event), self._supervise())
         log.info("job %s: attempt %d begins", run.order.job, run.order.attempt)
@@ -268,8 +279,9 @@ class Attempts:
     def _fallen(self, run: _Run, error: TiermeshError | OSError) -> Told:
         """What kept it from running; whoever ordered it has its answer already."""
         reason = str(error) or type(error).__name__
-        if isinstance(error, SlotTaken | RunBusy) or (isinstance(error, TiermeshError) and error.http_status == 503):
-            return next_told(run.told, state="stopped", reason=reason)
+        is_refusal = isinstance(error, JobRefused | RunBusy) or (run.trainer is None and _is_of_disk(error))
+        if is_refusal or (isinstance(error, TiermeshError) and error.http_status == 503):
+            return next_told(run.told, state="stopped", reason=reason)  # another node may do better
         kind = error.type if isinstance(error, TiermeshError) else "environment_unfit"
         return next_told(run.told, state="failed", failure=kind, reason=reason)
 
@@ -340,6 +352,10 @@ def _mark(folder: RunFolder, attempt: int) -> None:
 def _number(folder: Path) -> int:
     digits = folder.name.removeprefix("attempt-")
     return int(digits) if digits.isdigit() else 0
+
+
+def _is_of_disk(error: TiermeshError | OSError) -> bool:
+    return isinstance(error, OSError | StateUnwritable)
 
 
 def _unwritable(error: OSError) -> TiermeshError:

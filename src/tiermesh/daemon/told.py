@@ -9,7 +9,7 @@ from typing import Any
 from tiermesh.adapters.trainer import Ending
 from tiermesh.core.attempts import AttemptId, Told
 from tiermesh.core.codec import decode_value, encode_value
-from tiermesh.core.jobs import JobId
+from tiermesh.core.jobs import JobId, clip
 from tiermesh.protocol.cluster import BallotReport
 from tiermesh.protocol.job_orders import AttemptKey, AttemptTold
 from tiermesh.protocol.training_events import Failed, StepDone
@@ -48,8 +48,9 @@ def told_of(said: AttemptTold) -> Told:
 
 
 def next_told(told: Told, **facts: Any) -> Told:
-    """After something more is known."""
-    return replace(told, seq=later(told.seq), **facts)
+    """After something more is known. A reason is cut to what travels: a worker's last words may be a page."""
+    found = replace(told, seq=later(told.seq), **facts)
+    return replace(found, reason=clip(found.reason))
 
 
 def later(seq: int) -> int:
