@@ -123,6 +123,9 @@ async def opened(tmp_path: Path, cluster: str, token: str = "") -> AsyncIterator
         await daemon.start()
         ended = asyncio.ensure_future(daemon.run())
         url = json.loads((tmp_path / "state" / "runtime.json").read_text())["url"]
+        async with asyncio.timeout(LIMIT_S):
+            while not daemon._training.scheduler.leads:  # alone, it leads after a moment
+                await asyncio.sleep(0.02)
         async with aiohttp.ClientSession() as http:
             yield Desk(http, url, tmp_path / "state", daemon)
         daemon.stop()
