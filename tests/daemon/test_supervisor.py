@@ -87,3 +87,10 @@ async def test_what_has_ended_is_taken_off_the_list(tmp_path: Path) -> None:
     other(ProcessRecord(2, 2.0))
     one(None)
     assert json.loads((tmp_path / FILE_NAME).read_text()) == [{"pid": 2, "started": 2.0}]
+
+
+async def test_a_list_that_cannot_be_written_keeps_no_worker_from_running(tmp_path: Path) -> None:
+    """A full disk: whoever hired it would lose it."""
+    note = Supervisor(tmp_path / "gone").listing()
+    note(ProcessRecord(1, 0.0))
+    note(None)

@@ -137,11 +137,11 @@ class Trainer:
             pass_fds=(lock,),
         )
         self._process = process
-        self._on_record(process.record)
-        if self._asked_to_stop_at is not None:
-            process.ask_to_end()
-        watch = MemoryWatch(process.pid, launch.memory_limit_bytes)
         try:
+            self._on_record(process.record)
+            if self._asked_to_stop_at is not None:
+                process.ask_to_end()
+            watch = MemoryWatch(process.pid, launch.memory_limit_bytes)
             await self._follow(process, life, watch)
         finally:
             process.kill()

@@ -74,8 +74,11 @@ class Supervisor:
 
     def _write(self) -> None:
         staged = self._path.with_suffix(".new")
-        staged.write_text(json.dumps([asdict(record) for record in self._records.values()]), "utf-8")
-        staged.replace(self._path)
+        try:
+            staged.write_text(json.dumps([asdict(record) for record in self._records.values()]), "utf-8")
+            staged.replace(self._path)
+        except OSError as error:  # a second net: no worker is lost for the want of it
+            log.warning("%s, the list of workers, can't be written: %s", self._path, error)
 
 
 def _read(path: Path) -> list[ProcessRecord]:
