@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from tiermesh.adapters.peers import ASK_S, Peers
 from tiermesh.config import PolicyDocument
@@ -11,7 +11,8 @@ from tiermesh.core.attempts import Attempt, AttemptId, Told
 from tiermesh.core.codec import decode_value
 from tiermesh.core.job_effects import Refusal
 from tiermesh.core.job_rules import ESTIMATE_S
-from tiermesh.core.jobs import Dataset, Estimate, Job, JobId, job_from_dict, job_to_dict
+from tiermesh.core.jobs import Dataset, Estimate, Job, JobId, job_to_dict
+from tiermesh.daemon.records import record_of
 from tiermesh.errors import (
     DataUnusable,
     InvalidInput,
@@ -42,7 +43,11 @@ from tiermesh.protocol.job_orders import (
     StopOrder,
     WorkAsked,
 )
+from tiermesh.protocol.validation import Wire
 from tiermesh.types import Ballot, Member, NodeId, View
+
+WireT = TypeVar("WireT", bound=Wire)
+T = TypeVar("T")
 
 ORDER_S = 8.0
 """An order's answer: longer than its node waits to know."""
@@ -104,12 +109,12 @@ class Messenger:
 
     async def job_of_leader(self, what: str, body: Mapping[str, object], within_s: float = ASK_S) -> Job:
         """As `ask_leader`, where the answer is a record."""
-        return job_from_dict(Record.model_validate(await self.ask_leader(what, body, within_s)).record)
+        return _read(Record, await self.ask_leader(what, body, within_s), lambda answer: record_of(answer.record))
 
     async def jobs_of_leader(self) -> list[Job]:
         """All of its records."""
-        answer = RecordList.model_validate(await self.ask_leader("list", {}))
-        return [job_from_dict(record) for record in answer.records]
+        answer = await self.ask_leader("list", {})
+        return _read(RecordList, answer, lambda told: [record_of(record) for record in told.records])
 
     async def copy(self, node: NodeId, records: Iterable[dict[str, object]]) -> None:
         """Have another node keep these."""
@@ -187,6 +192,14 @@ def _work(job: Job, spec: Mapping[str, object]) -> dict[str, Any]:
         "eval_data": None if job.eval_data is None else asked(job.eval_data),
         "canary": job.asked.gates.canary,
     }
+
+
+def _read(kind: type[WireT], answer: object, read: Callable[[WireT], T]) -> T:
+    """The coordinator's answer. Raises `Unavailable` for one that is none."""
+    try:
+        return read(kind.model_validate(answer))
+    except ValueError as error:
+        raise Unavailable(f"the coordinator's answer can't be read: {error}") from error
 
 
 def _ballot(ballot: Ballot) -> BallotReport:

@@ -35,10 +35,11 @@ from tiermesh.core.job_effects import (
     Tell,
 )
 from tiermesh.core.job_rules import JobRules
-from tiermesh.core.jobs import Dataset, Estimate, Job, JobId, job_from_dict, job_to_dict
+from tiermesh.core.jobs import Estimate, Job, JobId, job_to_dict
 from tiermesh.daemon.job_messenger import Messenger, refusal_of
 from tiermesh.daemon.job_queue import JobQueue
 from tiermesh.daemon.record_mail import RecordMail
+from tiermesh.daemon.records import datasets, record_of
 from tiermesh.daemon.told import ballot_of
 from tiermesh.daemon.watchers import Watchers
 from tiermesh.errors import NotFound, StaleOrder, StateUnwritable, TiermeshError, Unavailable, Unreachable
@@ -162,7 +163,7 @@ class JobReactor:
 
     async def learn(self, records: Iterable[Mapping[str, Any]], sender: NodeId, *, whole: bool = False) -> None:
         """Another node's records. On disk when it returns. Raises `StateUnwritable`, and ValueError for no record."""
-        jobs = [job_from_dict(record) for record in records]
+        jobs = [record_of(record) for record in records]
         for job in jobs:
             if not job.is_over:
                 self._copies.hold(job.id, datasets(job))
@@ -190,8 +191,9 @@ class JobReactor:
         """All that this node has on its disk, for the node that it follows. Raises `StaleOrder`."""
         if asker != self._view().coordinator:
             raise StaleOrder("this node follows somebody else")
-        await self._queue.settled()
-        return [job_to_dict(job) for job in self._foreman.records.values()]
+        told = [job_to_dict(job) for job in self._foreman.records.values()]
+        await self._queue.settled()  # what comes meanwhile is not on the disk by then
+        return told
 
     def check_leader(self, sender: NodeId) -> None:
         """Records go to and come from the node that this one follows: another one would promise a submitter what the
@@ -344,11 +346,6 @@ class JobReactor:
 def unknown(key: str) -> NotFound:
     """For who asks for a job that there is not."""
     return NotFound(f"no job is called {key!r}; `mesh jobs` lists them", param="job")
-
-
-def datasets(job: Job) -> list[Dataset]:
-    """What it learns from."""
-    return [each for each in (job.data, job.eval_data) if each is not None]
 
 
 def _now() -> tuple[float, float]:

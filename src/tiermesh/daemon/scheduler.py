@@ -14,8 +14,9 @@ from tiermesh.config import PolicyDocument
 from tiermesh.core.foreman import Decision
 from tiermesh.core.jobs import Job, JobId, job_to_dict
 from tiermesh.daemon.job_messenger import Messenger
-from tiermesh.daemon.job_reactor import ACCEPTED_S, JobReactor, datasets, unknown
+from tiermesh.daemon.job_reactor import ACCEPTED_S, JobReactor, unknown
 from tiermesh.daemon.job_reports import report_of
+from tiermesh.daemon.records import datasets
 from tiermesh.errors import NotFound, Unavailable
 from tiermesh.protocol.job_orders import Record
 from tiermesh.protocol.jobs import JobReport, TrainRequest

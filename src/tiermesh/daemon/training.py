@@ -15,7 +15,7 @@ from tiermesh.adapters.sent_files import SentFiles
 from tiermesh.adapters.store import Store
 from tiermesh.config import DaemonOptions, PolicyDocument
 from tiermesh.core.attempts import Checkpoint, Told
-from tiermesh.core.jobs import Job, job_from_dict
+from tiermesh.core.jobs import Job
 from tiermesh.daemon.appraisal import Appraisal
 from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.copies import Copies
@@ -25,6 +25,7 @@ from tiermesh.daemon.groundwork import Groundwork
 from tiermesh.daemon.job_desk import JobDesk
 from tiermesh.daemon.job_messenger import Messenger
 from tiermesh.daemon.job_reactor import JobReactor
+from tiermesh.daemon.records import record_of
 from tiermesh.daemon.results import Results
 from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.daemon.submission import Submissions
@@ -168,7 +169,7 @@ class TrainingRoom:
         self.attempts.check_fence(order)
         if order.record is not None:
             try:
-                job_from_dict(order.record)
+                record_of(order.record)
             except ValueError as error:
                 raise InvalidInput(f"record: {error}") from error
             await self.reactor.learn([order.record], NodeId(order.ballot.node_id))

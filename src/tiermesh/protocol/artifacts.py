@@ -115,8 +115,8 @@ class CopyOrder(Wire):
     kind: CopyKind
     artifact: Sha256
     holders: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(min_length=1, max_length=64)
-    attempt: int = Field(0, ge=0)
-    step: int = Field(0, ge=0)
+    attempt: int = Field(0, ge=0, lt=10**7)
+    step: int = Field(0, ge=0, lt=10**12)
 
 
 class CopyReport(Wire):

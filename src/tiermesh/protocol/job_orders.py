@@ -111,7 +111,7 @@ class LinesAsked(Wire):
     job: Ulid
     attempt: AttemptNumber
     after: int = Field(0, ge=0)
-    place: list[int] = Field(default_factory=list, max_length=3)
+    place: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(default_factory=list, max_length=3)
 
 
 class LinesTold(Wire):

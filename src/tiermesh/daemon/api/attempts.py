@@ -7,9 +7,10 @@ from aiohttp import web
 
 from tiermesh.adapters.passport import read_stamp
 from tiermesh.core.codec import encode_value
-from tiermesh.core.jobs import job_from_dict, job_to_dict
+from tiermesh.core.jobs import Job, job_to_dict
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
+from tiermesh.daemon.records import record_of
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, Unavailable
 from tiermesh.protocol.job_orders import (
@@ -45,7 +46,7 @@ def register_attempts(app: web.Application, room: TrainingRoom) -> None:
 
     async def take(request: web.Request) -> web.Response:
         _check_awake(request)
-        order = validated(AttemptOrder, await read_object(request))
+        order = validated(AttemptOrder, await read_object(request, leeway=RECORDS_LEEWAY))
         return web.json_response(encode_value(await room.take(order)))
 
     async def stop(request: web.Request) -> web.Response:
@@ -87,10 +88,10 @@ def register_records(app: web.Application, room: TrainingRoom) -> None:
     async def submit(request: web.Request) -> web.Response:
         given = validated(Record, await read_object(request, leeway=RECORDS_LEEWAY))
         try:
-            job = job_from_dict(given.record)
+            job = record_of(given.record)
         except ValueError as error:
             raise InvalidInput(f"record: {error}") from error
-        return _told(Record(record=job_to_dict(await reactor.accept(job))))
+        return _told(Record(record=job_to_dict(await reactor.accept(_submission(job)))))
 
     async def decide(request: web.Request) -> web.Response:
         asked = validated(JobDecision, await read_object(request))
@@ -133,6 +134,11 @@ def _check_awake(request: web.Request) -> None:
     context = request.app[CONTEXT]
     if context.draining():
         raise Unavailable(f"node {context.name} is leaving the mesh, or was told to rest")
+
+
+def _submission(job: Job) -> Job:
+    """What may be submitted: a request, and nothing that became of one."""
+    return Job(id=job.id, asked=job.asked, holders=job.holders)
 
 
 def _sender(request: web.Request) -> NodeId:
