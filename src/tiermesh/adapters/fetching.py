@@ -141,7 +141,7 @@ class Fetcher:
                 raise DataUnusable(f"it has {total:,} bytes, not {size_bytes:,}")
             if most_bytes is not None and total > most_bytes:
                 raise DataUnusable(f"it has {total:,} bytes, more than the {most_bytes:,} that it may have")
-            return await self._take(sha256, _steady(response.content), offset, total)
+            return await self._take(sha256, steady(response.content), offset, total)
 
     async def _take(self, sha256: str, chunks: AsyncIterator[bytes], offset: int, total_bytes: int) -> Path:
         path = await self.blobs.put_part(sha256, chunks, offset=offset, total_bytes=total_bytes)
@@ -173,7 +173,7 @@ def _extent(response: aiohttp.ClientResponse) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-async def _steady(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+async def steady(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """What comes, for as long as enough of it does. Raises `EngineFailed`."""
     loop = asyncio.get_running_loop()
     came, until = 0, loop.time() + PROGRESS_S

@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 from tiermesh.adapters.blobs import Blobs
+from tiermesh.adapters.fetching import steady
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.jobs import Job
 from tiermesh.daemon.scheduler import Scheduler
@@ -70,7 +71,7 @@ class Results:
             begun = False
             try:
                 async with self._peers.read(node, member.status.addresses, BLOBS_PATH + sha256) as response:
-                    async for piece in response.content.iter_any():
+                    async for piece in steady(response.content):
                         begun = True
                         yield piece
                 return

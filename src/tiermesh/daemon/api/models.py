@@ -7,9 +7,9 @@ from pydantic import BaseModel
 
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
-from tiermesh.daemon.api.relay import request_id
+from tiermesh.daemon.api.relay import hang_up, request_id, send
 from tiermesh.daemon.serving import FILE_PATH, LIST_PATH, PIN_PATH, REMOVE_PATH, Serving
-from tiermesh.errors import InvalidInput, NotFound, Unavailable
+from tiermesh.errors import InvalidInput, NotFound, TiermeshError, Unavailable
 from tiermesh.protocol.serving import MODELS_PATH, SERVED_PATH
 
 BINARY = {"Content-Type": "application/octet-stream"}
@@ -48,8 +48,12 @@ def register_models(app: web.Application, serving: Serving) -> None:
             if length := reply.headers.get("Content-Length"):
                 response.content_length = int(length)
             await response.prepare(request)
-            async for chunk in reply.chunks:
-                await response.write(chunk)
+            try:
+                async for chunk in reply.chunks:
+                    await send(response, chunk)
+            except TiermeshError:
+                hang_up(request)  # what is cut off can't be mistaken for what is complete
+                return response
             await response.write_eof()
             return response
 
