@@ -419,3 +419,24 @@ async def test_the_view_tells_which_job_left_a_model(mesh: ServingMesh) -> None:
     jobs = {model["name"]: model["job"] for node in told["nodes"] for model in node["models"]}
     assert jobs == {"base": "", "another": "", "pirate": result.job}
     assert mesh["b"].serving.taken("pirate") is None, "the job itself may be submitted again"
+
+
+async def test_later_is_what_was_submitted_later_whatever_the_ids_say(mesh: ServingMesh) -> None:
+    """An id that was made of a key is of no time."""
+    earlier = await trained(
+        mesh["a"], "pirate", weights=b"earlier" * 1000, job=new_job(9_000_000_000_000), submitted_at=1.0
+    )
+    later = await trained(
+        mesh["a"], "pirate", weights=b"later" * 1000, job=new_job(1_800_000_000_000), submitted_at=2.0
+    )
+    await taken(mesh["a"], earlier)
+    await taken(mesh["a"], later)
+    with pytest.raises(NameTaken, match=f"what the later job {later.job} left"):
+        await taken(mesh["a"], earlier)
+
+
+async def test_what_could_not_be_fetched_is_not_kept_for_ever(mesh: ServingMesh) -> None:
+    result = await trained(mesh["a"], "pirate")
+    with pytest.raises(TiermeshError):
+        await taken(mesh["b"], result.model_copy(update={"holders": []}))
+    assert not [owner for owner in mesh["b"].blobs.owners() if owner.startswith("served-")]

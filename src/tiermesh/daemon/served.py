@@ -74,8 +74,9 @@ class Served:
             return there
         await self._demand_base(result)
         async with self._shelf.coming() as files:
-            await self._fetcher.folder(result.artifact, self._holders(result.holders), files, owner=_owner(result))
             try:
+                holders = self._holders(result.holders)
+                await self._fetcher.folder(result.artifact, holders, files, owner=_owner(result))
                 described = await asyncio.to_thread(_described, result, files)
                 async with self._turn:
                     return self._known(result) or await self._put(described, files)
@@ -118,7 +119,7 @@ class Served:
         if self._shelf.is_barred(result.job):
             raise NotFound(f"{result.name} was removed from this node by a person", param="name")
         there = self._shelf.results.get(result.name)
-        if there is not None and there.job > result.job:  # they sort by time
+        if there is not None and there.job != result.job and there.age > result.age:
             raise NameTaken(f"name: {result.name} is what the later job {there.job} left", param="name")
         if there is None and result.name in self._names():
             raise NameTaken(f"name: {result.name} is served on this node already, and is something else", param="name")

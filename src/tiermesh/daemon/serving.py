@@ -106,6 +106,7 @@ class Serving:
             Result(
                 name=job.name,
                 job=job.id,
+                submitted_at=job.submitted_at,
                 artifact=told.artifact,
                 kind="model" if told.result.get("kind") == "model" else "adapter",
                 base=str(attempt.spec.get("model_name", "")),
@@ -319,7 +320,7 @@ def _holds(member: Member, result: Result) -> bool:
 
 def _model(found: list[tuple[str, ServedResult]]) -> TrainedModel:
     """One result as several nodes have it: of two that differ, that of the later job, which will replace the other."""
-    newest = max((result for _, result in found), key=lambda result: result.job)
+    newest = max((result for _, result in found), key=lambda result: result.age)
     facts = newest.model_dump(include=set(TrainedModel.model_fields))
     nodes = sorted(node for node, result in found if result.artifact == newest.artifact)
     return TrainedModel.model_validate(facts | {"nodes": nodes, "pinned": any(result.pinned for _, result in found)})

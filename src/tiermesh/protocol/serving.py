@@ -36,6 +36,8 @@ class Result(Wire):
 
     name: Label
     job: Ulid
+    submitted_at: float = 0.0
+    """Unix seconds. An id may be older or younger than its job: one made of an `Idempotency-Key` says no time."""
     artifact: Sha256
     kind: Kind = "adapter"
     base: str
@@ -43,6 +45,11 @@ class Result(Wire):
     node: str
     holders: list[str] = Field(default_factory=list)
     shared: bool = False
+
+    @property
+    def age(self) -> tuple[float, str]:
+        """Of two with one name that of the later job is served."""
+        return self.submitted_at, self.job
 
 
 class ResultFile(Wire):
