@@ -290,3 +290,14 @@ def test_a_long_name_of_wide_characters_is_a_file_name(tmp_path: Path) -> None:
     name = safe_name("\N{CJK UNIFIED IDEOGRAPH-20000}" * 80 + ".jsonl")
     assert name.endswith(".jsonl")
     (tmp_path / name).write_bytes(b"")
+
+
+def test_a_run_that_cannot_be_given_its_data_says_why(tmp_path: Path) -> None:
+    """A full disk, a folder that is none: never a traceback for whoever submits."""
+    blobs = opened(tmp_path)
+    content = b"rows"
+    sha256 = hashlib.sha256(content).hexdigest()
+    (tmp_path / "data" / sha256).write_bytes(content)
+    (tmp_path / "run").write_text("no folder")
+    with pytest.raises(StateUnwritable):
+        blobs.link(sha256, "faq.jsonl", tmp_path / "run")

@@ -165,13 +165,21 @@ class Blobs:
             raise self._unwritable(error) from error
 
     def link(self, sha256: str, name: str, folder: Path) -> Path | None:
-        """Give the run in `folder` its dataset, under a safe form of `name`; None when it is not here."""
+        """Give the run in `folder` its dataset, under a safe form of `name`; None when it is not here.
+
+        Raises `StateUnwritable`.
+        """
         target = folder / safe_name(name)
         if target.is_file():
             return target
         if self.find(sha256) is None:
             return None
-        self.lay(sha256, target)
+        try:
+            self.lay(sha256, target)
+        except OSError as error:
+            if self.find(sha256) is None:
+                return None  # it had to make room just now
+            raise self._unwritable(error) from error
         return target
 
     def lay(self, sha256: str, target: Path) -> None:

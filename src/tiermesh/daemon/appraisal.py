@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tiermesh.core.jobs import Dataset, Estimate
 from tiermesh.daemon.groundwork import Groundwork, without_paths
-from tiermesh.errors import BadData, DataUnusable, JobRefused, TrainingFailure
+from tiermesh.errors import BadData, DataUnusable, JobRefused, StateUnwritable, TrainingFailure
 from tiermesh.protocol.job_orders import WorkAsked
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.types import NodeId
@@ -64,6 +64,8 @@ class Appraisal:
             raise DataUnusable(without_paths(run, str(error)), param="data") from error
         except TrainingFailure as error:
             raise JobRefused(f"this node can't train it: {error}") from error
+        except OSError as error:
+            raise StateUnwritable(f"this node can't try it: {error.strerror or error}") from error
         finally:
             await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
 

@@ -143,9 +143,9 @@ class Submissions:
         """What is wrong with it, in a sentence; nothing, where this machine can't look. Blocks."""
         folder = self._folder / f"look-{key[:16]}"
         try:
-            paths = {"dataset_path": self._blobs.link(data.sha256, data.name, folder / "data")}
+            paths = {"dataset_path": self._linked(data, folder / "data")}
             if held_out is not None:
-                paths["eval_path"] = self._blobs.link(held_out.sha256, held_out.name, folder / "eval")
+                paths["eval_path"] = self._linked(held_out, folder / "eval")
             placed = spec.model_copy(update={name: str(path) for name, path in paths.items()})
             problems, _ = data_problems(placed)
         except EnvironmentUnfit:
@@ -154,3 +154,8 @@ class Submissions:
             shutil.rmtree(folder, ignore_errors=True)
         told = "; ".join(map(str, problems))
         return told.replace(f"{folder / 'data'}/", "").replace(f"{folder / 'eval'}/", "")
+
+    def _linked(self, data: Dataset, folder: Path) -> Path:
+        if (path := self._blobs.link(data.sha256, data.name, folder)) is None:
+            raise DataUnusable(f"this node does not have the data {data.name} any more; send it again", param="data")
+        return path
