@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
@@ -69,15 +70,9 @@ class Scheduler:
         Raises `InvalidSpec`, `DataUnusable`, `JobRefused`, `JobExists` or `Unavailable`.
         """
         job = await self._submissions.job(request, submitter)
-        if self.leads:
-            accepted = await self._reactor.accept(job)
-        else:
-            body = Record(record=job_to_dict(job)).model_dump()
-            accepted = await self._messenger.job_of_leader("submit", body, ACCEPTED_S + ASK_S)
-        if not accepted.is_over:
-            self._copies.hold(accepted.id, datasets(accepted))
-            self._reactor.start(self._spread(accepted))
-        return accepted
+        answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self._reactor.start(self._accept(job, answer))  # to its end, also when nobody waits for the answer any more
+        return await answer
 
     async def find(self, key: str) -> Job:
         """By id or name: the coordinator's record or, where there is none, this node's. Raises `NotFound`."""
@@ -162,6 +157,25 @@ class Scheduler:
     def note(self, job: str, kind: str, text: str) -> None:
         """Something happened around a job; kept where this node leads."""
         self._reactor.note(job, kind, text)
+
+    async def _accept(self, job: Job, answer: asyncio.Future[Job]) -> None:
+        try:
+            if self.leads:
+                accepted = await self._reactor.accept(job)
+            else:
+                body = Record(record=job_to_dict(job)).model_dump()
+                accepted = await self._messenger.job_of_leader("submit", body, ACCEPTED_S + ASK_S)
+            if not accepted.is_over:
+                self._copies.hold(accepted.id, datasets(accepted))
+                self._reactor.start(self._spread(accepted))
+            if not answer.done():
+                answer.set_result(accepted)
+        except Exception as error:
+            if answer.done():
+                raise
+            answer.set_exception(error)
+        finally:
+            answer.cancel()
 
     async def _spread(self, job: Job) -> None:
         """The job's data goes to other nodes as well, and they are named in its record."""
