@@ -28,6 +28,7 @@ from tiermesh.core.job_rules import MAX_INTERRUPTIONS
 from tiermesh.core.jobs import Estimate
 from tiermesh.daemon import attempts, groundwork
 from tiermesh.daemon.app import Daemon
+from tiermesh.daemon.job_reactor import JobReactor
 from tiermesh.errors import InvalidSpec
 from tiermesh.protocol.job_orders import ATTEMPTS_PATH
 from tiermesh.protocol.run_folder import RunPlan
@@ -189,6 +190,23 @@ async def test_the_same_id_is_the_same_job(desk: Desk) -> None:
     assert len(starts(desk.run(accepted["id"]))) == 1
     status, told = await desk.ask("POST", "/api/train", body | {"spec": SPEC | {"seed": 7}})
     assert (status, told["error"]["type"], told["error"]["param"]) == (409, "job_exists", "id")
+
+
+async def test_while_nobody_leads_a_job_is_refused_for_now_and_taken_when_sent_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the first moments of a daemon, before it leads or follows."""
+    body = {"id": new_id(), "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}}
+    write_script(desk.run(body["id"]), DONE)
+    with monkeypatch.context() as leaderless:
+        leaderless.setattr(JobReactor, "leads", False)
+        async with desk.http.post(desk.url + "/api/train", json=body) as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "1")
+            assert "no coordinator just now; try again" in (await response.json())["error"]["message"]
+    assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": []}
+    assert (await desk.ask("POST", "/api/train", body))[0] == 200
+    await desk.until(body["id"], "completed")
+    assert len(starts(desk.run(body["id"]))) == 1
 
 
 WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
