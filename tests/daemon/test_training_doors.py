@@ -196,8 +196,9 @@ async def test_while_nobody_leads_a_job_is_refused_for_now_and_taken_when_sent_a
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the first moments of a daemon, before it leads or follows."""
-    body = {"id": new_id(), "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}}
-    write_script(desk.run(body["id"]), DONE)
+    job = new_id()
+    body = {"id": job, "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}}
+    write_script(desk.run(job), DONE)
     with monkeypatch.context() as leaderless:
         leaderless.setattr(JobReactor, "leads", False)
         async with desk.http.post(desk.url + "/api/train", json=body) as response:
@@ -205,8 +206,8 @@ async def test_while_nobody_leads_a_job_is_refused_for_now_and_taken_when_sent_a
             assert "no coordinator just now; try again" in (await response.json())["error"]["message"]
     assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": []}
     assert (await desk.ask("POST", "/api/train", body))[0] == 200
-    await desk.until(body["id"], "completed")
-    assert len(starts(desk.run(body["id"]))) == 1
+    await desk.until(job, "completed")
+    assert len(starts(desk.run(job))) == 1
 
 
 WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
