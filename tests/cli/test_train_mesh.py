@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ class Terminal:
 
     def say(self, line: str) -> None:
         os.write(self._end, f"{line}\n".encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C, and again when nothing comes of it: just before it reads a line, Python does not heed it."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
 
     def end(self) -> tuple[int, str]:
         while self._read():
@@ -237,7 +246,7 @@ def test_ctrl_c_at_the_question_leaves_it_waiting(terminal: Talk, jobs: FakeJobs
     jobs.desk.asks = True
     person = terminal("train", "spec.yaml", "--name", "faq")
     person.expect("decide later?")
-    person.process.send_signal(signal.SIGINT)
+    person.interrupt()
     code, said = person.end()
     assert (code, jobs.only().report.state, "`mesh jobs approve faq`" in said) == (3, "waiting", True)
 

@@ -150,6 +150,7 @@ async def test_the_training_node_dies_and_no_reader_is_told_anything_twice(mesh:
     await mesh.up(trains)
 
 
+@pytest.mark.long
 async def test_without_a_coordinator_all_can_be_read_and_submissions_wait(mesh: Mesh) -> None:
     async with asyncio.timeout(LIMIT_S):
         leader = await mesh.coordinator()

@@ -30,6 +30,7 @@ def losses(model: Path, folder: Path, *, compiled: bool) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, which it takes for errors of the code that it compiles
+@pytest.mark.long
 def test_they_train_to_the_same_losses(tmp_path: Path) -> None:
     """With dropout, and with an evaluation of other shapes before and after."""
     model = tiny_model.build_folder(tmp_path / "model")
