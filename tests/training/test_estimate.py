@@ -30,8 +30,8 @@ def spec(**fields: Any) -> TrainingSpec:
 @pytest.mark.parametrize("method", ["lora", "full_finetune"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_what_is_extrapolated_is_what_is_counted(tmp_path: Path, kind: Kind, method: str, checkpointing: bool) -> None:
-    """At a size that was not looked at. The model has two layers, as the larger copy has. Documents of other lengths than
-    multiples of 32 are widened, and what that copies is not counted here."""
+    """At a size that was not looked at. The model has two layers, as the larger copy has. Documents of other
+    lengths than multiples of 32 are widened, and what that copies is not counted here."""
     wanted = spec(method=method)
     folder = build_folder(tmp_path, kind)
     told = footprint(wanted, folder, checkpointing=checkpointing)
