@@ -169,7 +169,7 @@ def _reckon(
     spec: TrainingSpec, needs: Footprint, rows: int, runtime: int, optimizer: int, file: int, limit: int, grown: float
 ) -> Memory:
     """`grown`: resident growth over what is counted."""
-    counted = needs.per_pass(rows, spec.seq_len)
+    counted = needs.per_pass(rows)
     state = needs.trained + optimizer
     rollback = KEPT_STATES * state if 3 * needs.trained <= guard.IN_MEMORY_BYTES else 0
     passing = _passing(spec, needs, rows)
@@ -197,7 +197,7 @@ def _reckon(
 
 def _passing(spec: TrainingSpec, needs: Footprint, rows: int) -> float:
     """The most that comes and goes within a step. With a single micro-batch gradients come as activations go."""
-    counted = needs.per_pass(rows, spec.seq_len)
+    counted = needs.per_pass(rows)
     several = spec.effective_batch > rows
     return counted.peak + (needs.trained if several else max(0.0, needs.trained - counted.kept))
 

@@ -1,9 +1,9 @@
 """What a step of a model takes in memory, counted on small copies of it and extrapolated. No table of constants.
 
 Copies of the model with one and with two layers, of its true width and vocabulary, are trained for a moment in the very
-way that the run will be, on rows of 128 and 256 tokens. Everything counted is exact for these sizes, and it is linear
-in the layers and, for B rows of T tokens, a sum of a constant, a part that grows with B T, and one with B T² (the mask
-that keeps packed documents apart). Two copies and three sizes are therefore enough.
+way that the run will be, on a few rows of the run's own length. Everything counted is exact for these sizes, and it is
+linear in the layers and in the rows. Rows longer than `COUNTED_TOKENS` are reckoned from shorter ones: B rows of T
+tokens take a constant, a part that grows with B T, and one with B T² (where documents are kept apart by a mask).
 
 What the C library's allocator takes beyond that is no constant: it keeps what was freed, in pieces that fit more or
 less well, from a fifth more to twice as much. So it is measured: as a process of its own, with an allocator that has no
@@ -39,8 +39,11 @@ from tiermesh.kernel.training.optimizers import grouped, open_state
 from tiermesh.kernel.training.state import capture
 from tiermesh.protocol.training import TrainingSpec
 
-SHAPES = ((1, 128), (1, 256), (2, 128))
-"""Rows and tokens. Not smaller: the loss works on 128 rows of logits at a time."""
+COUNTED_TOKENS = 1024
+"""The longest rows that are counted as they are. Shorter ones can't stand for each other: documents are widened to
+multiples of 32 (see attention), and at 200 tokens a law through 128 and 256 was a third too low for dropout's masks."""
+LEAST_TOKENS = 128
+"""In all rows together: the loss works on as many rows of logits at a time."""
 
 DEPTHS = (1, 2)
 
@@ -78,8 +81,8 @@ class Footprint:
     """Of `weights`, those that are trained: as large as their gradients."""
     shapes: tuple[tuple[int, ...], ...]
     """Of the trained weights."""
-    per_pass: Callable[[int, int], Counted]
-    """For B rows of T tokens."""
+    per_pass: Callable[[int], Counted]
+    """For this many rows."""
     checkpointing: bool
 
 
@@ -87,7 +90,7 @@ def footprint(spec: TrainingSpec, folder: Path, *, checkpointing: bool) -> Footp
     """Of the model in `folder`, trained as `spec` says. Takes some seconds and the memory of two layers."""
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     layers = config.get_text_config().num_hidden_layers
-    objective = objective_of(spec)
+    objective, sizes = objective_of(spec), counted_sizes(spec.seq_len)
     counted: list[list[Counted]] = []
     weights, trained, shapes = [], [], []
     for depth in DEPTHS:
@@ -98,12 +101,12 @@ def footprint(spec: TrainingSpec, folder: Path, *, checkpointing: bool) -> Footp
             weights.append(_weight_bytes(trainee))
             trained.append(sum(one.nbytes for one in trainee.trainables.values()))
             shapes.append([tuple(one.shape) for one in trainee.trainables.values()])
-            counted.append([_count(trainee, objective, spec, rows, tokens) for rows, tokens in SHAPES])
+            counted.append([_count(trainee, objective, spec, rows, tokens) for rows, tokens in sizes])
             del trainee
 
-    def per_pass(rows: int, tokens: int) -> Counted:
+    def per_pass(rows: int) -> Counted:
         at = [
-            [_at_size([getattr(one, name) for one in of], rows, tokens) for of in counted]
+            [_at_size(sizes, [getattr(one, name) for one in of], rows, spec.seq_len) for of in counted]
             for name in ("kept", "forward", "backward")
         ]
         return Counted(*(_at_depth(first, second, layers) for first, second in at))
@@ -194,11 +197,20 @@ def _at_depth(first: float, second: float, layers: int) -> float:
     return first + (second - first) * (layers - 1)
 
 
-def _at_size(figures: Sequence[float], rows: int, tokens: int) -> float:
-    """Of constant + a B T + b B T², through three points."""
-    points = torch.tensor([[1.0, b * t, b * t * t] for b, t in SHAPES], dtype=torch.float64)
+def counted_sizes(tokens: int) -> tuple[tuple[int, int], ...]:
+    """Rows and tokens to count at, for a run with rows of `tokens`."""
+    if tokens > COUNTED_TOKENS:
+        return (1, COUNTED_TOKENS // 2), (2, COUNTED_TOKENS // 2), (1, COUNTED_TOKENS)
+    rows = -(-LEAST_TOKENS // tokens)
+    return (rows, tokens), (2 * rows, tokens)
+
+
+def _at_size(sizes: Sequence[tuple[int, int]], figures: Sequence[float], rows: int, tokens: int) -> float:
+    """On constant + a B T + b B T², through what was counted at `sizes`; without the last term when lengths are one."""
+    terms = len(sizes)
+    points = torch.tensor([[1.0, b * t, b * t * t][:terms] for b, t in sizes], dtype=torch.float64)
     factors = torch.linalg.solve(points, torch.tensor(figures, dtype=torch.float64))
-    return float(factors @ torch.tensor([1.0, rows * tokens, rows * tokens * tokens], dtype=torch.float64))
+    return float(factors @ torch.tensor([1.0, rows * tokens, rows * tokens * tokens][:terms], dtype=torch.float64))
 
 
 def _deep_shapes(first: list[tuple[int, ...]], second: list[tuple[int, ...]], layers: int) -> Iterator[tuple[int, ...]]:
