@@ -30,9 +30,17 @@ class RunByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
-    cls=RunByDefault, help="Fine-tune a model on your own data.", no_args_is_help=True, rich_markup_mode=None
-)
+HELP = """Fine-tune a model on your own data.
+
+\b
+mesh train --model NAME --data FILE    options: mesh train run --help
+mesh train SPEC.yaml                   what is wrong with it: mesh train validate SPEC.yaml
+mesh train "fine-tune smollm2 with LoRA on data.jsonl for 3 epochs"
+
+All of them are `mesh train run`.
+"""
+
+app = typer.Typer(cls=RunByDefault, help=HELP, no_args_is_help=True, rich_markup_mode=None)
 
 RUNS = Path("runs")
 """Where runs go that are told no --out: below the folder that the command is called in."""
