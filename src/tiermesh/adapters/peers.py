@@ -4,7 +4,7 @@ A link is one WebSocket between two daemons; either end sends over it, whichever
 something to say and close after `IDLE_S` of silence; the uplink to a coordinator is a link that never falls silent.
 All addresses of a peer are tried at once and the first that answers with the right identity wins.
 
-Prompts travel beside the links, as ordinary HTTP requests (`generate`).
+Requests travel beside the links (see peer_requests).
 """
 
 from __future__ import annotations
@@ -13,61 +13,31 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
-import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
-from functools import partial
+from collections.abc import Mapping
 from typing import Protocol
 
 import aiohttp
 from aiohttp import web
 
 from tiermesh.adapters.background import Background
-from tiermesh.adapters.engines import Reply
+from tiermesh.adapters.impatient import give_up_on_silence
 from tiermesh.adapters.link import Link
-from tiermesh.adapters.passport import HEADER_PEER, Passport, Stamp, read_stamp
-from tiermesh.adapters.prompt import Prompt, written
+from tiermesh.adapters.passport import Passport, Stamp, read_stamp
+from tiermesh.adapters.peer_requests import DIAL_S, IDLE_S, UNREACHABLE, PeerRequests
 from tiermesh.adapters.reasons import reason_of
-from tiermesh.errors import EngineFailed, InvalidInput, NotFound, TiermeshError, Unavailable, Unreachable
-from tiermesh.protocol import headers
+from tiermesh.errors import TiermeshError
 from tiermesh.types import Address, NodeId, SessionId
 
 log = logging.getLogger(__name__)
 
 LINK_PATH = "/mesh/v1/link"
-GENERATE_PATH = "/mesh/v1/generate"
-EMBED_PATH = "/mesh/v1/embed"
-POLICY_PATH = "/mesh/v1/policy"
-"""The coordinator's own door for a new policy, which never passes it on."""
-DRAIN_PATH = "/mesh/v1/drain"
-REMOVE_PATH = "/mesh/v1/remove"
-"""A node's own door for an order to rest, and the coordinator's for one to forget somebody."""
-
-DIAL_S = 1.0
-"""A machine on one's own network answers a connect in milliseconds; past this it is off, cut off, or elsewhere."""
-
-ASK_S = 5.0
-"""A small question takes one write to disk at most."""
-
-NO_TYPES: Mapping[str, type[TiermeshError]] = {}
-
-IDLE_S = 30.0
-"""A link without a message for this long is closed; the next message opens another."""
 
 WAITING_LIMIT = 16
 """Messages kept for one peer while its link opens; the oldest go first, and the protocol repeats what matters."""
 
 LONGEST_MESSAGE_BYTES = 64 * 1024 * 1024
 """The full view of a thousand nodes takes a few megabytes; whoever sends more than this is cut off."""
-
-UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
-"""What a request that gets nowhere raises; the last one for an address that can be no host's name."""
-
-UNACKNOWLEDGED_MS = 1500
-"""A connection whose data stays unacknowledged this long is dead: after a cut has healed, a new connection works at
-once, while an old one waits for its doubled retransmission timer."""
 
 
 class Events(Protocol):
@@ -83,29 +53,21 @@ class Events(Protocol):
         """Another daemon answers with this node's own id."""
 
 
-class Peers:
+class Peers(PeerRequests):
     """The transport of one node."""
 
     def __init__(self, passport: Passport, events: Events) -> None:
-        self._passport = passport
+        super().__init__(passport)
         self._events = events
         self._links: defaultdict[NodeId, list[Link]] = defaultdict(list)
         self._waiting: dict[NodeId | Address, list[str]] = {}
         self._background = Background()
         self._told: set[str] = set()
         self._closing = False
-        self._http: aiohttp.ClientSession | None = None
-        self._stamped = passport.headers | {"Content-Type": "application/json"}
-        """Headers of every prompt."""
 
     async def open(self) -> None:
         """Call once, on the loop, before anything else."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, socket_factory=_impatient_socket)
-        self._http = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(None, sock_connect=DIAL_S),
-        )
+        await super().open()
         self._background.start(self._run_sweeps())
 
     async def close(self) -> None:
@@ -113,8 +75,7 @@ class Peers:
         self._closing = True
         await asyncio.gather(*(link.close(1001) for links in self._links.values() for link in tuple(links)))
         await self._background.close()
-        if self._http is not None:
-            await self._http.close()
+        await super().close()
 
     def send(
         self,
@@ -145,121 +106,6 @@ class Peers:
             give_up_on_silence(request.transport.get_extra_info("socket"))
         await self._serve(Link(ws, read_stamp(request.headers)))
         return ws
-
-    def generate(
-        self,
-        node: NodeId,
-        addresses: tuple[Address, ...],
-        body: Mapping[str, object],
-        *,
-        path: str = GENERATE_PATH,
-        request_id: str,
-        deadline_s: float,
-    ) -> AbstractAsyncContextManager[Reply]:
-        """Have `node` answer with its own engines: a chat request, or at `EMBED_PATH` one for embeddings.
-
-        Entering raises `EngineFailed` when no head comes.
-        """
-        stamped = {**self._stamped, headers.REQUEST_ID: request_id, headers.DEADLINE: f"{deadline_s:.3f}"}
-        return Prompt("the node", partial(self._post, node, addresses, path, body, stamped))
-
-    async def _post(
-        self,
-        node: NodeId,
-        addresses: tuple[Address, ...],
-        path: str,
-        body: Mapping[str, object],
-        stamped: Mapping[str, str],
-    ) -> aiohttp.ClientResponse:
-        assert self._http is not None, "open() comes first"
-        failures = []
-        for address in self._preferred(node, addresses):
-            try:
-                response = await self._http.post(f"http://{address}{path}", data=written(body), headers=stamped)
-            except UNREACHABLE as error:
-                failures.append(f"{address}: {reason_of(error)}")
-                if not isinstance(error, _NEVER_ARRIVED):
-                    break  # it may have begun to work: another address of the same node is no remedy
-                continue
-            if response.headers.get(HEADER_PEER) == node:
-                return response
-            response.close()
-            failures.append(f"{address}: another node answers there")
-        raise EngineFailed(f"node {node[:8]} can't be reached ({'; '.join(failures) or 'no known address'})")
-
-    async def ask(
-        self,
-        node: NodeId,
-        addresses: tuple[Address, ...],
-        path: str,
-        body: Mapping[str, object],
-        *,
-        within_s: float = ASK_S,
-        typed: Mapping[str, type[TiermeshError]] = NO_TYPES,
-    ) -> dict[str, object]:
-        """POST a JSON question to `node`, which may take `within_s` at each of its addresses.
-
-        Raises what `typed` has for the type of a refusal; for others `InvalidInput` for a 4xx and `Unavailable` for
-        all else. `Unreachable`: no answer came.
-        """
-        assert self._http is not None, "open() comes first"
-        reasons = []
-        for address in self._preferred(node, addresses):
-            try:
-                async with asyncio.timeout(within_s):
-                    async with self._http.post(
-                        f"http://{address}{path}", json=body, headers=self._passport.headers
-                    ) as response:
-                        answer = await response.json()
-            except (*UNREACHABLE, ValueError) as error:
-                reasons.append(f"{address}: {reason_of(error)}")
-                continue
-            if response.headers.get(HEADER_PEER) != node:
-                reasons.append(f"{address}: another node answers there")
-                continue
-            if response.status == 200 and isinstance(answer, dict):
-                return answer
-            raise _refusal(response.status, answer, typed)
-        raise Unreachable(f"node {node[:8]} can't be reached ({'; '.join(reasons) or 'no known address'})")
-
-    @contextlib.asynccontextmanager
-    async def read(
-        self, node: NodeId, addresses: tuple[Address, ...], path: str, *, offset: int = 0
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """GET a file of `node` from byte `offset` on: the head has come, the body is for the caller to bound in time.
-
-        Entering raises `NotFound` when the node does not have it, `InvalidInput` for its other 4xx, `Unavailable` for
-        all else.
-        """
-        asked = self._passport.headers | {"Accept-Encoding": "identity"}
-        response = await self._head(node, addresses, path, asked | ({"Range": f"bytes={offset}-"} if offset else {}))
-        try:
-            yield response
-        finally:
-            response.close()
-
-    async def _head(
-        self, node: NodeId, addresses: tuple[Address, ...], path: str, asked: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
-        assert self._http is not None, "open() comes first"
-        reasons = []
-        for address in self._preferred(node, addresses):
-            try:
-                async with asyncio.timeout(ASK_S):
-                    response = await self._http.get(f"http://{address}{path}", headers=asked)
-            except UNREACHABLE as error:
-                reasons.append(f"{address}: {reason_of(error)}")
-                continue
-            if response.headers.get(HEADER_PEER) == node and response.status in (200, 206):
-                return response
-            response.close()
-            if response.headers.get(HEADER_PEER) != node:
-                reasons.append(f"{address}: another node answers there")
-                continue
-            if response.status == 404:
-                raise NotFound(f"node {node[:8]} does not have it")
-            raise _refusal(response.status, None, NO_TYPES)
-        raise Unreachable(f"node {node[:8]} can't be reached ({'; '.join(reasons) or 'no known address'})")
 
     def sessions(self, node: NodeId) -> frozenset[SessionId]:
         """The runs of this peer with which there are open links."""
@@ -419,39 +265,6 @@ class Peers:
         if text not in self._told and len(self._told) < 1000:
             self._told.add(text)
             log.warning("%s", text)
-
-
-_NEVER_ARRIVED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, UnicodeError)
-"""Of these, those after which nobody can have begun to work."""
-
-
-def _refusal(status: int, answer: object, typed: Mapping[str, type[TiermeshError]]) -> TiermeshError:
-    detail = answer.get("error") if isinstance(answer, dict) else None
-    told = detail if isinstance(detail, dict) else {}
-    message = str(told.get("message") or f"HTTP {status}")
-    kind = typed.get(str(told.get("type")), InvalidInput if 400 <= status < 500 else Unavailable)
-    if issubclass(kind, InvalidInput):
-        param = told.get("param")
-        return kind(message, param=param if isinstance(param, str) else None)
-    return kind(message)
-
-
-def _impatient_socket(addr_info: tuple[object, ...]) -> socket.socket:
-    family, kind, proto = addr_info[0], addr_info[1], addr_info[2]
-    sock = socket.socket(family, kind, proto)  # type: ignore[arg-type]
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    give_up_on_silence(sock)
-    return sock
-
-
-def give_up_on_silence(sock: socket.socket) -> None:
-    """Have the kernel end a connection whose data stays unacknowledged for `UNACKNOWLEDGED_MS`."""
-    if sys.platform == "linux":
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
-    elif sys.platform == "darwin":
-        tcp_rxt_conndroptime = 0x80  # <netinet/tcp.h>; whole seconds
-        sock.setsockopt(socket.IPPROTO_TCP, tcp_rxt_conndroptime, -(-UNACKNOWLEDGED_MS // 1000))
 
 
 def _stamp_of(error: aiohttp.WSServerHandshakeError) -> Stamp | None:

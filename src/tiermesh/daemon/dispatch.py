@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from tiermesh.adapters.engines import Engine, Reply
-from tiermesh.adapters.peers import EMBED_PATH, GENERATE_PATH, Peers
+from tiermesh.adapters.peer_requests import EMBED_PATH, GENERATE_PATH
+from tiermesh.adapters.peers import Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.core.routing import Candidate, CandidateKey, Fact, Refusal, Route, Router, RouteRequest, RoutingPolicy
 from tiermesh.daemon.ask import Ask

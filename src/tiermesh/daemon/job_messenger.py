@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
-from tiermesh.adapters.peers import ASK_S, Peers
+from tiermesh.adapters.peer_requests import ASK_S
+from tiermesh.adapters.peers import Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.core.attempts import Attempt, AttemptId, Told
 from tiermesh.core.codec import decode_value

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from tiermesh.adapters.peers import DRAIN_PATH, REMOVE_PATH, Peers
+from tiermesh.adapters.peer_requests import DRAIN_PATH, REMOVE_PATH
+from tiermesh.adapters.peers import Peers
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.errors import InvalidInput, NotFound, Unavailable
 from tiermesh.types import Member, NodeId

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tiermesh.adapters.peers import POLICY_PATH, Peers
+from tiermesh.adapters.peer_requests import POLICY_PATH
+from tiermesh.adapters.peers import Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.daemon.reactor import Reactor
 from tiermesh.errors import Unavailable

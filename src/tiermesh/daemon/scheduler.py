@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tiermesh.adapters import clock
-from tiermesh.adapters.peers import ASK_S
+from tiermesh.adapters.peer_requests import ASK_S
 from tiermesh.config import PolicyDocument
 from tiermesh.core.foreman import Decision
 from tiermesh.core.jobs import Job, JobId, job_to_dict

@@ -6,7 +6,7 @@ from functools import partial
 
 from aiohttp import web
 
-from tiermesh.adapters.peers import DRAIN_PATH, REMOVE_PATH
+from tiermesh.adapters.peer_requests import DRAIN_PATH, REMOVE_PATH
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.nodes import NodeDesk, Order
 from tiermesh.errors import InvalidInput

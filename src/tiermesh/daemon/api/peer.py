@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from tiermesh.adapters.engines import Engine, Reply
-from tiermesh.adapters.peers import EMBED_PATH, GENERATE_PATH, POLICY_PATH
+from tiermesh.adapters.peer_requests import EMBED_PATH, GENERATE_PATH, POLICY_PATH
 from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT, Context
 from tiermesh.daemon.api.relay import hang_up, send
