@@ -184,6 +184,17 @@ class JobRefused(TiermeshError):
     http_status = 409
 
 
+class TooLarge(JobRefused):
+    """Never on this node: `needs_bytes` of memory at least, of which the whole machine has `has_bytes`."""
+
+    type = "too_large"
+
+    def __init__(self, message: str, *, needs_bytes: int, has_bytes: int) -> None:
+        super().__init__(message)
+        self.needs_bytes = needs_bytes
+        self.has_bytes = has_bytes
+
+
 class SlotTaken(JobRefused):
     """Not now: something else trains here, or takes the memory. The same order may be taken later."""
 

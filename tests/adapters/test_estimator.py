@@ -19,7 +19,7 @@ from tiermesh.adapters.trainer import Launch
 from tiermesh.adapters.trials import FREE, Amount, shape_key
 from tiermesh.core.admission import GIB, Machine
 from tiermesh.core.price import Declared
-from tiermesh.errors import BadData, DataUnusable, InvalidSpec, JobRefused
+from tiermesh.errors import BadData, DataUnusable, InvalidSpec, JobRefused, TooLarge
 from tiermesh.protocol.run_folder import RunPlan
 from tiermesh.protocol.training import TrainingSpec
 from tiermesh.types import Gpu, Hardware, NodeId
@@ -243,6 +243,30 @@ async def test_what_does_not_fit_is_refused_until_more_is_free(stage: Stage) -> 
     stage.machine = Machine(16 * GIB, 15 * GIB)
     assert (await stage.estimator.estimate(plan_of())).memory_bytes == 2 * GIB
     assert len(stage.trials) == 2
+
+
+TOO_LARGE: dict[str, Any] = {
+    "fits": False,
+    "micro_batch_size": 1,
+    "step_s": None,
+    "seconds": None,
+    "total_bytes": 12 * GIB,
+}
+
+
+async def test_what_the_whole_machine_does_not_hold_is_told_by_how_much(stage: Stage) -> None:
+    stage.answer(rows=None, **TOO_LARGE)
+    stage.machine = Machine(10 * GIB, 8 * GIB)
+    with pytest.raises(TooLarge, match=r"needs about 12.0 GiB .*, and this node has 10.0 GiB") as raised:
+        await stage.estimator.estimate(plan_of())
+    assert (raised.value.needs_bytes, raised.value.has_bytes) == (12 * GIB, 10 * GIB)
+
+
+async def test_more_than_the_spec_allows_is_a_bad_spec(stage: Stage) -> None:
+    stage.answer(rows=None, **TOO_LARGE, limit_bytes=GIB)
+    with pytest.raises(InvalidSpec, match=r"needs about 12.0 GiB .*, and memory_limit is 1.0 GiB") as raised:
+        await stage.estimator.estimate(plan_of(memory_limit=GIB))
+    assert raised.value.param == "memory_limit"
 
 
 async def test_what_had_to_be_smaller_is_tried_again_with_more_memory(stage: Stage) -> None:

@@ -83,6 +83,20 @@ class TestStates:
         failed = in_state("running").after("fail", LOW, 13.0, reason="x" * 9999, failure="out_of_memory")
         assert (failed.ended_at, failed.failure, len(failed.reason)) == (13.0, "out_of_memory", TEXT_LIMIT)
 
+    def test_events_of_one_moment_stand_in_the_order_in_which_they_followed(self) -> None:
+        """Their kinds would put `begin` before the `interrupt` that it followed."""
+        job = in_state("running").after("interrupt", LOW, 12.0, reason="its node is away").after("begin", LOW, 12.0)
+        job = job.noting(12.0, "evaluation", "passed").after("complete", LOW, 12.0)
+        kinds = ["interrupt", "begin", "evaluation", "complete"]
+        assert [each.kind for each in job.happened] == kinds
+        assert [each.kind for each in job_from_dict(job_to_dict(job)).happened] == kinds
+        assert [each.at for each in job.happened] == pytest.approx([12.0] * 4, abs=1e-5)
+
+    def test_nor_does_an_effect_stand_before_its_cause_when_the_next_coordinators_clock_is_behind(self) -> None:
+        job = in_state("queued").after("begin", LOW, 1.7e9 + 60).after("complete", HIGH, 1.7e9)
+        assert [each.kind for each in job.happened] == ["begin", "complete"]
+        assert job.ended_at == 1.7e9
+
     def test_an_end_says_when_and_what_kind_only_when_it_is_one(self) -> None:
         job = in_state("running").after("retry", LOW, 12.0, failure="out_of_memory")
         assert (job.failure, job.ended_at) == (None, None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tiermesh.core.remediation import Stop, remedy
 from tiermesh.core.worker_death import cgroup_name
+from tiermesh.errors import BadSpec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts data as its limit does")
 
@@ -53,19 +56,21 @@ def test_torch_is_refused_at_the_limit_and_can_go_on_with_less() -> None:
 
 TOO_LOW = """
 import torch
-from tiermesh.errors import OutOfMemory
+from tiermesh.errors import BadSpec
 from tiermesh.kernel.training.limits import apply
 try:
     apply(64 << 20)
-except OutOfMemory as failure:
+except BadSpec as failure:
     print(failure)
 """
 
 
-def test_a_limit_below_the_libraries_own_need_is_told_at_once() -> None:
+def test_a_limit_below_the_libraries_own_need_is_a_bad_spec() -> None:
+    """Which is tried once: a lack of memory would be tried three times more with smaller batches."""
     ran = subprocess.run([sys.executable, "-c", TOO_LOW], capture_output=True, text=True, check=True)
-    assert "a limit of 64 MiB is too low" in ran.stdout
+    assert re.match(r"memory_limit is 64 MiB, and Python and torch take [\d,]+ MiB before any model", ran.stdout)
     assert "raise memory_limit" in ran.stdout
+    assert remedy(BadSpec.type, [{}]) == Stop("it would fail again in the same way")
 
 
 JOINED = """

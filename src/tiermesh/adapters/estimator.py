@@ -32,7 +32,7 @@ from tiermesh.adapters.trials import Amount, Trial, Trials, data_key, shape_key,
 from tiermesh.core.admission import GIB, Machine
 from tiermesh.core.jobs import Estimate
 from tiermesh.core.price import Basis, Declared, cost_of, price_of
-from tiermesh.errors import BadData, DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused
+from tiermesh.errors import BadData, DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused, TooLarge
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_events import DataReady, Failed, TrainingEvent
 from tiermesh.protocol.training_plugins import READER_FORMATS
@@ -76,8 +76,8 @@ class Estimator:
         """Of a run of `plan`, on this node, with its price. May wait for other trials, and takes up to half a minute
         more itself, unless an equal one was tried before; whoever stops waiting stops no trial.
 
-        Raises `JobRefused` where it does not fit or can't be tried here, `InvalidSpec` and `DataUnusable` where it
-        would fail anywhere.
+        Raises `TooLarge` where it will never fit and `JobRefused` where it does not fit now or can't be tried here,
+        `InvalidSpec` and `DataUnusable` where it would fail anywhere.
         """
         data = data_key(plan)
         amount = await self._amount(plan, data)
@@ -91,10 +91,7 @@ class Estimator:
         if trial is None:
             raise JobRefused("what was tried on this node could not be kept; is its disk full?")
         if not trial.fits:
-            raise JobRefused(
-                f"it needs about {_gib(trial.total_bytes)} with {_rows(trial.micro_batch_size)} at once, and "
-                f"{_gib(trial.limit_bytes)} were free on this node"
-            )
+            raise _too_large(trial, plan.spec.memory_limit, self._memory().total_bytes)
         return await asyncio.to_thread(self._priced, plan, trial, amount, fresh)
 
     async def close(self) -> None:
@@ -219,6 +216,17 @@ def _refusal(ending: Ending) -> JobRefused | InvalidSpec | DataUnusable:
         case Failed(kind="bad_spec"):
             return InvalidSpec(ending.reason)
     return JobRefused(f"it can't be tried on this node: {ending.reason}")
+
+
+def _too_large(trial: Trial, limit_bytes: int | None, has_bytes: int | None) -> InvalidSpec | JobRefused:
+    """What it means that a trial did not fit, as small as it can be made."""
+    needs = f"it needs about {_gib(trial.total_bytes)} with {_rows(trial.micro_batch_size)} at once"
+    if limit_bytes is not None:
+        return InvalidSpec(f"memory_limit: {needs}, and memory_limit is {_gib(limit_bytes)}", param="memory_limit")
+    if has_bytes is not None and trial.total_bytes > has_bytes:
+        message = f"{needs}, and this node has {_gib(has_bytes)}"
+        return TooLarge(message, needs_bytes=trial.total_bytes, has_bytes=has_bytes)
+    return JobRefused(f"{needs}, and {_gib(trial.limit_bytes)} were free on this node")
 
 
 def _basis(trial: Trial, price: Basis | None, *, fresh: bool) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tiermesh.core.attempts import Attempt, Cause
+from tiermesh.core.job_effects import Shortage
 from tiermesh.core.job_line import Line
 from tiermesh.core.job_rules import MAX_ATTEMPTS, MAX_ESTIMATES
 from tiermesh.core.jobs import Job
-from tiermesh.core.placement import ANY, Place, Placement, place
+from tiermesh.core.placement import ANY, Place, Placement, place, too_small
 from tiermesh.core.reign import Reign
 from tiermesh.types import Member, NodeId
 
@@ -23,8 +24,16 @@ def appraise(reign: Reign) -> None:
             continue
         if len(reign.asked) >= room:
             break
-        if (node := _likeliest_node(reign, job, places)) is not None:
-            reign.ask_estimate(job, node)
+        with reign.guarding(job.id):
+            _appraise(reign, job, places)
+
+
+def _appraise(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> None:
+    if (node := _likeliest_node(reign, job, places)) is not None:
+        reign.ask_estimate(job, node)
+    elif reign.shortages(job) and (found := _ever(reign, job, places)).node is None:
+        postponed = job.after("postpone", reign.ballot, reign.wall, reason=found.reason)
+        reign.put(replace(postponed, course=replace(postponed.course, estimate=None)))
 
 
 def why(reign: Reign, job: Job) -> str:
@@ -44,12 +53,19 @@ def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> No
     free = [each for each in places if len(each.training) < each.slots]
     unhurried = [replace(each, training=()) for each in places]
     for choice in (free, unhurried):
-        found = place(None, _wanted(job), choice, battery=reign.rules.train_on_battery)
+        found = place(_needs(reign, job), _wanted(job), choice, battery=reign.rules.train_on_battery)
         if found.node is not None:
             reign.praise[job.id] = found.reason
             return found.node if asked.count(found.node) < MAX_ESTIMATES else None
     reign.why[job.id] = f"waits for its estimate: {found.reason}"
     return None
+
+
+def _ever(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> Placement:
+    """Whoever could have it if it had nothing else to do, and had not said no a moment ago."""
+    short = reign.shortages(job)
+    idle = (replace(each, training=(), objection=_short(short.get(each.id))) for each in known.values())
+    return place(_needs(reign, job), _wanted(job), idle, battery=reign.rules.train_on_battery)
 
 
 def dispatch(reign: Reign) -> None:
@@ -60,7 +76,10 @@ def dispatch(reign: Reign) -> None:
         return
     line = Line(queued, reign.index.of("running", "cancelling"), reign.turns)
     for job in line:
-        if (found := _begin(reign, job, places)) is None:
+        found = None
+        with reign.guarding(job.id):
+            found = _begin(reign, job, places)
+        if found is None:
             continue
         places[found] = _taken(places[found], job)
         line.begun(job, reign.wall)
@@ -83,6 +102,9 @@ def _begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | N
     found = _choose(reign, job, places)
     if found.node is None:
         return None
+    if _is_postponed(job):
+        reign.change(job, "reconsider", f"{reign.name(found.node)} may be large enough")
+        return None
     if not job.attempts and (job.estimate is None or job.estimate.node != found.node):
         reign.praise[job.id] = found.reason
         reign.ask_estimate(job, found.node)  # another node, another price
@@ -93,7 +115,7 @@ def _begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | N
 
 def _choose(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> Placement:
     offered = (_for_job(reign, job, each) for each in places.values())
-    return place(_needs(job), _wanted(job), offered, battery=reign.rules.train_on_battery)
+    return place(_needs(reign, job), _wanted(job), offered, battery=reign.rules.train_on_battery)
 
 
 def _home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | None:
@@ -165,8 +187,12 @@ def _for_job(reign: Reign, job: Job, each: Place) -> Place:
         each,
         has_checkpoint=checkpoint is not None and each.id in checkpoint.holders,
         has_data=each.id in job.holders,
-        objection=reign.objection(job.id, each.id),
+        objection=_short(reign.shortages(job).get(each.id)) or reign.objection(job.id, each.id),
     )
+
+
+def _short(shortage: Shortage | None) -> str:
+    return "" if shortage is None else too_small(shortage.needs_bytes, shortage.has_bytes)
 
 
 def _taken(each: Place, job: Job) -> Place:
@@ -177,8 +203,16 @@ def _is_free(each: Place) -> bool:
     return each.state == "up" and len(each.training) < each.slots
 
 
-def _needs(job: Job) -> int | None:
-    return None if job.estimate is None else job.estimate.memory_bytes
+def _needs(reign: Reign, job: Job) -> int | None:
+    """Before it was tried: what it needs at the least, by those who are too small for it."""
+    if job.estimate is not None and job.state != "estimating":  # then it is of the spec before
+        return job.estimate.memory_bytes
+    return min((shortage.needs_bytes for shortage in reign.shortages(job).values()), default=None)
+
+
+def _is_postponed(job: Job) -> bool:
+    """Its next attempt was never let through the gate, because nobody could say what it takes."""
+    return job.estimate is None and (not job.attempts or job.course.retry > job.retries)
 
 
 def _wanted(job: Job) -> str:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from tiermesh.core import job_answers
-from tiermesh.core.attempts import AttemptId, Told, join_told
+from tiermesh.core.attempts import Attempt, AttemptId, Told, join_told
 from tiermesh.core.dispatch import why
 from tiermesh.core.job_effects import Acknowledge, AttemptTold, Decline, Heard, JobEffect, Refusal, Save, Tell
 from tiermesh.core.job_rules import AGAIN_S, THINK_S, JobRules
@@ -65,7 +65,9 @@ class Foreman:
     def why(self, job: JobId) -> str:
         """Why it waits, or how it ended, for a person."""
         known = self._records[job]
-        return known.reason if self._reign is None else why(self._reign, known)
+        if self._reign is None:
+            return known.reason
+        return self._reign.faults.get(job) or why(self._reign, known)
 
     # Inputs of people
 
@@ -146,20 +148,18 @@ class Foreman:
         if job is None or attempt is None:
             self._reign.wants(node)
             return Heard(self._done())
-        news = join_told(attempt.told, judged(job, _clipped(told.told)))
-        if news != attempt.told:
-            job = job.with_attempt(replace(attempt, told=news))
-            if news is not None and news.state == "completed":
-                job = job.noting(wall, "evaluation", "; ".join(news.failed_gates) or "passed")
-            if job.result is not None and job.state != "completed":
-                job = job.after("complete", self._reign.ballot, wall)
-            self._reign.put(job, durable=_matters(attempt.told, news))
-        job_answers.heard(self._reign, self._records[job.id], attempt.id)
+        is_heard = True
+        try:
+            _learn(self._reign, job, attempt, told.told)
+            job_answers.heard(self._reign, self._records[job.id], attempt.id)
+        except Exception as error:  # noqa: BLE001  what can't be judged was not said: silence is dealt with
+            self._reign.complain(job.id, error)
+            is_heard = False
         effects = self._done()
         job = self._records[job.id]
         attempt = job.attempt(attempt.id)
         assert attempt is not None
-        kept = told.told.is_end and self._reign.is_current_elsewhere(job)
+        kept = is_heard and told.told.is_end and self._reign.is_current_elsewhere(job)
         return Heard(effects, fenced=not attempt.is_end and (attempt.fenced or job.is_over), kept=kept)
 
     def copied(self, now: float, wall: float, job: JobId, node: NodeId, stamp: Stamp) -> list[JobEffect]:
@@ -271,6 +271,18 @@ class Foreman:
         if job not in self._records:
             raise NotFound(f"no job is called {job!r}; `mesh jobs` lists them", param="job")
         return self._records[job]
+
+
+def _learn(reign: Reign, job: Job, attempt: Attempt, told: Told) -> None:
+    """What was said of an attempt goes into its job's record."""
+    news = join_told(attempt.told, judged(job, _clipped(told)))
+    if news != attempt.told:
+        job = job.with_attempt(replace(attempt, told=news))
+        if news is not None and news.state == "completed":
+            job = job.noting(reign.wall, "evaluation", "; ".join(news.failed_gates) or "passed")
+        if job.result is not None and job.state != "completed":
+            job = job.after("complete", reign.ballot, reign.wall)
+        reign.put(job, durable=_matters(attempt.told, news))
 
 
 def _clipped(told: Told) -> Told:

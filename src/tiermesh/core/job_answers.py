@@ -52,6 +52,8 @@ def estimated(reign: Reign, job: Job, node: NodeId, answer: Estimate | Refusal) 
     if isinstance(answer, Refusal):
         if answer.for_good:
             reign.change(job, "refuse", answer.reason, answer.failure)
+        elif answer.shortage is not None:
+            reign.is_short(job, node, answer.shortage)
         else:
             reign.object(job.id, node, answer.reason)
         return

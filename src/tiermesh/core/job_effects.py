@@ -95,16 +95,34 @@ class Tell:
     job: Job
 
 
-JobEffect = Save | Copy | Acknowledge | Decline | AskEstimate | Order | Stop | Collect | Serve | Tell
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Nothing can be decided about this job as its record is: log why. It is left alone until its record changes."""
+
+    job: Job
+    error: Exception
+
+
+JobEffect = Save | Copy | Acknowledge | Decline | AskEstimate | Order | Stop | Collect | Serve | Tell | Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Of memory, on one node, whatever else it does: the job needs this much there at least, and the node has that."""
+
+    needs_bytes: int
+    has_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A node won't. `for_good`: no node ever will, for the job itself is wrong; else this node, now."""
+    """A node won't. `for_good`: no node ever will, for the job itself is wrong; else this node, now, or for as long as
+    it is as small as `shortage` says."""
 
     reason: str
     failure: str | None = None
     for_good: bool = False
+    shortage: Shortage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,17 @@ class JobIndex:
 
     def put(self, job: Job) -> None:
         """The job is in the state that its record says."""
-        before = self._states.get(job.id)
-        if before == job.state:
+        if self._states.get(job.id) == job.state:
             return
-        if before is not None:
-            del self._members[before][job.id]
-            del self._states[job.id]
+        self.remove(job.id)
         if job.state not in OVER:
             self._states[job.id] = job.state
             self._members.setdefault(job.state, {})[job.id] = None
+
+    def remove(self, job: JobId) -> None:
+        """Until it is put again."""
+        if (state := self._states.pop(job, None)) is not None:
+            del self._members[state][job]
 
     def ids(self) -> Iterable[JobId]:
         """Of all open jobs."""

@@ -5,9 +5,11 @@
 | estimating | admit     | queued     | the estimate is within the soft limit                      |
 | estimating | ask       | waiting    | a person is to decide                                      |
 | estimating | refuse    | refused    | over the limit, or no node will ever take it               |
+| estimating | postpone  | queued     | no node that is here is large enough to try it             |
 | waiting    | approve   | queued     | by a person                                                |
 | waiting    | optimize  | estimating | with a cheaper spec, then the gate again                   |
 | queued     | begin     | running    | an attempt is ordered on a node, or told of by one         |
+| queued     | reconsider| estimating | postponed, and now one may be: then the gate               |
 | queued     | refuse    | refused    | no node will ever take it                                  |
 | queued     | fail      | failed     | moved too often                                            |
 | running    | interrupt | queued     | stopped after a checkpoint, or its node is gone            |
@@ -34,6 +36,7 @@ JobEvent = Literal[
     "approve",
     "ask",
     "refuse",
+    "postpone",
     "optimize",
     "begin",
     "interrupt",
@@ -47,6 +50,7 @@ TRANSITIONS: Mapping[tuple[JobState, JobEvent], JobState] = {
     ("estimating", "admit"): "queued",
     ("estimating", "ask"): "waiting",
     ("estimating", "refuse"): "refused",
+    ("estimating", "postpone"): "queued",
     ("estimating", "cancel"): "cancelled",
     ("estimating", "begin"): "running",
     ("estimating", "complete"): "completed",
@@ -56,6 +60,7 @@ TRANSITIONS: Mapping[tuple[JobState, JobEvent], JobState] = {
     ("waiting", "begin"): "running",
     ("waiting", "complete"): "completed",
     ("queued", "begin"): "running",
+    ("queued", "reconsider"): "estimating",
     ("queued", "refuse"): "refused",
     ("queued", "fail"): "failed",
     ("queued", "cancel"): "cancelled",

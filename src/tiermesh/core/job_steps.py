@@ -36,7 +36,8 @@ def think(reign: Reign) -> list[JobEffect]:
         at_work = {job.id for job in reign.index.of("running", "cancelling")}
         for job in sorted(stirred | at_work):
             if not reign.records[job].is_over:
-                _step(reign, reign.records[job])
+                with reign.guarding(job):
+                    _step(reign, reign.records[job])
         appraise(reign)
         dispatch(reign)
     return reign.flush()

@@ -41,6 +41,8 @@ HAPPENED_LIMIT = 500
 """Events kept of a job, the newest: a hundred attempts with five each."""
 TEXT_LIMIT = 2000
 """Characters of a reason: a sentence and its advice."""
+TICK_S = 1e-6
+"""Between two events of a job that fall on one moment. A float keeps it apart until the year 2242."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +259,10 @@ class Job:
         return replace(self, stamp=(self.stamp[0] + 1, by))
 
     def noting(self, at: float, kind: str, text: str = "") -> Job:
-        """With one event more."""
-        return replace(self, happened=_events(self.happened, (Happened(at, kind, clip(text)),)))
+        """With one event more. It is after all that are known, whatever the clocks of earlier coordinators said: they
+        are what it followed from."""
+        after = self.happened[-1].at + TICK_S if self.happened else at
+        return replace(self, happened=_events(self.happened, (Happened(max(at, after), kind, clip(text)),)))
 
     def with_attempt(self, attempt: Attempt) -> Job:
         """With this attempt, new or as it is now."""

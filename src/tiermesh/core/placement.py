@@ -60,6 +60,11 @@ def place(needs_bytes: int | None, wanted: str, places: Iterable[Place], *, batt
     return Placement(None, _sentence(needs_bytes, wanted, known, objections), objections)
 
 
+def too_small(needs_bytes: int, has_bytes: int) -> str:
+    """What speaks against a node with less memory than is needed."""
+    return f"has {_gb(has_bytes)} of {_gb(needs_bytes)}"
+
+
 def _merit(each: Place) -> tuple[bool, bool, int, int, str]:
     return each.has_checkpoint, each.has_data, -1 if each.tier is None else each.tier, -each.active, each.id
 
@@ -89,7 +94,7 @@ def _objection(each: Place, needs_bytes: int | None, wanted: str, battery: bool)
     if each.state != "up":
         return "is down" if each.state == "down" else "is draining"
     if needs_bytes is not None and each.memory_bytes is not None and needs_bytes > each.memory_bytes:
-        return f"has {_gb(each.memory_bytes)} of {_gb(needs_bytes)}"
+        return too_small(needs_bytes, each.memory_bytes)
     if each.on_battery and not battery:
         return "runs on battery"
     if len(each.training) >= each.slots:

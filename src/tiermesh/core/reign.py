@@ -6,18 +6,32 @@ without need and nothing is waited for in vain.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from tiermesh.core.attempts import Attempt, AttemptId
 from tiermesh.core.handover import Handover
-from tiermesh.core.job_effects import AskEstimate, Collect, Copy, JobEffect, Order, Save, Serve, Stop, Tell
+from tiermesh.core.job_effects import (
+    AskEstimate,
+    Collect,
+    Copy,
+    Fault,
+    JobEffect,
+    Order,
+    Save,
+    Serve,
+    Shortage,
+    Stop,
+    Tell,
+)
 from tiermesh.core.job_index import JobIndex
 from tiermesh.core.job_rules import AGAIN_S, ESTIMATE_S, OBJECTION_MAX_S, OBJECTION_S, JobRules
 from tiermesh.core.job_states import JobEvent
 from tiermesh.core.jobs import Job, JobId, Stamp
 from tiermesh.core.leases import Lease, Objection
 from tiermesh.core.record_copies import RecordCopies
-from tiermesh.types import NO_BALLOT, Ballot, Member, NodeId, View
+from tiermesh.types import NO_BALLOT, Ballot, Member, NodeId, SessionId, View
 
 
 class Reign:
@@ -46,6 +60,8 @@ class Reign:
         """When a job of each submitter was begun last, Unix seconds."""
         self.stops: dict[JobId, tuple[int, int]] = {}
         """How often in a row a job's attempts stopped by themselves, and at which step."""
+        self.faults: dict[JobId, str] = {}
+        """What is wrong with records that nothing can be decided about: they are left alone until they change."""
         self.index = JobIndex(records)
         self.stirred = set(self.index.ids())
         """Jobs about which something is new."""
@@ -61,6 +77,10 @@ class Reign:
         """Records that are not known to be where they should be."""
         self._leases: dict[JobId, Lease] = {}
         self._objections: dict[JobId, dict[NodeId, Objection]] = {}
+        self._shortages: dict[JobId, dict[NodeId, tuple[SessionId, Mapping[str, object], Shortage]]] = {}
+        """Nodes that are too small for a job with such a spec; restarted, one may have more memory."""
+        self._complained: dict[JobId, str] = {}
+        """The last fault of each job that was told of."""
         self._served: dict[JobId, AttemptId] = {}
         self._out: list[JobEffect] = []
         for job in records.values():
@@ -155,6 +175,7 @@ class Reign:
         self._unsafe.add(job.id)
         self._fresh.add(job.id)
         self.copies.changed(job.id)
+        self.faults.pop(job.id, None)
         self.index.put(job)
         if job.state not in ("estimating", "queued"):
             self.asked.pop(job.id, None)
@@ -172,7 +193,7 @@ class Reign:
             self._out.pop()
 
     def _close(self, job: JobId) -> None:
-        for memory in (self.why, self.praise, self.asked, self.stops, self._leases, self._objections):
+        for memory in (self.why, self.praise, self.asked, self.stops, self._leases, self._objections, self._shortages):
             memory.pop(job, None)
 
     def _serve(self, job: Job) -> None:
@@ -237,7 +258,42 @@ class Reign:
     def forget_objections(self, job: JobId) -> None:
         """Ask them all again."""
         self._objections.pop(job, None)
+        self._shortages.pop(job, None)
         self.restless = True
+
+    def is_short(self, job: Job, node: NodeId, shortage: Shortage) -> None:
+        """`node` is too small for it, for as long as its daemon runs."""
+        if (member := self.member(node)) is not None:
+            self._shortages.setdefault(job.id, {})[node] = member.session, job.spec, shortage
+
+    def shortages(self, job: Job) -> dict[NodeId, Shortage]:
+        """Of the nodes that are here, for the job as it is to be trained now."""
+        return {
+            node: shortage
+            for node, (session, spec, shortage) in self._shortages.get(job.id, {}).items()
+            if (member := self.member(node)) is not None and member.session == session and spec == job.spec
+        }
+
+    # Faults
+
+    @contextmanager
+    def guarding(self, job: JobId) -> Iterator[None]:
+        """Whatever goes wrong within is the fault of this job's record (of a damaged disk, or of a node that writes
+        others): it is set aside, and all other jobs go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, it must not stop the others
+            self.faults[job] = self.complain(job, error)
+            self.index.remove(job)
+            self.stirred.discard(job)
+
+    def complain(self, job: JobId, error: Exception) -> str:
+        """Have it logged, once; the same for a person."""
+        said = f"its record can't be followed: {type(error).__name__}: {error}"
+        if self._complained.get(job) != said:
+            self._complained[job] = said
+            self._out.append(Fault(self.records[job], error))
+        return said
 
     # Attempts
 

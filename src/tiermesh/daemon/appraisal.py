@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,33 +26,59 @@ KEPT = 256
 """Answers: jobs that differ in nothing that matters get the same one."""
 
 
-class Appraisal:
-    """One for a node."""
+@dataclass(slots=True)
+class _Answer:
+    """To one question, once there is one. `was_busy`: this node trained when it was asked or when it was answered."""
 
-    def __init__(self, *, folder: Path, copies: Copies, groundwork: Groundwork, estimator: Estimator) -> None:
+    task: asyncio.Task[Estimate]
+    was_busy: bool
+
+
+class Appraisal:
+    """One for a node. `is_busy`: does it train now?"""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        copies: Copies,
+        groundwork: Groundwork,
+        estimator: Estimator,
+        is_busy: Callable[[], bool],
+    ) -> None:
         self._folder = folder
         self._copies = copies
         self._groundwork = groundwork
         self._estimator = estimator
-        self._kept: dict[str, asyncio.Task[Estimate]] = {}
+        self._is_busy = is_busy
+        self._kept: dict[str, _Answer] = {}
 
     async def estimate(self, asked: WorkAsked) -> Estimate:
         """Raises `JobRefused` for what this node can't train, `InvalidSpec` and `DataUnusable` for what none can, and
         `Unavailable`. Equal questions are one."""
         key = _key(asked)
-        task = self._kept.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        answer = self._kept.get(key)
+        if answer is None or not self._holds(answer):
             task = asyncio.create_task(self._appraise(key, asked), name=f"estimate {asked.job}")
-            self._kept[key] = task
+            answer = self._kept[key] = _Answer(task, self._is_busy())
             for old in list(self._kept)[:-KEPT]:
                 del self._kept[old]
-        return await asyncio.shield(task)
+        return await asyncio.shield(answer.task)
 
     async def close(self) -> None:
         """Break off what is under way."""
-        for task in self._kept.values():
+        tasks = [answer.task for answer in self._kept.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._kept.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _holds(self, answer: _Answer) -> bool:
+        """Would it be the same now? What was tried while this node trained took longer than it will."""
+        if not answer.task.done():
+            return True
+        if answer.task.cancelled() or answer.task.exception() is not None:
+            return False
+        return self._is_busy() or not answer.was_busy
 
     async def _appraise(self, key: str, asked: WorkAsked) -> Estimate:
         for data in filter(None, (asked.data, asked.eval_data)):
@@ -59,7 +87,10 @@ class Appraisal:
         run = RunFolder(self._folder / f"estimate-{key[:16]}")
         try:
             plan = await asyncio.to_thread(self._checked, asked, run)
-            return await self._estimator.estimate(plan)
+            found = await self._estimator.estimate(plan)
+            if key in self._kept:
+                self._kept[key].was_busy |= self._is_busy()
+            return found
         except BadData as error:
             raise DataUnusable(without_paths(run, str(error)), param="data") from error
         except TrainingFailure as error:

@@ -11,7 +11,7 @@ from tiermesh.adapters.catalogue import CATALOGUE
 from tiermesh.adapters.model_source import can_pull
 from tiermesh.adapters.run_plan import check_libraries, plan_of, trainable_model
 from tiermesh.core.admission import Judgement, Machine, judge_memory, least_bytes
-from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused, SlotTaken
+from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused, SlotTaken, TooLarge
 from tiermesh.protocol.job_orders import WorkAsked
 from tiermesh.protocol.jobs import DataRef
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
@@ -63,13 +63,15 @@ class Groundwork:
         return judge_memory(needed, self.memory(), plan.spec.memory_limit)
 
     def check_size(self, plan: RunPlan) -> None:
-        """Raises `InvalidSpec` where the job's own limit is too low for it, and `JobRefused` for what is too large for
-        this machine."""
+        """Raises `InvalidSpec` where the job's own limit is too low for it, and `TooLarge` where this machine is too
+        small."""
         needed = least_bytes(trainable_model(plan.model_path).parameters, plan.spec.method)
         if (judgement := judge_memory(needed, Machine(None, None), plan.spec.memory_limit)).verdict == "never":
             raise InvalidSpec(f"memory_limit: it {judgement.reason}", param="memory_limit")
-        if (judgement := self.judge(plan)).verdict == "never":
-            raise JobRefused(f"it can't be trained on this node: it {judgement.reason}")
+        total = self.memory().total_bytes
+        if total is not None and (judgement := judge_memory(needed, Machine(total, None), None)).verdict == "never":
+            refusal = f"it can't be trained on this node: it {judgement.reason}"
+            raise TooLarge(refusal, needs_bytes=needed, has_bytes=total)
 
     def model_source(self, name: str) -> str:
         """A name that this node or the world knows; never a path, which would be one on somebody else's machine.

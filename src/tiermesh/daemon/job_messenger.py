@@ -10,13 +10,12 @@ from tiermesh.adapters.peers import Peers
 from tiermesh.config import PolicyDocument
 from tiermesh.core.attempts import Attempt, AttemptId, Told
 from tiermesh.core.codec import decode_value
-from tiermesh.core.job_effects import Refusal
+from tiermesh.core.job_effects import Refusal, Shortage
 from tiermesh.core.job_rules import ESTIMATE_S
 from tiermesh.core.jobs import Dataset, Estimate, Job, JobId, job_to_dict
 from tiermesh.daemon.records import record_of
 from tiermesh.errors import (
     DataUnusable,
-    InvalidInput,
     InvalidSpec,
     JobExists,
     JobRefused,
@@ -26,6 +25,7 @@ from tiermesh.errors import (
     StaleOrder,
     StateUnwritable,
     TiermeshError,
+    TooLarge,
     Unavailable,
     Unreachable,
 )
@@ -41,6 +41,7 @@ from tiermesh.protocol.job_orders import (
     EstimateTold,
     Record,
     RecordList,
+    RecordsKept,
     StopOrder,
     WorkAsked,
 )
@@ -117,9 +118,10 @@ class Messenger:
         answer = await self.ask_leader("list", {})
         return _read(RecordList, answer, lambda told: [record_of(record) for record in told.records])
 
-    async def copy(self, node: NodeId, records: Iterable[dict[str, object]]) -> None:
-        """Have another node keep these."""
-        await self.ask(node, f"{JOBS_PATH}/records", RecordList(records=list(records)).model_dump())
+    async def copy(self, node: NodeId, records: Iterable[dict[str, object]]) -> frozenset[str]:
+        """Have another node keep these; the ids of those that it can't read."""
+        answer = await self.ask(node, f"{JOBS_PATH}/records", RecordList(records=list(records)).model_dump())
+        return frozenset(RecordsKept.model_validate(answer).unread)
 
     async def collect(self, node: NodeId) -> list[dict[str, Any]]:
         """All records of another node."""
@@ -127,12 +129,15 @@ class Messenger:
         return RecordList.model_validate(answer).records
 
     async def estimate(self, job: Job, node: NodeId) -> Estimate:
-        """What the job would take there."""
+        """What the job would take there. Raises `TooLarge` where that node can never hold it."""
         asked = WorkAsked(**_work(job, job.spec))
         if node == self._me:
             return await self._estimate(asked)
-        told = await self.ask(node, ESTIMATES_PATH, asked.model_dump(mode="json"), ESTIMATE_S)
-        found: Estimate = decode_value(Estimate, EstimateTold.model_validate(told).estimate)
+        answer = await self.ask(node, ESTIMATES_PATH, asked.model_dump(mode="json"), ESTIMATE_S)
+        told = EstimateTold.model_validate(answer)
+        if (wanted := told.too_large) is not None:
+            raise TooLarge(wanted.reason, needs_bytes=wanted.needs_bytes, has_bytes=wanted.has_bytes)
+        found: Estimate = decode_value(Estimate, told.estimate)
         return found
 
     async def order(self, job: Job, attempt: Attempt) -> Told:
@@ -173,9 +178,12 @@ class Messenger:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """What a node's answer to an order or a question about a job says. `for_good` where the job itself is wrong."""
+    """What a node's answer to an order or a question about a job says. `for_good` where it says that the job itself is
+    wrong; a 4xx that only says that the request was (of another version, too large, at no such route) is that node's
+    affair."""
     failure = error.type if isinstance(error, TiermeshError) else None
-    return Refusal(str(error), failure, isinstance(error, InvalidInput) and not isinstance(error, NotFound))
+    shortage = Shortage(error.needs_bytes, error.has_bytes) if isinstance(error, TooLarge) else None
+    return Refusal(str(error), failure, isinstance(error, InvalidSpec | DataUnusable), shortage)
 
 
 def _work(job: Job, spec: Mapping[str, object]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from tiermesh.core.job_effects import (
     Collect,
     Copy,
     Decline,
+    Fault,
     JobEffect,
     Order,
     Refusal,
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 
 ACCEPTED_S = 20.0
 """Until a submission is on two disks; longer, and the one who asks is told to try again."""
+UNREAD_LIMIT = 1000
+"""Records that can't be read are complained of so often; a neighbour that sends more of them is heard by then."""
 
 
 class JobReactor:
@@ -91,6 +94,8 @@ class JobReactor:
         self._timer_at = math.inf
         self._asked: dict[JobId, list[asyncio.Future[Job]]] = {}
         """Submissions that wait for `Acknowledge` or `Decline`."""
+        self._unread: set[str] = set()
+        """Ids of records that were sent and can't be read, and were complained of."""
         self.watchers = Watchers()
         self._open = False
 
@@ -161,21 +166,30 @@ class JobReactor:
         await self._queue.settled()
         return answers
 
-    async def learn(self, records: Iterable[Mapping[str, Any]], sender: NodeId, *, whole: bool = False) -> None:
-        """Another node's records. On disk when it returns. Raises `StateUnwritable`, and ValueError for no record."""
-        jobs = [record_of(record) for record in records]
+    async def learn(self, records: Iterable[Mapping[str, Any]], sender: NodeId, *, whole: bool = False) -> list[str]:
+        """Another node's records. On disk when it returns, but those of these ids, which can't be read. Raises
+        `StateUnwritable`."""
+        jobs, unread = [], []
+        for record in records:
+            try:
+                jobs.append(record_of(record))
+            except ValueError as error:
+                unread.append(str(record.get("id")))
+                self._complain(unread[-1], sender, error)
         for job in jobs:
             if not job.is_over:
                 self._copies.hold(job.id, datasets(job))
         self._perform(self._foreman.learnt(*_now(), jobs, sender, whole=whole))
         await self._queue.settled()
+        return unread
 
     def find(self, key: str) -> Job:
-        """As this node knows it, by id or name, forgotten or not. Raises `NotFound`."""
+        """As this node knows it, by id or name, forgotten or not; of several with one name (two halves of a partition)
+        that which is served by it, the later one. Raises `NotFound`."""
         records = self._foreman.records
         job = records.get(JobId(key)) or max(
             (job for job in records.values() if job.name == key),
-            key=lambda job: (not job.forgotten, job.submitted_at),
+            key=lambda job: (not job.forgotten, job.submitted_at, job.id),
             default=None,
         )
         if job is None:
@@ -236,6 +250,12 @@ class JobReactor:
         except Exception:
             log.exception("%s failed", getattr(work, "__name__", "a job"))
 
+    def _complain(self, job: str, sender: NodeId, error: ValueError) -> None:
+        """Once of each: it is sent again and again."""
+        if job not in self._unread and len(self._unread) < UNREAD_LIMIT:
+            self._unread.add(job)
+            log.error("the record of job %.40r that node %s sent can't be read: %s", job, sender[:8], error)
+
     def _shown(self, job: Job) -> Job:
         """With why it waits."""
         if not self.leads or job.is_over:
@@ -276,6 +296,8 @@ class JobReactor:
                 self._on_serve(job)
             case Tell(job):
                 self._tell(job)
+            case Fault(job, error):
+                log.error("nothing is done about job %s (%s) as its record is", job.name, job.id, exc_info=error)
             case _:
                 assert_never(effect)
 

@@ -37,8 +37,9 @@ class RecordMail:
                     record = job_to_dict(job)
                     size += len(str(record))
                     sent.append((job, record))
-                await self._messenger.copy(node, (record for _, record in sent))
+                unread = await self._messenger.copy(node, (record for _, record in sent))
                 for job, _ in sent:
-                    self._on_copied(job, node)
+                    if job.id not in unread:
+                        self._on_copied(job, node)
         finally:
             del self._waiting[node]

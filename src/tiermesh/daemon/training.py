@@ -101,11 +101,15 @@ class TrainingRoom:
             declared=options.price,
             hardware=lambda: hardware,
             memory=read_memory,
-            is_busy=lambda: bool(self.attempts.training),
+            is_busy=self._is_busy,
             supervise=self._supervisor.listing,
         )
         self.appraisal = Appraisal(
-            folder=folder, copies=self.copies, groundwork=self.groundwork, estimator=self._estimator
+            folder=folder,
+            copies=self.copies,
+            groundwork=self.groundwork,
+            estimator=self._estimator,
+            is_busy=self._is_busy,
         )
         messenger = Messenger(
             me=me,
@@ -211,6 +215,9 @@ class TrainingRoom:
         await self._telling.close()
         await self.reactor.close()
         await self.copies.close()
+
+    def _is_busy(self) -> bool:
+        return bool(self.attempts.training)
 
     def _is_over(self, job: str) -> bool | None:
         return self.reactor.is_over(job)

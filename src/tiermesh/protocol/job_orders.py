@@ -139,10 +139,19 @@ class LogTold(Wire):
     offset: int
 
 
-class EstimateTold(Wire):
-    """`POST /mesh/v1/estimates`: a `core.jobs.Estimate`."""
+class MemoryWanted(Wire):
+    """Why a node is too small for a job, for good."""
 
-    estimate: dict[str, Any]
+    reason: str
+    needs_bytes: int
+    has_bytes: int
+
+
+class EstimateTold(Wire):
+    """`POST /mesh/v1/estimates`: a `core.jobs.Estimate`, or that the job is too large for this node."""
+
+    estimate: dict[str, Any] | None = None
+    too_large: MemoryWanted | None = None
 
 
 class StopOrder(AttemptKey):
@@ -156,6 +165,12 @@ class RecordList(Wire):
     """Records of jobs: `core.jobs.Job`."""
 
     records: list[dict[str, Any]]
+
+
+class RecordsKept(Wire):
+    """`/records`: they are on the disk, but those of these ids, which this node can't read."""
+
+    unread: list[str] = Field(default_factory=list)
 
 
 class Record(Wire):

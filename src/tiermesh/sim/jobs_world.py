@@ -17,6 +17,7 @@ from tiermesh.core.job_effects import (
     Collect,
     Copy,
     Decline,
+    Fault,
     JobEffect,
     Order,
     Refusal,
@@ -238,6 +239,8 @@ class JobWorld:
                     self.served[machine.id, job.id] = job.result.id
                 case Tell():
                     pass
+                case Fault(job, error):
+                    raise Violation(f"{machine.id} can't follow the record of {job.id}") from error
                 case _:
                     assert_never(effect)
 

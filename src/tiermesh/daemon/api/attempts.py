@@ -12,7 +12,7 @@ from tiermesh.daemon.api.bodies import read_object
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.records import record_of
 from tiermesh.daemon.training import TrainingRoom
-from tiermesh.errors import InvalidInput, Unavailable
+from tiermesh.errors import InvalidInput, TooLarge, Unavailable
 from tiermesh.protocol.job_orders import (
     ATTEMPTS_PATH,
     ESTIMATES_PATH,
@@ -28,8 +28,10 @@ from tiermesh.protocol.job_orders import (
     JobKey,
     LinesAsked,
     LogAsked,
+    MemoryWanted,
     Record,
     RecordList,
+    RecordsKept,
     StopOrder,
     ToldAnswer,
     WorkAsked,
@@ -55,7 +57,11 @@ def register_attempts(app: web.Application, room: TrainingRoom) -> None:
 
     async def estimate(request: web.Request) -> web.Response:
         _check_awake(request)
-        found = await room.appraisal.estimate(validated(WorkAsked, await read_object(request)))
+        try:
+            found = await room.appraisal.estimate(validated(WorkAsked, await read_object(request)))
+        except TooLarge as error:
+            wanted = MemoryWanted(reason=str(error), needs_bytes=error.needs_bytes, has_bytes=error.has_bytes)
+            return _told(EstimateTold(too_large=wanted))
         encoded = encode_value(found)
         assert isinstance(encoded, dict)
         return _told(EstimateTold(estimate=encoded))
@@ -112,11 +118,7 @@ def register_records(app: web.Application, room: TrainingRoom) -> None:
     async def learn(request: web.Request) -> web.Response:
         given = validated(RecordList, await read_object(request, leeway=RECORDS_LEEWAY))
         reactor.check_leader(_sender(request))
-        try:
-            await reactor.learn(given.records, _sender(request))
-        except ValueError as error:
-            raise InvalidInput(f"records: {error}") from error
-        return web.json_response({})
+        return _told(RecordsKept(unread=await reactor.learn(given.records, _sender(request))))
 
     app.router.add_post(TOLD_PATH, told)
     for name, door in (

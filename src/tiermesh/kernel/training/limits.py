@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiermesh.core.worker_death import CGROUP_VARIABLE, cgroup_name
-from tiermesh.errors import OutOfMemory
+from tiermesh.errors import BadSpec
 
 MIN_ROOM_BYTES = 64 << 20
 """With less than this above what the libraries take already, not even a small model can be loaded."""
@@ -38,13 +38,13 @@ def apply(limit_bytes: int, environment: Mapping[str, str] = os.environ) -> Appl
     """Hold this process at `limit_bytes` of resident memory. Call once, when the libraries are loaded and before the
     model is: what they reserve without using it is not counted.
 
-    Raises `OutOfMemory` when they alone take more than that.
+    Raises `BadSpec` when they alone take more than that: no smaller batch would help.
     """
     resident, reserved = _resident_bytes(), _data_bytes()
     if resident + MIN_ROOM_BYTES > limit_bytes:
-        raise OutOfMemory(
-            f"a limit of {limit_bytes >> 20:,} MiB is too low: Python and torch take {resident >> 20:,} MiB before "
-            "any model is loaded; raise memory_limit"
+        raise BadSpec(
+            f"memory_limit is {limit_bytes >> 20:,} MiB, and Python and torch take {resident >> 20:,} MiB before any "
+            f"model is loaded, which takes {MIN_ROOM_BYTES >> 20} MiB at least; raise memory_limit"
         )
     cgroup = _join_cgroup(environment.get(CGROUP_VARIABLE), limit_bytes)
     if reserved is None:
