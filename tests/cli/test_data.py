@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from tests import tiny_model
 from tests.cli.conftest import Mesh
+
+from tiermesh.adapters.run_plan import data_problems
+from tiermesh.protocol.training_problems import read_spec
 
 RECORDS = (
     '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the fox"}]}\n'
@@ -68,6 +72,34 @@ def test_pairs_are_told_as_such_and_shown_both(alone: Mesh, tmp_path: Path, mode
     told = json.loads(alone("data", "inspect", str(path), "--model", str(model), "--json").stdout)
     assert (told["task"], told["shapes"]) == ("preference", {"pair": 3})
     assert [document[-1]["text"] for document in told["sample"]] == [" fox<|im_end|>", " dog<|im_end|>"]
+
+
+OPENAIS = {
+    "input": {"messages": [{"role": "user", "content": "a b"}]},
+    "preferred_output": [{"role": "assistant", "content": "fox"}],
+    "non_preferred_output": [{"role": "assistant", "content": "dog"}],
+}
+
+
+def test_pairs_in_openais_form_are_told_as_such_too(alone: Mesh, tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f"{json.dumps(OPENAIS)}\n" * 3)
+    for of in (("--model", str(model)), ()):
+        told = json.loads(alone("data", "inspect", str(path), *of, "--json").stdout)
+        assert (told["task"], told["shapes"], told["bad_records"]) == ("preference", {"pair": 3}, 0)
+
+
+@pytest.mark.parametrize("pair", [OPENAIS, {"prompt": "a b", "chosen": "fox", "rejected": "dog"}])
+def test_pairs_for_a_task_that_needs_none_are_refused_before_anything_runs(
+    tmp_path: Path, pair: Mapping[str, object]
+) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f"{json.dumps(pair)}\n" * 3)
+    spec = read_spec({"model_name": "tiny", "dataset_path": str(path)})
+    (problem, *lines), _ = data_problems(spec)
+    assert (problem.path, len(lines)) == ("dataset_path", 3)
+    assert "is a pair of answers, one of them preferred" in str(lines[0])
+    assert data_problems(spec.model_copy(update={"task": "preference"})) == ([], [])
 
 
 def test_without_a_model_tokens_are_unknown_and_not_guessed(alone: Mesh, data: Path) -> None:

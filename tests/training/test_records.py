@@ -91,6 +91,7 @@ BAD: list[tuple[Task, Any, str]] = [
     ("finetune", {"messages": [U, a("x")], "tools": "t"}, "tools: is a text, not a list of definitions"),
     ("finetune", {"prompt": [U], "completion": [U]}, "has no turn of the assistant"),
     ("finetune", {"chosen": "a", "rejected": "b"}, "is a pair of answers"),
+    ("finetune", {"preferred_output": [a("a")], "non_preferred_output": [a("b")]}, "is a pair of answers"),
     ("preference", {"prompt": "p", "chosen": "a"}, "has no rejected; its fields are: prompt, chosen"),
     ("preference", {"prompt": "p", "rejected": "a"}, "has no chosen"),
     ("preference", {"chosen": "a", "rejected": "b"}, "has no prompt; only conversations can do without one"),

@@ -3,7 +3,8 @@
     {"file": PATH, "tokenizer": FOLDER or null, "cache": FOLDER, "spec": a training spec's fields}
 
 The answer is `report`'s fields and `sample`, or `{"error": {"type", "message"}}` with exit code 3. Without a tokenizer
-records are read and understood, and nothing is said of tokens. What is tokenised here, a training run finds done.
+records are read and understood, and nothing is said of tokens. Where the spec says no task, the records do. What is
+tokenised here, a training run finds done.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tiermesh.kernel.training.data import readers
 from tiermesh.kernel.training.data.coding import job_of
 from tiermesh.kernel.training.data.corpus import NAMED_BAD, Corpus, open_corpus
 from tiermesh.kernel.training.data.plan import long_for, plan_rows
-from tiermesh.kernel.training.data.records import BadRecord, understood
+from tiermesh.kernel.training.data.records import BadRecord, is_pair, understood
 from tiermesh.kernel.training.data.report import report
 from tiermesh.protocol.training import Task, TrainingSpec
 from tiermesh.protocol.training_problems import read_spec
@@ -40,7 +41,8 @@ SAMPLE_TOKENS = 400
 
 def inspected(file: Path, tokenizer: Any, cache: Path, spec: TrainingSpec, processes: int) -> dict[str, Any]:
     """All that is worth knowing of a file before it is trained on. Raises `BadData`."""
-    spec = spec.model_copy(update={"task": _task(file, spec)})
+    if "task" not in spec.model_fields_set:
+        spec = spec.model_copy(update={"task": _task(file, spec)})
     if tokenizer is None:
         return {"task": spec.task, **_survey(file, spec)}
     corpus = open_corpus(
@@ -68,7 +70,7 @@ def _task(file: Path, spec: TrainingSpec) -> Task:
         except BadRecord:
             continue
         known += 1
-        pairs += isinstance(record, Mapping) and {"chosen", "rejected"} <= record.keys()
+        pairs += isinstance(record, Mapping) and is_pair(record)
     return "preference" if pairs * 2 > known else spec.task
 
 

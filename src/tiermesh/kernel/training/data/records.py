@@ -101,6 +101,11 @@ def understood(raw: object, names: Fields, task: Task) -> Record:
     return Record(example, weight, repeat, tuple(given.read))
 
 
+def is_pair(raw: Mapping[str, Any]) -> bool:
+    """Has it two answers, of which one is preferred, under usual names?"""
+    return all(any(raw.get(name) is not None for name in names) for names in (CHOSEN, REJECTED))
+
+
 def content_hash(example: Example) -> bytes:
     """16 bytes, the same for examples that say the same up to white space, whatever their fields were called."""
     return hashlib.blake2b(msgspec.json.encode(_plain(example)), digest_size=16).digest()
@@ -169,8 +174,8 @@ def _single(given: _Given, names: Fields, task: Task) -> Example:
     text = given.find(names.text, TEXT)
     if text is not None:
         return Text(_text(text, given.read[-1]))
-    if given.raw.get("chosen") is not None and given.raw.get("rejected") is not None:
-        raise BadRecord(f"is a pair of answers (chosen, rejected), which the task {task} can't use; see preference")
+    if is_pair(given.raw):
+        raise BadRecord(f"is a pair of answers, one of them preferred, which the task {task} can't use; see preference")
     wanted = names.text or names.prompt or names.messages or "text, prompt and completion, or messages"
     raise BadRecord(f"has no {wanted}; its fields are: {given.names()}")
 
