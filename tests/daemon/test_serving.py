@@ -33,7 +33,7 @@ from tiermesh.core.attempts import Attempt, Told
 from tiermesh.core.jobs import Asked, Course, Dataset, Job, JobId
 from tiermesh.daemon import serving
 from tiermesh.errors import Forbidden, InvalidInput, NameTaken, NotFound, TiermeshError, UnknownModel
-from tiermesh.protocol.serving import Result
+from tiermesh.protocol.serving import SERVED_PATH, Result
 from tiermesh.types import Ballot, NodeId
 
 
@@ -154,6 +154,37 @@ async def test_a_whole_model_is_served_too(mesh: ServingMesh) -> None:
     assert mesh["b"].models() == ["base", "tuned:v2"]
     assert mesh["a"].digest("tuned:v2") == mesh["b"].digest("tuned:v2") != mesh["a"].digest("base")
     assert await mesh.ask("other", "hello", "tuned:v2") == "tuned:v2: hello"
+
+
+async def test_what_was_taken_in_is_not_remembered_when_nobody_asks_again(
+    mesh: ServingMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ordered it may be gone by then."""
+    monkeypatch.setattr(serving, "ANSWER_S", 0.0)
+    monkeypatch.setattr(serving, "TOLD_S", 0.2)
+    good = await trained(mesh["a"], "pirate")
+    bad = good.model_copy(update={"name": "nobody", "job": new_job(), "artifact": "0" * 64})
+    here = mesh["b"].serving
+    for result in (good, bad):
+        assert await here.answer(SERVED_PATH, result.model_dump()) == {"state": serving.COMING}
+    assert len(here._taking) == 2
+    await until(lambda: mesh["b"].models() == ["base", "pirate"] and not here._taking)
+    assert await here.answer(SERVED_PATH, good.model_dump()) == {"state": serving.SERVED}
+    assert not here._taking
+
+
+async def test_why_nothing_was_taken_in_is_told_to_who_asks_again(
+    mesh: ServingMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "ANSWER_S", 0.0)
+    result = (await trained(mesh["a"], "pirate")).model_copy(update={"artifact": "0" * 64})
+    here = mesh["b"].serving
+    assert await here.answer(SERVED_PATH, result.model_dump()) == {"state": serving.COMING}
+    (taking,) = here._taking.values()
+    await asyncio.wait((taking,))
+    with pytest.raises(TiermeshError, match="no node gives"):
+        await here.answer(SERVED_PATH, result.model_dump())
+    assert not here._taking
 
 
 # Who may have it

@@ -45,6 +45,8 @@ ANSWER_S = 3.0
 """A node that was asked to serve answers within this time; peers wait 5 s."""
 AGAIN_S = 1.0
 """How soon it is asked again."""
+TOLD_S = 10.0
+"""What became of a result that was taken in is told for so long: whoever waits for it asks again within a second."""
 PUSH_S = 600.0
 """A whole model takes minutes over a slow network. Whoever has not got it by then gets it at its first use."""
 LOOK_AGAIN_S = 60.0
@@ -288,12 +290,23 @@ class Serving:
         taking = self._taking.get(key)
         if taking is None:
             taking = self._taking[key] = asyncio.create_task(self.here.take(result), name=f"take {result.name}")
+            taking.add_done_callback(lambda done: self._ended(key, done))
         done, _ = await asyncio.wait((taking,), timeout=ANSWER_S)
         if not done:
             return COMING
-        self._taking.pop(key, None)
+        self._forget(key, taking)
         taking.result()
         return SERVED
+
+    def _ended(self, key: tuple[str, str, str], taking: asyncio.Task[ServedResult]) -> None:
+        """What became of it is told to whoever asks again, if anybody does."""
+        if not taking.cancelled():
+            taking.exception()
+        asyncio.get_running_loop().call_later(TOLD_S, self._forget, key, taking)
+
+    def _forget(self, key: tuple[str, str, str], taking: asyncio.Task[ServedResult]) -> None:
+        if self._taking.get(key) is taking:
+            del self._taking[key]
 
     def _owner(self, name: str) -> str | None:
         """The name of a node that serves something by this name that is no job's; None when there is none."""
