@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tiermesh.adapters import blobs as module
+from tiermesh.adapters import room
 from tiermesh.adapters.blobs import Blobs, safe_name
 from tiermesh.adapters.intake import Intake
 from tiermesh.errors import BodyTooLarge, DataUnusable, StateUnwritable, Unavailable, WrongOffset
@@ -44,7 +46,7 @@ def opened(tmp_path: Path, cap_bytes: int = 1000) -> Blobs:
 
 
 def files(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "data").iterdir() if path.name != ".pins")
+    return sorted(path.name for path in (tmp_path / "data").iterdir() if path.is_file())
 
 
 def digest(content: bytes) -> str:
@@ -161,7 +163,7 @@ async def test_a_full_disk_is_told_and_nothing_stays(
     blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await blobs.put_part(HELLO, pieces(b"hel"), offset=0, total_bytes=5)
-    monkeypatch.setattr(module, "FREE_RESERVE_BYTES", 1 << 60)
+    monkeypatch.setattr(room, "FREE_RESERVE_BYTES", 1 << 60)
     with pytest.raises(BodyTooLarge, match="disk"):
         await blobs.put("0" * 64, broken(), 1)
     with pytest.raises(BodyTooLarge, match="disk"):
@@ -218,6 +220,82 @@ async def test_what_a_job_needs_makes_no_room_also_after_a_restart(blobs: Blobs,
     assert (again.find(old), opened(tmp_path).owners()) == (None, [])
 
 
+class Walk:
+    """The walk of the disk, held up while something else happens."""
+
+    def __init__(self, blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_end = asyncio.Event(), threading.Event()
+        self.threads: set[int] = set()
+        loop, walk = asyncio.get_running_loop(), blobs._room.walk
+
+        def held_up() -> list[tuple[Path, os.stat_result]]:
+            self.threads.add(threading.get_ident())
+            found = walk()
+            loop.call_soon_threadsafe(self.begun.set)
+            assert self.may_end.wait(5)
+            return found
+
+        monkeypatch.setattr(blobs._room, "walk", held_up)
+
+
+async def test_who_needs_or_uses_a_file_while_room_is_made_has_it(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, used, adopted = [await blobs.put_whole(bytes([n]) * 200) for n in range(3)]
+    loose = await blobs.put_whole(b"loose" * 40)
+    for digest in (needed, used, adopted, loose):
+        os.utime(tmp_path / "data" / digest, (1, 1))
+    walk = Walk(blobs, monkeypatch)
+    coming = asyncio.create_task(blobs.put_whole(b"new" * 100))
+    await walk.begun.wait()
+    blobs.pin("JOB", [needed])
+    assert await asyncio.to_thread(blobs.link, used, "faq.jsonl", tmp_path / "run")
+    (tmp_path / "again").write_bytes(bytes([2]) * 200)
+    assert await blobs.adopt(tmp_path / "again") == (adopted, 200)
+    walk.may_end.set()
+    assert await coming in files(tmp_path)
+    assert [blobs.find(digest) is not None for digest in (needed, used, adopted, loose)] == [True, True, True, False]
+
+
+async def test_the_loop_goes_on_while_the_disk_is_walked_and_files_are_removed(
+    blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed_by: set[int] = set()
+    unlink = Path.unlink
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == room.GONE:
+            removed_by.add(threading.get_ident())
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    walk = Walk(blobs, monkeypatch)
+    walk.may_end.set()
+    old = await blobs.put_whole(b"1" * 600)
+    await blobs.put_whole(b"2" * 600)
+    assert blobs.find(old) is None
+    blobs.remove([digest(b"2" * 600)])
+    assert files(tmp_path) == []
+    await blobs.tidy()
+    assert not list((tmp_path / "data" / room.GONE).iterdir())
+    assert removed_by
+    assert threading.get_ident() not in walk.threads | removed_by
+
+
+async def test_what_was_on_its_way_out_goes_at_the_next_start(blobs: Blobs, tmp_path: Path) -> None:
+    (tmp_path / "data" / room.GONE / "abcd").write_bytes(b"half a gigabyte")
+    opened(tmp_path)
+    assert not list((tmp_path / "data" / room.GONE).iterdir())
+
+
+async def test_what_breaks_off_gives_its_room_back(blobs: Blobs, tmp_path: Path) -> None:
+    for n in range(3):
+        with pytest.raises(ConnectionResetError):
+            await blobs.put(digest(bytes([n])), broken(b"x" * 900), 900)
+    assert files(tmp_path) == []
+    await blobs.put_whole(b"y" * 900)
+
+
 async def test_a_file_of_this_machine_is_kept_without_a_copy(blobs: Blobs, tmp_path: Path) -> None:
     source = tmp_path / "tensors"
     source.write_bytes(b"hello")
@@ -235,7 +313,7 @@ async def test_what_a_dead_daemon_left_is_removed_and_forgotten_uploads_too(blob
     assert files(tmp_path) == [f".part-{HELLO}"]
     long_ago = time.time() - module.PART_KEPT_S - 1
     os.utime(tmp_path / "data" / f".part-{HELLO}", (long_ago, long_ago))
-    blobs.tidy()
+    await blobs.tidy()
     assert files(tmp_path) == []
 
 

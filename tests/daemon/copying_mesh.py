@@ -65,7 +65,7 @@ class CopyingNode:
 
     def files(self) -> set[str]:
         """What lies in its store, unfinished things too."""
-        return {path.name for path in (self.folder / "blobs").iterdir() if path.name != ".pins"}
+        return {path.name for path in (self.folder / "blobs").iterdir() if path.is_file()}
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tiermesh.core.attempts import Checkpoint
 from tiermesh.core.jobs import Dataset
 from tiermesh.core.replicas import copy_order
 from tiermesh.daemon import copies as module
-from tiermesh.daemon import copy_resuming, copy_sending
+from tiermesh.daemon import copy_leaving, copy_resuming, copy_sending
 from tiermesh.daemon.copy_taking import KEPT, CheckpointOwner, checkpoints_of
 from tiermesh.errors import BodyTooLarge, JobRefused, Unavailable
 from tiermesh.protocol.artifacts import COPIES_PATH, Manifest
@@ -164,7 +164,7 @@ async def test_a_receiver_without_room_is_passed_over(
 ) -> None:
     one, job = mesh["one"], new_job()
     first = next(node for node in mesh.nodes.values() if node.id == copy_order(mesh.view, one.id, job)[0])
-    monkeypatch.setattr(first.blobs, "_cap_bytes", 100)
+    monkeypatch.setattr(first.blobs._room, "_cap_bytes", 100)
     await copied(one, job, run, 4)
     (copy,) = others(mesh, job)
     assert copy is not first
@@ -233,7 +233,7 @@ async def test_what_a_job_left_is_found_later(
     mesh: CopyingMesh, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The news of a job's end may come while a node is away."""
-    monkeypatch.setattr(module, "TIDY_S", 0.02)
+    monkeypatch.setattr(copy_leaving, "TIDY_S", 0.02)
     one, job, forgotten = mesh["one"], new_job(), make_ulid(1_500_000_000_000, bytes(10))
     await copied(one, job, run, 4)
     one.blobs.pin(f"{forgotten}.data", [digest(b"")])
@@ -248,7 +248,7 @@ async def test_what_a_job_left_is_found_later(
 async def test_who_only_has_copies_asks_the_coordinator_for_the_end(
     mesh: CopyingMesh, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TIDY_S", 0.02)
+    monkeypatch.setattr(copy_leaving, "TIDY_S", 0.02)
     one, two, job, other = mesh["one"], mesh["two"], new_job(), new_job()
     await copied(one, job, run, 4, held_by=3)
     two.blobs.pin(f"{other}.data", [digest(b"")])
@@ -256,6 +256,45 @@ async def test_who_only_has_copies_asks_the_coordinator_for_the_end(
     two.copies.start()
     await until(lambda: two.blobs.owners() == [f"{other}.data"])
     assert kept(mesh["three"], job) == [4]
+
+
+async def test_a_disk_that_fails_for_a_while_stops_no_tidying(
+    mesh: CopyingMesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, and tried again."""
+    monkeypatch.setattr(copy_leaving, "TIDY_S", 0.02)
+    one, job, failures = mesh["one"], new_job(), 0
+
+    async def failing() -> None:
+        nonlocal failures
+        failures += 1
+        if failures < 4:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(one.blobs, "tidy", failing)
+    one.blobs.pin(f"{job}.data", [digest(b"")])
+    one.over[job] = True
+    one.copies.start()
+    await until(lambda: one.blobs.owners() == [])
+    assert failures >= 4
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage() for record in told] == [
+        "copies that nobody needs are still here, which is tried again: [Errno 5] Input/output error"
+    ]
+
+
+async def test_who_has_an_old_record_asks_the_coordinator_for_the_end_too(
+    mesh: CopyingMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every node that had a record is told of each change."""
+    monkeypatch.setattr(copy_leaving, "TIDY_S", 0.02)
+    one, two, job, other = mesh["one"], mesh["two"], new_job(), new_job()
+    for each in (job, other):
+        two.blobs.pin(f"{each}.data", [digest(b"")])
+        two.over[each] = False
+    one.over[job] = True
+    two.copies.start()
+    await until(lambda: two.blobs.owners() == [f"{other}.data"])
 
 
 async def test_a_node_that_is_about_to_rest_waits_for_its_copies(mesh: CopyingMesh, run: RunFolder) -> None:
@@ -407,7 +446,7 @@ async def test_no_room_for_it_here_is_no_fault_of_the_job(
     await one.blobs.put_whole(DATA)
     await copied(one, job, run, 4)
     (last,) = [node for node in mesh.nodes.values() if node not in (one, *others(mesh, job))]
-    monkeypatch.setattr(last.blobs, "_cap_bytes", 100)
+    monkeypatch.setattr(last.blobs._room, "_cap_bytes", 100)
     with pytest.raises(JobRefused, match="no room for its checkpoint"):
         await last.copies.prepare(job, 2, RunFolder(tmp_path / "second"), one.told[-1][2])
     with pytest.raises(JobRefused, match=r"no room for faq\.jsonl"):

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from tests.daemon.copying_mesh import LIMIT_S, CopyingMesh, CopyingNode, copying_mesh, digest
 
-from tiermesh.adapters import blobs as blobs_module
-from tiermesh.adapters import fetching
+from tiermesh.adapters import fetching, room
 from tiermesh.errors import BodyTooLarge, DataUnusable, Unavailable
 from tiermesh.protocol.artifacts import BLOBS_PATH, ArtifactFile, Manifest
 from tiermesh.types import NodeId
@@ -170,7 +169,7 @@ async def test_a_manifest_that_lies_about_sizes_is_not_used(mesh: CopyingMesh) -
 
 async def test_a_full_disk_here_is_told_at_once(mesh: CopyingMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     await have(CONTENT, mesh["one"])
-    monkeypatch.setattr(blobs_module, "FREE_RESERVE_BYTES", 1 << 60)
+    monkeypatch.setattr(room, "FREE_RESERVE_BYTES", 1 << 60)
     with pytest.raises(BodyTooLarge, match="disk"):
         await fetch(mesh, DIGEST, "one", "two")
     assert len(mesh["one"].asked) == 1

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from tiermesh.config import PolicyDocument
 from tiermesh.core.jobs import Asked, Dataset, Job, JobId
 from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.errors import JobExists, TiermeshError
@@ -53,22 +52,20 @@ class Coordinator:
     def hold(self, job: str, _: object) -> None:
         self.held.append(job)
 
-    async def spread(self, job: str, *_: object) -> tuple[NodeId, ...]:
-        self.spread_over.append(job)
-        return (ME,)
+    async def spread(self, job: Job) -> None:
+        self.spread_over.append(job.id)
 
     def scheduler(self) -> Scheduler:
         me = cast(Any, self)
-        policy = PolicyDocument()
         return Scheduler(
             me=ME,
             name="desk",
             reactor=me,
             messenger=me,
             copies=me,
+            spreading=me,
             submissions=me,
             view=View,
-            policy=lambda: policy,
         )
 
 

@@ -325,7 +325,7 @@ async def test_data_is_sent_first_and_verified(desk: Desk, tmp_path: Path) -> No
 
 
 async def test_ten_gigabytes_are_refused_before_they_come(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk.daemon._training.blobs, "_cap_bytes", 10**9)
+    monkeypatch.setattr(desk.daemon._training.blobs._room, "_cap_bytes", 10**9)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(desk.url.rsplit(":", 1)[1]))
     writer.write(
         f"PUT /api/data/{'0' * 64} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10000000000\r\n"

@@ -4,6 +4,7 @@
     <folder>/.part-<sha256>   on its way in pieces; goes on where it ended, also after a restart of the daemon
     <folder>/.coming-*        on its way at once; what a dead daemon left is removed at the next start
     <folder>/.pins/<owner>    the digests that stay while their owner, a job, needs them; one a line
+    <folder>/.gone/*          on its way out (`adapters/room`)
 
 Runs have links to the files: what is forgotten here, they keep. A file in a run that is linked here is never written
 again: checkpoints and results are made once.
@@ -11,7 +12,6 @@ again: checkpoints and results are made once.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
@@ -27,6 +27,7 @@ from typing import ParamSpec, TypeVar
 from tiermesh.adapters.intake import Intake, in_blocks, sync_folder
 from tiermesh.adapters.model_cache import sha256_of
 from tiermesh.adapters.pins import Pins
+from tiermesh.adapters.room import Room, in_thread
 from tiermesh.errors import BodyTooLarge, DataUnusable, StateUnwritable, Unavailable, WrongOffset
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,6 @@ T = TypeVar("T")
 
 CAP_BYTES = 64 << 30
 """All together; those that came or were used longest ago make room, but for pinned ones."""
-FREE_RESERVE_BYTES = 1 << 30
-"""Left free on the disk, for checkpoints and for everybody else."""
 PART_KEPT_S = 3600.0
 """An upload that broke off may go on for so long; a client that comes back later begins again."""
 MAX_PARTS = 64
@@ -54,23 +53,21 @@ class Blobs:
 
     def __init__(self, folder: Path, *, cap_bytes: int = CAP_BYTES) -> None:
         self._folder = folder
-        self._cap_bytes = cap_bytes
         self._pins = Pins(folder / PINS)
+        self._room = Room(folder, cap_bytes, is_needed=self._pins.needs, on_gone=self._forgotten)
         self._parts: dict[str, Intake] = {}
         """With what was hashed so far."""
         self._sound: set[str] = set()
         """Known to be what their names say."""
-        self._at_most_bytes = cap_bytes
-        """No more than this is here. Looked up when it might matter: a folder of thousands of files takes its time."""
         self._busy: set[str] = set()
         """Parts that are being written just now."""
 
     def open(self) -> None:
-        """Remove what an earlier daemon did not finish, and read who needs what."""
+        """Remove what an earlier daemon did not finish, and read who needs what. Blocks."""
         self._pins.open()
-        for path in self._folder.glob(f"{STAGED}*"):
+        self._room.open()
+        for path in (*self._folder.glob(f"{STAGED}*"), *self._stale_parts()):
             path.unlink(missing_ok=True)
-        self.tidy()
 
     def find(self, sha256: str) -> Path | None:
         """The file of this digest, if it is here."""
@@ -106,20 +103,23 @@ class Blobs:
         Raises `BodyTooLarge` when there is no room for it, `DataUnusable` when it is empty or not what its digest
         says, and `StateUnwritable`.
         """
-        self.make_room(declared_bytes or 0)
-        intake = Intake(self._folder / f"{STAGED}{secrets.token_hex(8)}")
+        await self.make_room(declared_bytes or 0)
+        intake = Intake(coming := self._folder / f"{STAGED}{secrets.token_hex(8)}")
         try:
             await self._on_disk(intake.go_on)
             async for block in in_blocks(chunks):
-                self._check_room(intake.size_bytes + len(block))
-                self._at_most_bytes += len(block)
+                self._room.check(intake.size_bytes + len(block))
+                self._room.grew(len(block))
                 await self._on_disk(intake.write, block)
             if not intake.size_bytes:
                 raise DataUnusable("the data is empty", param="data")
             await self._publish(intake, sha256)
+        except BaseException:
+            self._throw_away(coming)
+            raise
         finally:
-            intake.discard()
-        self.make_room(0)
+            intake.rest()
+        await self.make_room(0)
         return self._folder / sha256
 
     async def put_part(
@@ -130,6 +130,8 @@ class Blobs:
         What came before `chunks` broke is kept for `PART_KEPT_S`. Raises as `put`, and `WrongOffset` when the piece
         does not begin where the last one ended, or another one is being written; nothing was read of it then.
         """
+        if self._is_full(sha256):
+            await self.tidy()
         if (there := self.find(sha256)) is not None:
             return there
         received = self.received(sha256)
@@ -137,9 +139,11 @@ class Blobs:
             raise WrongOffset("this data is being sent by somebody else just now; ask again how much is there")
         if offset != received or offset > total_bytes:
             raise WrongOffset(f"{received:,} bytes are there: go on from there, not from {offset:,}")
-        self._begin_part(sha256, total_bytes - received)
+        if self._is_full(sha256):
+            raise Unavailable(f"{MAX_PARTS} other uploads are on their way to this node", retry_after_s=10)
+        self._busy.add(sha256)
         try:
-            return await self._take_part(sha256, chunks, total_bytes)
+            return await self._take_part(sha256, chunks, received, total_bytes)
         finally:
             self._busy.discard(sha256)
 
@@ -156,8 +160,8 @@ class Blobs:
         Raises `FileNotFoundError` when it went, `StateUnwritable`.
         """
         try:
-            sha256, size = await self._in_thread(self._adopt, path)
-            self._at_most_bytes += size
+            sha256, size = await in_thread(self._adopt, path)
+            self._room.grew(size)
             return sha256, size
         except FileNotFoundError:
             raise
@@ -186,7 +190,7 @@ class Blobs:
         """Have the file at `target` too; its folder is made. Blocks. Raises `OSError`."""
         source = self._folder / sha256
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.utime(source)
+        self._room.touch(source)
         _link_or_copy(source, target)
 
     def pin(self, owner: str, digests: Iterable[str]) -> None:
@@ -209,78 +213,58 @@ class Blobs:
         return self._pins.owners()
 
     def remove(self, digests: Iterable[str]) -> None:
-        """At once, but for pinned ones."""
-        for digest in frozenset(digests) - self._pins.all():
-            (self._folder / digest).unlink(missing_ok=True)
-            self._sound.discard(digest)
-            self.drop_part(digest)
+        """At once, but for pinned ones. The disk has their room a moment later. Raises `OSError`."""
+        for digest in frozenset(digests):
+            if not self._pins.needs(digest):
+                self._room.discard(self._folder / digest)
+                self._forgotten(digest)
+                self.drop_part(digest)
+        self._room.empty_soon()
 
     def drop_part(self, sha256: str) -> None:
         """Forget an upload that is not whole."""
         if sha256 not in self._busy:
             intake = self._parts.pop(sha256, None)
             if intake is not None:
-                intake.discard()
-            self._part(sha256).unlink(missing_ok=True)
+                intake.rest()
+            self._room.discard(self._part(sha256))
 
-    def tidy(self) -> None:
-        """Forget uploads that nobody went on with."""
-        oldest = time.time() - PART_KEPT_S
-        for path, stat in self._all():
-            if path.name.startswith(PART) and stat.st_mtime < oldest:
-                self.drop_part(path.name.removeprefix(PART))
+    async def tidy(self) -> None:
+        """Forget uploads that nobody went on with. Raises `StateUnwritable`."""
+        try:
+            for path in await in_thread(self._stale_parts):
+                if _is_stale(path):  # still: somebody may have gone on with it just now
+                    self.drop_part(path.name.removeprefix(PART))
+            await in_thread(self._room.empty)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
-    def make_room(self, wanted_bytes: int) -> None:
-        """For so much, by forgetting the oldest that nobody needs. Raises `BodyTooLarge`, and nothing is forgotten."""
-        if wanted_bytes > self._cap_bytes:
-            raise BodyTooLarge(f"{wanted_bytes:,} bytes are more than the {self._cap_bytes:,} that this node keeps")
-        free = shutil.disk_usage(self._folder).free - FREE_RESERVE_BYTES
-        if self._at_most_bytes + wanted_bytes <= self._cap_bytes and (wanted_bytes <= free or not wanted_bytes):
-            return
-        pinned, there = self._pins.all(), self._all()
-        loose = sorted((p for p in there if p[0].name not in pinned), key=lambda p: p[1].st_mtime)
-        loose = [(path, stat) for path, stat in loose if not path.name.startswith((STAGED, PART))]
-        total = self._at_most_bytes = sum(stat.st_size for _, stat in there)
-        over = total + wanted_bytes - self._cap_bytes
-        short = wanted_bytes - free
-        if wanted_bytes and over > sum(stat.st_size for _, stat in loose):
-            kept = f"this node keeps {self._cap_bytes:,}, and jobs need what is there"
-            raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit: {kept}")
-        if wanted_bytes and short > (freed := sum(stat.st_size for _, stat in loose if stat.st_nlink == 1)):
-            room = max(0, wanted_bytes - short + freed)
-            raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit on this node's disk, which has {room:,} to spare")
-        for path, stat in loose:
-            if over <= 0 and (short <= 0 or not wanted_bytes):
-                return
-            path.unlink(missing_ok=True)
-            self._sound.discard(path.name)
-            self._at_most_bytes -= stat.st_size
-            over -= stat.st_size
-            short -= stat.st_size if stat.st_nlink == 1 else 0
+    async def make_room(self, wanted_bytes: int) -> None:
+        """As `Room.make`, and raises `StateUnwritable`."""
+        try:
+            await self._room.make(wanted_bytes)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
-    def _begin_part(self, sha256: str, wanted_bytes: int) -> None:
-        self.tidy()
-        self.make_room(wanted_bytes)
-        if sha256 not in self._parts and len(self._parts) >= MAX_PARTS:
-            raise Unavailable(f"{MAX_PARTS} other uploads are on their way to this node", retry_after_s=10)
-        self._busy.add(sha256)
-
-    async def _take_part(self, sha256: str, chunks: AsyncIterator[bytes], total_bytes: int) -> Path | None:
+    async def _take_part(
+        self, sha256: str, chunks: AsyncIterator[bytes], received: int, total_bytes: int
+    ) -> Path | None:
+        await self.make_room(total_bytes - received)
         intake = self._parts.setdefault(sha256, Intake(self._part(sha256)))
         try:
             await self._on_disk(intake.go_on)
             async for block in in_blocks(chunks):
                 if intake.size_bytes + len(block) > total_bytes:
                     raise DataUnusable(f"more than the {total_bytes:,} bytes came that were declared", param="data")
-                self._check_room(intake.size_bytes + len(block))
-                self._at_most_bytes += len(block)
+                self._room.check(intake.size_bytes + len(block))
+                self._room.grew(len(block))
                 await self._on_disk(intake.write, block)
             if intake.size_bytes < total_bytes:
                 return None
             await self._publish(intake, sha256)
         except (DataUnusable, BodyTooLarge, StateUnwritable):
             self._parts.pop(sha256, None)
-            self._part(sha256).unlink(missing_ok=True)
+            self._throw_away(self._part(sha256))
             raise
         finally:
             intake.rest()
@@ -300,8 +284,7 @@ class Blobs:
     def _adopt(self, path: Path) -> tuple[str, int]:
         sha256, size = sha256_of(path), path.stat().st_size
         final = self._folder / sha256
-        if final.is_file():
-            os.utime(final)
+        if self._room.touch(final):
             return sha256, size
         staged = self._folder / f"{STAGED}{secrets.token_hex(8)}"
         try:
@@ -314,38 +297,32 @@ class Blobs:
 
     async def _on_disk(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         try:
-            return await self._in_thread(work, *args, **named)
+            return await in_thread(work, *args, **named)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """Who is cancelled leaves when it is done, so that no file is written behind anybody's back."""
-        done = asyncio.ensure_future(asyncio.to_thread(work, *args, **named))
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            await asyncio.gather(done, return_exceptions=True)
-            raise
 
     def _unwritable(self, error: OSError) -> StateUnwritable:
         return StateUnwritable(f"{self._folder} can't be written: {error.strerror or error}. Free or repair the disk")
 
-    def _check_room(self, size_bytes: int) -> None:
-        if size_bytes > self._cap_bytes:
-            raise BodyTooLarge(f"the data is larger than the {self._cap_bytes:,} bytes that this node keeps")
-        if shutil.disk_usage(self._folder).free < FREE_RESERVE_BYTES:
-            raise BodyTooLarge(f"this node's disk is full: {FREE_RESERVE_BYTES:,} bytes must stay free")
+    def _is_full(self, sha256: str) -> bool:
+        """With other uploads."""
+        return sha256 not in self._parts and len(self._parts.keys() | self._busy) >= MAX_PARTS
+
+    def _throw_away(self, path: Path) -> None:
+        """What came of something that did not come whole."""
+        with suppress(OSError):
+            self._room.discard(path)
+        self._room.empty_soon()
 
     def _part(self, sha256: str) -> Path:
         return self._folder / f"{PART}{sha256}"
 
-    def _all(self) -> list[tuple[Path, os.stat_result]]:
-        """Files, finished or not; threads publish and remove some at any time."""
-        found = []
-        for path in self._folder.iterdir():
-            with suppress(FileNotFoundError):
-                found.append((path, path.stat()))
-        return [(path, stat) for path, stat in found if path.name != PINS]
+    def _stale_parts(self) -> list[Path]:
+        """Blocks."""
+        return [path for path in self._folder.glob(f"{PART}*") if _is_stale(path)]
+
+    def _forgotten(self, sha256: str) -> None:
+        self._sound.discard(sha256)
 
 
 def safe_name(name: str) -> str:
@@ -353,6 +330,13 @@ def safe_name(name: str) -> str:
     last = re.split(r"[/\\]", name)[-1]
     plain = re.sub(r"[^\w.-]", "_", last).lstrip(".-")
     return plain.encode()[-NAME_LIMIT:].decode(errors="ignore") or "data"
+
+
+def _is_stale(part: Path) -> bool:
+    try:
+        return part.stat().st_mtime < time.time() - PART_KEPT_S
+    except FileNotFoundError:
+        return False
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -97,7 +97,7 @@ class Fetcher:
         manifest = Manifest.read(await asyncio.to_thread(path.read_bytes))
         self.blobs.pin(owner, [file.sha256 for file in manifest.files])
         missing = {f.sha256: f.size_bytes for f in manifest.files if not await self._has(f.sha256, f.size_bytes)}
-        self.blobs.make_room(sum(missing.values()) - sum(map(self.blobs.received, missing)))
+        await self.blobs.make_room(sum(missing.values()) - sum(map(self.blobs.received, missing)))
         for sha256, size in missing.items():
             await self.fetch(sha256, holders, size_bytes=size)
         return manifest

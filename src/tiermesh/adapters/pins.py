@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ class Pins:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pins: dict[str, frozenset[str]] = {}
+        self._needed: Counter[str] = Counter()
+        """By how many, of each digest: asked far more often than it changes."""
 
     def open(self) -> None:
         """Read what is there."""
@@ -23,6 +26,7 @@ class Pins:
         for path in self._folder.iterdir():
             if _OWNER.fullmatch(path.name):
                 self._pins[path.name] = frozenset(_DIGEST.findall(path.read_text("ascii", "replace")))
+        self._needed = Counter(digest for digests in self._pins.values() for digest in digests)
 
     def add(self, owner: str, digests: Iterable[str]) -> None:
         """It needs these too."""
@@ -33,21 +37,23 @@ class Pins:
         staged = self._folder / f".{owner}"
         staged.write_text("".join(f"{digest}\n" for digest in sorted(kept)), "ascii")
         staged.replace(self._folder / owner)
+        self._needed.update(kept - self.of(owner))
         self._pins[owner] = kept
 
     def drop(self, owner: str) -> frozenset[str]:
         """It needs nothing any more; gives what nobody else does."""
         digests = self._pins.pop(owner, frozenset())
+        self._needed -= Counter(digests)
         (self._folder / owner).unlink(missing_ok=True)
-        return digests - self.all()
+        return frozenset(digest for digest in digests if not self.needs(digest))
 
     def of(self, owner: str) -> frozenset[str]:
         """What it needs."""
         return self._pins.get(owner, frozenset())
 
-    def all(self) -> frozenset[str]:
-        """What anybody needs."""
-        return frozenset().union(*self._pins.values())
+    def needs(self, digest: str) -> bool:
+        """Does anybody?"""
+        return digest in self._needed
 
     def owners(self) -> list[str]:
         """All that need something."""

@@ -143,5 +143,10 @@ class SentFiles:
         return self._folder / f"{STAGED}{secrets.token_hex(8)}"
 
 
+def is_file_id(text: str) -> bool:
+    """Is it the id of a file, or of something else?"""
+    return _ID.fullmatch(text) is not None
+
+
 def _unwritable(folder: Path, error: OSError) -> StateUnwritable:
     return StateUnwritable(f"{folder} can't be written: {error.strerror or error}. Free or repair the disk")

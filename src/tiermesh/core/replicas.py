@@ -29,5 +29,12 @@ def copy_order(view: View, me: NodeId, job: str, held: Collection[NodeId] = ()) 
     )
 
 
+def lacks_copies(view: View, holders: Collection[NodeId], wanted: int) -> bool:
+    """Should more nodes have what `holders` have? Where one of these is there to give it, and another to take it."""
+    there = [member for member in view.members.values() if member.state != "down"]
+    have = sum(member.id in holders for member in there)
+    return 0 < have < wanted and any(_takes(member) for member in there if member.id not in holders)
+
+
 def _takes(member: Member) -> bool:
     return member.state == "up" and member.status.state == "up"

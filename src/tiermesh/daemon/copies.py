@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiermesh.adapters.background import Background
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.peers import Peers
@@ -27,30 +25,24 @@ from tiermesh.adapters.run_copy import checkpoint_manifest, folder_manifest
 from tiermesh.core.attempts import Checkpoint
 from tiermesh.core.jobs import Dataset
 from tiermesh.core.replicas import copy_order
+from tiermesh.daemon.copy_leaving import RESULT, Leaving
 from tiermesh.daemon.copy_resuming import RESUME, Resuming
 from tiermesh.daemon.copy_sending import Sending
 from tiermesh.daemon.copy_taking import CheckpointOwner, Taking, checkpoints_of, drop, drop_older
-from tiermesh.errors import BodyTooLarge, InvalidInput, JobRefused, TiermeshError, Unavailable
+from tiermesh.errors import BodyTooLarge, JobRefused, TiermeshError, Unavailable
 from tiermesh.protocol.artifacts import (
-    MAX_ASKED,
-    OVER_PATH,
+    MAX_HOLDERS,
     ArtifactFile,
     CopyKind,
     CopyOrder,
     CopyReport,
-    JobsAsked,
     Manifest,
 )
 from tiermesh.protocol.run_folder import RunFolder, checkpoint_step
-from tiermesh.protocol.ulid import wall_ms_of
-from tiermesh.protocol.validation import validated
 from tiermesh.types import NodeId, View
 
 log = logging.getLogger(__name__)
 
-TIDY_S = 60.0
-ABANDONED_S = 30 * 86400.0
-"""What is kept for a job that nobody here has heard of is dropped when the job is this old."""
 MAKING = ".making"
 """End of the name of who pins something for as long as it takes to list it."""
 
@@ -98,14 +90,14 @@ class Copies:
         self._pending: dict[str, _Saved] = {}
         """By job: the newest checkpoint that waits for its turn."""
         self._copying: dict[str, asyncio.Task[None]] = {}
-        self._background = Background()
+        self._leaving = Leaving(me, blobs, peers, view=view, is_over=is_over, over=self.over)
 
     def start(self) -> None:
         """Drop what an earlier daemon was about to use, and look after the rest."""
         for owner in self.blobs.owners():
             if owner.endswith((MAKING, RESUME)):
                 drop(self.blobs, owner)
-        self._background.start(self._tidy())
+        self._leaving.start()
 
     async def close(self) -> None:
         """Break off what is under way; it is gone on with by whoever asks again."""
@@ -113,7 +105,7 @@ class Copies:
         for task in copying:
             task.cancel()
         await asyncio.gather(*copying, return_exceptions=True)
-        await self._background.close()
+        await self._leaving.close()
         await self._taking.close()
 
     def may_leave(self, open_data: bool) -> bool:
@@ -126,18 +118,32 @@ class Copies:
         """Keep a job's data here for as long as it is not over. Raises `StateUnwritable`."""
         self.blobs.pin(f"{job}.data", [data.sha256 for data in datasets])
 
-    async def spread(self, job: str, datasets: Iterable[Dataset], replicas: int, open_data: bool) -> tuple[NodeId, ...]:
-        """Copy data that is here until `replicas` nodes have it, this one among them; gives those that do."""
-        datasets = tuple(datasets)
+    async def spread(
+        self,
+        job: str,
+        datasets: Iterable[Dataset],
+        replicas: int,
+        open_data: bool,
+        holders: Iterable[NodeId] = (),
+    ) -> tuple[NodeId, ...]:
+        """Copy a job's data until `replicas` nodes have it; gives those that do. `holders` have it now; none: it is
+        here. Raises `Unavailable` when it is not, and `StateUnwritable`."""
+        datasets, holders = tuple(datasets), tuple(holders) or (self._me,)
         self.hold(job, datasets)
         if replicas < 2 or not self.may_leave(open_data):
-            return (self._me,)
-        sizes = {data.sha256: self._size(data) for data in datasets}
+            return holders
+        here = self._me in holders
+        sizes = {data.sha256: self._size(data) if here else data.size_bytes for data in datasets}
         named = enumerate(sorted(sizes.items()))
         manifest = Manifest.of(ArtifactFile(name=f"{n}", sha256=sha256, size_bytes=size) for n, (sha256, size) in named)
         artifact = await self.blobs.put_whole(manifest.encoded())
         self.blobs.pin(f"{job}.data", [artifact])
-        return (self._me, *await self._sending.spread(self._order(job, "data", artifact), replicas - 1))
+        self._sending.know(job, holders)
+        order = self._order(job, "data", artifact, holders=holders)
+        held = await self._sending.spread(order, replicas - here)
+        if not here and len(held) < replicas:  # there is nobody else
+            here = await self._brought(job, datasets, (*held, *holders))
+        return (self._me, *held) if here else held
 
     async def bring(self, job: str, dataset: Dataset, holders: Iterable[NodeId]) -> Path:
         """Have a job's data here, and keep it. Raises `Unavailable`, `JobRefused` when there is no room here,
@@ -150,6 +156,15 @@ class Copies:
             return await self.fetcher.fetch(dataset.sha256, found, size_bytes=dataset.size_bytes or None)
         except BodyTooLarge as error:
             raise JobRefused(f"there is no room for {dataset.name}: {error}") from error
+
+    async def _brought(self, job: str, datasets: Iterable[Dataset], holders: Iterable[NodeId]) -> bool:
+        try:
+            for data in datasets:
+                await self.bring(job, data, holders)
+        except TiermeshError as error:
+            log.info("no copy of the data of job %s here: %s", job, error)
+            return False
+        return True
 
     # Checkpoints
 
@@ -176,7 +191,7 @@ class Copies:
 
     async def result(self, job: str, run: RunFolder) -> str:
         """The result of a run as an artifact that is kept here. Raises `FileNotFoundError`, `StateUnwritable`."""
-        owner = f"{job}.result"
+        owner = f"{job}{RESULT}"
         manifest = await folder_manifest(self.blobs, run.result, lambda digest: self.blobs.pin(owner, [digest]))
         artifact = await self.blobs.put_whole(manifest.encoded())
         self.blobs.pin(owner, [artifact])
@@ -193,12 +208,12 @@ class Copies:
 
     async def result_folder(self, job: str, artifact: str, holders: Iterable[NodeId], target: Path) -> None:
         """The result as a folder here, fetched where it must be. Never write into it. Raises as `Fetcher` does."""
-        await self.fetcher.folder(artifact, self._found(holders), target, owner=f"{job}.result")
+        await self.fetcher.folder(artifact, self._found(holders), target, owner=f"{job}{RESULT}")
 
     def forget_result(self, job: str) -> None:
         """It need not be kept here any longer."""
-        self._taking.forget(f"{job}.result")
-        drop(self.blobs, f"{job}.result")
+        self._taking.forget(f"{job}{RESULT}")
+        drop(self.blobs, f"{job}{RESULT}")
 
     # Ends
 
@@ -214,8 +229,8 @@ class Copies:
             drop(self.blobs, str(owner))
 
     def known_over(self, jobs: Iterable[str]) -> list[str]:
-        """Those of which nothing but the result is needed any more, as far as this node knows."""
-        return [job for job in jobs if self._is_over(job)]
+        """As `Leaving.known_over`."""
+        return self._leaving.known_over(jobs)
 
     async def settled(self, job: str) -> None:
         """Wait until its newest checkpoint is copied, or can't be: for a node that is about to rest."""
@@ -269,8 +284,19 @@ class Copies:
         if not await self._sending.spread(order, saved.replicas, held):
             tell()  # one that this node alone has is no better than the last one while others have that
 
-    def _order(self, job: str, kind: CopyKind, artifact: str, *, attempt: int = 0, step: int = 0) -> CopyOrder:
-        return CopyOrder(job=job, kind=kind, artifact=artifact, holders=[self._me], attempt=attempt, step=step)
+    def _order(
+        self,
+        job: str,
+        kind: CopyKind,
+        artifact: str,
+        *,
+        attempt: int = 0,
+        step: int = 0,
+        holders: Iterable[NodeId] = (),
+    ) -> CopyOrder:
+        """Of what is here, or with `holders`, of whose data the list is here."""
+        asked = [str(node) for node in dict.fromkeys((self._me, *holders))][:MAX_HOLDERS]
+        return CopyOrder(job=job, kind=kind, artifact=artifact, holders=asked, attempt=attempt, step=step)
 
     def _found(self, nodes: Iterable[NodeId]) -> tuple[Holder, ...]:
         """Where these are to be reached."""
@@ -283,30 +309,3 @@ class Copies:
         if path is None:
             raise Unavailable(f"this node does not have the data {data.name} any more")
         return path.stat().st_size
-
-    async def _tidy(self) -> None:
-        """The news of a job's end may come while a node is away, and does not come to all that have copies of it."""
-        while True:
-            await asyncio.sleep(TIDY_S)
-            self.blobs.tidy()
-            jobs = {owner.partition(".")[0] for owner in self.blobs.owners()}
-            made = {job: wall_ms_of(job) / 1000 for job in jobs}  # 0: no job; what was sent under a name stays
-            unknown = [job for job in jobs if made[job] and self._is_over(job) is None]
-            over = {*self.known_over(jobs), *await self._asked_over(unknown)}
-            for job in jobs:
-                if job in over or (job in unknown and time.time() > made[job] + ABANDONED_S):
-                    self.over(job)
-
-    async def _asked_over(self, jobs: list[str]) -> list[str]:
-        """Of which of these the coordinator says that they are over."""
-        view = self._view()
-        leader = view.members.get(view.coordinator) if view.coordinator is not None else None
-        if not jobs or leader is None or leader.id == self._me:
-            return []
-        try:
-            asked = JobsAsked(jobs=sorted(jobs)[:MAX_ASKED])
-            answer = await self._peers.ask(leader.id, leader.status.addresses, OVER_PATH, asked.model_dump())
-            return validated(JobsAsked, answer).jobs
-        except (InvalidInput, Unavailable) as error:
-            log.debug("the coordinator does not say which jobs are over: %s", error)
-            return []

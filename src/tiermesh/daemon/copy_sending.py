@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.replicas import copy_order
@@ -34,6 +34,10 @@ class Sending:
         self._peers = peers
         self._view = view
         self._held: dict[str, set[NodeId]] = {}
+
+    def know(self, job: str, nodes: Iterable[NodeId]) -> None:
+        """These have copies of it."""
+        self._held.setdefault(job, set()).update(nodes)
 
     def forget(self, job: str) -> None:
         """It is over."""

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from tiermesh.adapters.blobs import Blobs, safe_name
 from tiermesh.adapters.fetching import Fetcher, Holder
 from tiermesh.adapters.peers import Peers
-from tiermesh.adapters.sent_files import SentFile, SentFiles
+from tiermesh.adapters.sent_files import SentFile, SentFiles, Staged, is_file_id
 from tiermesh.errors import DataUnusable, NotFound, TiermeshError
 from tiermesh.protocol.openai_tuning import file_id
 from tiermesh.types import Member, NodeId, View
@@ -51,24 +53,40 @@ class FileDesk:
         self._wall = wall
         self._shared = shared
         self._fetcher = fetcher
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def take(self, name: str, purpose: str, chunks: AsyncIterator[bytes]) -> SentFile:
-        """Keep a file; the same one again is the same. Raises `DataUnusable`, `BodyTooLarge`, `StateUnwritable`."""
+    @asynccontextmanager
+    async def coming(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[Staged]:
+        """What comes, on the disk, until it is `keep`t or the context is left. Raises `DataUnusable`, `BodyTooLarge`,
+        `StateUnwritable`."""
         staged = await self._entries.stage(chunks)
         try:
             if not staged.size_bytes:
                 raise DataUnusable("file: is empty", param="file")
-            entry = SentFile(
-                id=file_id(purpose, safe_name(name), staged.sha256),  # as the jobs that use it know it
-                name=name,
-                purpose=purpose,
-                sha256=staged.sha256,
-                size_bytes=staged.size_bytes,
-                created_at=self._wall(),
-            )
-            return await self._keep(entry, staged.path)
+            yield staged
         finally:
             self._entries.discard(staged.path)
+
+    async def keep(self, name: str, purpose: str, staged: Staged) -> SentFile:
+        """Under this name; the same one again is the same. Raises `InvalidInput` when there are too many already,
+        `BodyTooLarge`, `StateUnwritable`."""
+        entry = SentFile(
+            id=file_id(purpose, safe_name(name), staged.sha256),  # as the jobs that use it know it
+            name=name,
+            purpose=purpose,
+            sha256=staged.sha256,
+            size_bytes=staged.size_bytes,
+            created_at=self._wall(),
+        )
+        async with self._turn(entry.id):
+            try:
+                self._blobs.pin(entry.id, [entry.sha256])
+                await self._blobs.make_room(entry.size_bytes)
+                await self._blobs.adopt(staged.path)
+                return await asyncio.to_thread(self._entries.add, entry)
+            finally:
+                if self._entries.find(entry.id) is None:
+                    self._blobs.unpin(entry.id)
 
     async def all(self) -> list[SentFile]:
         """Of every node that answers; the newest first, each once."""
@@ -97,18 +115,18 @@ class FileDesk:
 
     async def delete(self, ident: str) -> None:
         """Forget it on every node that answers; jobs that use its data keep that. Raises `NotFound`."""
-        here = self._forget(ident)
+        here = await self._forget(ident)
         there = await self._elsewhere({"delete": ident})
         if here is None and not there:
             raise _unknown(ident)
 
-    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+    async def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What this node alone knows, for another one: `id` for one file, nothing for all, `delete` to forget one."""
         if not self._shared:
             return {"files": []}
         match asked:
             case {"delete": str(ident)}:
-                gone = self._forget(ident)
+                gone = await self._forget(ident)
                 found = [] if gone is None else [gone]
             case {"id": str(ident)}:
                 one = self._entries.find(ident)
@@ -117,25 +135,26 @@ class FileDesk:
                 found = self._entries.all()
         return {"files": [asdict(entry) for entry in found]}
 
-    def open(self) -> None:
-        """Read what was sent; the store of blobs is open."""
-        self._entries.open()
-
-    async def _keep(self, entry: SentFile, path: Path) -> SentFile:
-        self._blobs.make_room(entry.size_bytes)
-        try:
+    async def open(self) -> None:
+        """Read what was sent; the store of blobs is open. Pins are of entries, and entries are pinned."""
+        await asyncio.to_thread(self._entries.open)
+        known = {entry.id: entry for entry in self._entries.all()}
+        for owner in self._blobs.owners():
+            if is_file_id(owner) and owner not in known:
+                self._blobs.unpin(owner)
+        for entry in known.values():
             self._blobs.pin(entry.id, [entry.sha256])
-            await self._blobs.adopt(path)
-            return await asyncio.to_thread(self._entries.add, entry)
-        finally:
-            if self._entries.find(entry.id) is None:
-                self._blobs.unpin(entry.id)
 
-    def _forget(self, ident: str) -> SentFile | None:
-        entry = self._entries.remove(ident)
-        if entry is not None:
-            self._blobs.unpin(ident)
-        return entry
+    async def _forget(self, ident: str) -> SentFile | None:
+        async with self._turn(ident):
+            entry = self._entries.remove(ident)
+            if entry is not None:
+                self._blobs.unpin(ident)
+            return entry
+
+    def _turn(self, ident: str) -> asyncio.Lock:
+        """Of two who send or forget the same file one comes first: an entry is pinned for as long as there is one."""
+        return self._turns.setdefault(ident, asyncio.Lock())
 
     async def _holders(self, ident: str) -> list[tuple[Member, SentFile]]:
         found = await self._elsewhere({"id": ident})

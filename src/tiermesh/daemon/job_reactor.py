@@ -62,7 +62,7 @@ UNREAD_LIMIT = 1000
 class JobReactor:
     """One on every node. `open` when the store is; `close` before it. Where this node does not lead, it keeps copies.
 
-    `on_serve` hears of jobs whose result is to be served.
+    `on_serve` hears of jobs whose result is to be served, `on_forgotten` of those of which a person wants nothing more.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class JobReactor:
         leads: Callable[[], bool],
         policy: Callable[[], PolicyDocument],
         on_serve: Callable[[Job], None],
+        on_forgotten: Callable[[str], None],
     ) -> None:
         self._me = me
         self._store = store
@@ -85,6 +86,7 @@ class JobReactor:
         self._leads = leads
         self._policy = policy
         self._on_serve = on_serve
+        self._on_forgotten = on_forgotten
         self._rules = JobRules()
         self._foreman = Foreman(me, self._rules)
         self._queue = JobQueue(store, self._carry_out, self._unwritten)
@@ -215,9 +217,13 @@ class JobReactor:
         if sender != self._view().coordinator and not self.leads:
             raise StaleOrder("this node follows somebody else")
 
+    def known(self, job: str) -> Job | None:
+        """Its record by its id, forgotten or not. None: unknown here."""
+        return self._foreman.records.get(JobId(job))
+
     def is_over(self, job: str) -> bool | None:
-        """None: unknown here."""
-        found = self._foreman.records.get(JobId(job))
+        """As `known`."""
+        found = self.known(job)
         return None if found is None else found.is_over
 
     def note(self, job: str, kind: str, text: str) -> None:
@@ -318,6 +324,7 @@ class JobReactor:
             self._copies.over(job.id)
         if job.forgotten:
             self._copies.forget_result(job.id)
+            self._on_forgotten(job.id)
 
     def _copied(self, job: Job, node: NodeId) -> None:
         self._perform(self._foreman.copied(*_now(), job.id, node, job.stamp))

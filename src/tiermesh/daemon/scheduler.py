@@ -6,12 +6,10 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tiermesh.adapters import clock
 from tiermesh.adapters.peer_requests import ASK_S
-from tiermesh.config import PolicyDocument
 from tiermesh.core.foreman import Decision
 from tiermesh.core.jobs import Job, JobId, job_to_dict
 from tiermesh.daemon.job_messenger import Messenger
@@ -25,6 +23,7 @@ from tiermesh.types import Member, NodeId, View
 
 if TYPE_CHECKING:
     from tiermesh.daemon.copies import Copies
+    from tiermesh.daemon.data_spreading import DataSpreading
     from tiermesh.daemon.submission import Submissions
 
 log = logging.getLogger(__name__)
@@ -44,18 +43,18 @@ class Scheduler:
         reactor: JobReactor,
         messenger: Messenger,
         copies: Copies,
+        spreading: DataSpreading,
         submissions: Submissions,
         view: Callable[[], View],
-        policy: Callable[[], PolicyDocument],
     ) -> None:
         self._me = me
         self._name = name
         self._reactor = reactor
         self._messenger = messenger
         self._copies = copies
+        self._spreading = spreading
         self._submissions = submissions
         self._view = view
-        self._policy = policy
         self._glances: dict[JobId, tuple[float, Job]] = {}
         """What the coordinator said a moment ago, to all who watch here."""
 
@@ -167,7 +166,7 @@ class Scheduler:
                 accepted = await self._messenger.job_of_leader("submit", body, ACCEPTED_S + ASK_S)
             if not accepted.is_over:
                 self._copies.hold(accepted.id, datasets(accepted))
-                self._reactor.start(self._spread(accepted))
+                self._reactor.start(self._spreading.spread(accepted))
             if not answer.done():
                 answer.set_result(accepted)
         except Exception as error:
@@ -176,14 +175,3 @@ class Scheduler:
             answer.set_exception(error)
         finally:
             answer.cancel()
-
-    async def _spread(self, job: Job) -> None:
-        """The job's data goes to other nodes as well, and they are named in its record."""
-        asked = job.asked
-        holders = await self._copies.spread(job.id, datasets(job), self._policy().jobs.replicas, asked.open_data)
-        if not set(holders) <= set(job.holders):
-            found = replace(job, holders=tuple(sorted({*job.holders, *holders})))
-            if self.leads:
-                await self._reactor.learn([job_to_dict(found)], self._me)
-            else:
-                await self._messenger.ask_leader("records", {"records": [job_to_dict(found)]})

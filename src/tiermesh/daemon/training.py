@@ -11,6 +11,7 @@ from pathlib import Path
 from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.estimator import Estimator
 from tiermesh.adapters.peers import Peers
+from tiermesh.adapters.run_folders import RunFolders
 from tiermesh.adapters.sent_files import SentFiles
 from tiermesh.adapters.store import Store
 from tiermesh.config import DaemonOptions, PolicyDocument
@@ -19,6 +20,7 @@ from tiermesh.core.jobs import Job
 from tiermesh.daemon.appraisal import Appraisal
 from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.copies import Copies
+from tiermesh.daemon.data_spreading import DataSpreading
 from tiermesh.daemon.events import JobEvents
 from tiermesh.daemon.files import FileDesk
 from tiermesh.daemon.groundwork import Groundwork
@@ -27,6 +29,7 @@ from tiermesh.daemon.job_messenger import Messenger
 from tiermesh.daemon.job_reactor import JobReactor
 from tiermesh.daemon.records import record_of
 from tiermesh.daemon.results import Results
+from tiermesh.daemon.run_keeping import RunKeeping
 from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.daemon.submission import Submissions
 from tiermesh.daemon.supervisor import Supervisor
@@ -129,6 +132,19 @@ class TrainingRoom:
             leads=leads,
             policy=self._policy,
             on_serve=on_serve,
+            on_forgotten=self._forgotten,
+        )
+        self._keeping = RunKeeping(
+            me=me,
+            folders=RunFolders(folder),
+            blobs=self.blobs,
+            attempts=self.attempts,
+            reactor=self.reactor,
+            messenger=messenger,
+            view=view,
+        )
+        self._spreading = DataSpreading(
+            me=me, reactor=self.reactor, messenger=messenger, copies=self.copies, view=view, policy=self._policy
         )
         self.scheduler = Scheduler(
             me=me,
@@ -136,11 +152,11 @@ class TrainingRoom:
             reactor=self.reactor,
             messenger=messenger,
             copies=self.copies,
+            spreading=self._spreading,
             submissions=Submissions(
                 me=me, blobs=self.blobs, folder=folder, models=models, view=view, policy=self._policy, taken=taken
             ),
             view=view,
-            policy=self._policy,
         )
         self._telling = Telling(me=me, attempts=self.attempts, reactor=self.reactor, peers=peers, view=view)
         self.events = JobEvents(me=me, scheduler=self.scheduler, attempts=self.attempts, peers=peers, ending=ending)
@@ -160,11 +176,14 @@ class TrainingRoom:
 
     async def open(self) -> None:
         """Read what an earlier daemon left."""
-        self.blobs.open()
-        self.files.open()
+        await asyncio.to_thread(self.blobs.open)
+        await self.files.open()
+        await self._keeping.open()
         await self.attempts.open()
         await self.reactor.open()
         self.copies.start()
+        self._spreading.start()
+        self._keeping.start()
         self._telling.start()
         self._awaking = asyncio.create_task(self._supervisor.outlast(LEFTOVER_S), name="outlast")
 
@@ -213,6 +232,8 @@ class TrainingRoom:
         await self.appraisal.close()
         await self._estimator.close()
         await self._telling.close()
+        await self._spreading.close()
+        await self._keeping.close()
         await self.reactor.close()
         await self.copies.close()
 
@@ -224,6 +245,9 @@ class TrainingRoom:
 
     def _copied(self, job: str, attempt: int, checkpoint: Checkpoint) -> None:
         self.attempts.copied(job, attempt, checkpoint)
+
+    def _forgotten(self, job: str) -> None:
+        self._keeping.forget(job)
 
     def _news(self) -> None:
         self._telling.wake()

@@ -35,6 +35,8 @@ MAX_DEPTH = 8
 MAX_SIZE_BYTES = 1 << 50
 MAX_ASKED = 1000
 """Jobs in one question."""
+MAX_HOLDERS = 64
+"""Nodes that are tried for one copy."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 CopyKind = Literal["data", "checkpoint", "result"]
@@ -114,7 +116,7 @@ class CopyOrder(Wire):
     job: Annotated[str, Field(pattern=ulid.PATTERN)]
     kind: CopyKind
     artifact: Sha256
-    holders: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(min_length=1, max_length=64)
+    holders: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(min_length=1, max_length=MAX_HOLDERS)
     attempt: int = Field(0, ge=0, lt=10**7)
     step: int = Field(0, ge=0, lt=10**12)
 
@@ -130,6 +132,14 @@ class JobsAsked(Wire):
     """`POST /mesh/v1/copies/over`: of which of these is nothing but the result needed any more? It answers in kind."""
 
     jobs: list[Annotated[str, Field(pattern=ulid.PATTERN)]] = Field(max_length=MAX_ASKED)
+
+
+class JobsEnded(Wire):
+    """`POST /mesh/v1/jobs/ended`, asked in the same words of the coordinator: those of them that are over, and those of
+    which a person wants nothing any more."""
+
+    over: list[Annotated[str, Field(pattern=ulid.PATTERN)]] = Field(max_length=MAX_ASKED)
+    forgotten: list[Annotated[str, Field(pattern=ulid.PATTERN)]] = Field(max_length=MAX_ASKED)
 
 
 def _folded(name: str) -> str:

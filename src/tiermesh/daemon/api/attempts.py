@@ -13,6 +13,7 @@ from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.records import record_of
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, TooLarge, Unavailable
+from tiermesh.protocol.artifacts import JobsAsked, JobsEnded
 from tiermesh.protocol.job_orders import (
     ATTEMPTS_PATH,
     ESTIMATES_PATH,
@@ -107,6 +108,13 @@ def register_records(app: web.Application, room: TrainingRoom) -> None:
         asked = validated(JobKey, await read_object(request))
         return _told(Record(record=job_to_dict(reactor.find(asked.job))))
 
+    async def ended(request: web.Request) -> web.Response:
+        asked = validated(JobsAsked, await read_object(request))
+        known = [job for job in map(reactor.known, asked.jobs) if job is not None]
+        over = [str(job.id) for job in known if job.is_over]
+        forgotten = [str(job.id) for job in known if job.forgotten]
+        return _told(JobsEnded(over=over, forgotten=forgotten))
+
     async def everything(request: web.Request) -> web.Response:
         await read_object(request)
         return _told(RecordList(records=[job_to_dict(job) for job in reactor.all()]))
@@ -125,6 +133,7 @@ def register_records(app: web.Application, room: TrainingRoom) -> None:
         ("submit", submit),
         ("decide", decide),
         ("find", find),
+        ("ended", ended),
         ("list", everything),
         ("collect", collect),
         ("records", learn),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import AsyncExitStack
+from typing import TypeVar
 
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -32,10 +34,12 @@ from tiermesh.protocol.openai_tuning import (
 from tiermesh.protocol.ulid import CHANCE_BYTES, make_ulid
 from tiermesh.protocol.validation import Wire, validated
 
+T = TypeVar("T")
+
 PURPOSE = "fine-tune"
 RESULTS = "fine-tune-results"
 SILENCE_S = 60.0
-"""Between two pieces of an upload: who is silent for longer is gone."""
+"""Between two pieces of an upload: who is silent for longer is gone. A form's other parts come whole within it."""
 PIECE_BYTES = 1 << 16
 FIELD_LIMIT_BYTES = 1024
 """Of a form's field that is no file."""
@@ -68,32 +72,34 @@ class _Files:
     async def create(self, request: web.Request) -> web.Response:
         """The form's parts may come in any order; the file is written as it comes."""
         try:
-            purpose, taken = await self._taken(request)
+            async with AsyncExitStack() as coming:
+                return _json(told.told_file(await self._taken(request, coming)))
         except InvalidInput:
             raise
         except (web.RequestPayloadError, HttpProcessingError, ValueError, AssertionError) as error:  # all are aiohttp's
             reason = " ".join(str(error).split())
             raise InvalidInput(f"the body is not the form that its headers say: {reason}") from None
-        if taken is None or not purpose:
-            raise refused("purpose" if taken else "file", "is required")
-        return _json(told.told_file(taken))
 
-    async def _taken(self, request: web.Request) -> tuple[str, SentFile | None]:
+    async def _taken(self, request: web.Request, coming: AsyncExitStack) -> SentFile:
+        """Kept once the whole form was read, and nothing in it was wrong."""
         form = await request.multipart()
-        purpose, taken = "", None
-        while (part := await form.next()) is not None:
+        purpose, name, staged = "", "", None
+        while (part := await _in_time("the form", form.next())) is not None:
             if not isinstance(part, BodyPartReader):
                 raise refused("file", "must not be a form within a form")
             match part.name:
                 case "purpose":
-                    purpose = await _field(part)
+                    purpose = await _in_time("purpose", _field(part))
                     if purpose != PURPOSE:
                         raise refused("purpose", f"{purpose!r} is not supported by this mesh; there is {PURPOSE}")
-                case "file" if taken is None:
-                    taken = await self._files.take(part.filename or "data.jsonl", PURPOSE, _pieces(part))
-                case name:
-                    raise refused(name or "the body", "is not supported by this mesh; leave it out")
-        return purpose, taken
+                case "file" if staged is None:
+                    name = part.filename or "data.jsonl"
+                    staged = await coming.enter_async_context(self._files.coming(_pieces(part)))
+                case other:
+                    raise refused(other or "the body", "is not supported by this mesh; leave it out")
+        if staged is None or not purpose:
+            raise refused("purpose" if staged else "file", "is required")
+        return await self._files.keep(name, PURPOSE, staged)
 
     async def list(self, request: web.Request) -> web.Response:
         asked = _page_query(request)
@@ -123,7 +129,7 @@ class _Files:
 
     async def answer(self, request: web.Request) -> web.Response:
         """What this node alone knows, for another one."""
-        return web.json_response(self._files.answer(await read_object(request)))
+        return web.json_response(await self._files.answer(await read_object(request)))
 
     async def _result(self, ident: str) -> tuple[FileObject, bytes]:
         job = await self._desk.find(ident.removeprefix(told.RESULT_PREFIX))
@@ -222,9 +228,18 @@ class _Jobs:
 async def _field(part: BodyPartReader) -> str:
     """A short text of the form."""
     text = await part.read_chunk(FIELD_LIMIT_BYTES)
-    if not part.at_eof() and await part.read_chunk(1):
+    if not part.at_eof() and await part.read_chunk(FIELD_LIMIT_BYTES):  # no less: it must find the boundary
         raise refused(part.name or "the body", "is too long")
     return text.decode(errors="replace").strip()
+
+
+async def _in_time(what: str, coming: Awaitable[T]) -> T:
+    """Raises `InvalidInput` when it does not come."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            return await coming
+    except TimeoutError:
+        raise InvalidInput(f"{what}: did not come within {SILENCE_S:g} s") from None
 
 
 async def _pieces(part: BodyPartReader) -> AsyncIterator[bytes]:
