@@ -11,10 +11,10 @@ import pytest
 
 from tiermesh.core import attempts, dispatch, foreman, gate, job_steps, jobs
 from tiermesh.core.attempts import Attempt
-from tiermesh.core.foreman import Foreman
+from tiermesh.core.foreman import Decision, Foreman
 from tiermesh.core.handover import Handover
-from tiermesh.core.job_effects import Heard, JobEffect, Order
-from tiermesh.core.jobs import Course, Job
+from tiermesh.core.job_effects import Heard, JobEffect, Order, Serve
+from tiermesh.core.jobs import Course, Job, JobId
 from tiermesh.core.placement import Place
 from tiermesh.core.reign import Reign
 from tiermesh.types import NodeId
@@ -176,6 +176,37 @@ def copy_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reign, "_keep", keep)
 
 
+def forget_what_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """A person's word is enough."""
+    original = Foreman.decide
+
+    def decide(self: Foreman, now: float, wall: float, job: JobId, decision: Decision) -> list[JobEffect]:
+        if decision == "forget" and self._reign is not None and job in self._records:
+            self._reign.put(replace(self._records[job], forgotten=True))
+        return original(self, now, wall, job, decision)
+
+    patch.setattr(Foreman, "decide", decide)
+
+
+def remember_what_another_forgot(patch: pytest.MonkeyPatch) -> None:
+    """A copy from a node that was away brings it back."""
+    original = jobs.join
+    patch.setattr(foreman, "join", lambda one, other: replace(original(one, other), forgotten=other.forgotten))
+
+
+def serve_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A new coordinator serves all results."""
+    original = Reign._serve
+
+    def serve(self: Reign, job: Job) -> None:
+        if job.forgotten and job.result is not None and job.id not in self._served:
+            self._served[job.id] = job.result.id
+            self._out.append(Serve(job))
+        original(self, job)
+
+    patch.setattr(Reign, "_serve", serve)
+
+
 CAUGHT: Mapping[str, Mutation] = {
     each.__name__: each
     for each in (
@@ -196,6 +227,9 @@ CAUGHT: Mapping[str, Mutation] = {
         serve_what_came_first,
         fence_nobody,
         copy_once,
+        forget_what_goes_on,
+        remember_what_another_forgot,
+        serve_what_was_forgotten,
     )
 }
 """By an invariant, or by what is demanded when the faults end."""

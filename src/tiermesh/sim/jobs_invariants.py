@@ -27,12 +27,16 @@ class JobInvariants:
     cancelled: dict[JobId, float] = field(default_factory=dict)
     """When a person's cancel was safe on disk."""
     approved: set[JobId] = field(default_factory=set)
+    forgotten: set[JobId] = field(default_factory=set)
+    """Of which a person's forget was safe on disk."""
 
     def written(self, before: Job | None, after: Job) -> None:
         """A record is on a disk where this one was before."""
         _check_one_result(after)
         _check_one_at_work(after)
         _check_retries(after)
+        if after.forgotten and not after.is_over:
+            raise Violation(f"{after.id} is {after.state}, and forgotten")
         if before is not None:
             _check_growth(before, after)
 

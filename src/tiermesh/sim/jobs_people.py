@@ -71,6 +71,8 @@ class People:
         self._world.perform(leader, effects)
         if decision == "cancel":
             self._world.then(leader, lambda: self._world.invariants.cancelled.setdefault(job, self._world.now))
+        elif decision == "forget":
+            self._world.then(leader, lambda: self._world.invariants.forgotten.add(job))
 
     def _anybody(self) -> JobMachine | None:
         choices = [machine for machine in self._world.up() if not machine.frozen]

@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable
 
 from tiermesh.core.foreman import Decision
-from tiermesh.core.jobs import Asked, Dataset, Job, JobId, join
+from tiermesh.core.jobs import Asked, Dataset, Job, JobId
 from tiermesh.sim.invariants import Violation
+from tiermesh.sim.jobs_disks import check_disks, records_on
 from tiermesh.sim.jobs_invariants import MAX_USD
 from tiermesh.sim.jobs_machine import DESTINIES, GOOD, JobMachine
-from tiermesh.sim.jobs_world import JobWorld, check_disks, leader_of
+from tiermesh.sim.jobs_world import JobWorld, leader_of
 from tiermesh.sim.network import ROUGH_WIFI, ROUGH_WIRED, WIFI, WIRED
 from tiermesh.types import JobState
 
@@ -19,6 +20,8 @@ END_S = 600.0
 CHECK_S = 2.0
 PEOPLE_S = 50.0
 """So long people submit and cancel."""
+FORGET_SHARE = 0.1
+"""Of the times that somebody looks at the list of jobs, one is taken off it, or tried to be."""
 
 
 class JobScenario:
@@ -65,6 +68,7 @@ class JobScenario:
             if rng.random() < 0.2:
                 self.world.clock.at(when + rng.uniform(0, PEOPLE_S / 2), self._cancel, job.id)
         self.world.clock.at(2.0, self._look_at_the_gate)
+        self.world.clock.at(5.0, self._look_at_the_list)
 
     def _job(self, index: int) -> Job:
         rng = self.rng
@@ -104,6 +108,17 @@ class JobScenario:
                     decision = self.rng.choice(choices)
                     self._note(f"{decision} {job.id}")
                     self.world.people.decide(job.id, decision)
+
+    def _look_at_the_list(self) -> None:
+        """Of what any coordinator shows, something is to be forgotten; it may go on still."""
+        self.world.clock.at(self.world.now + self.rng.uniform(1, 3), self._look_at_the_list)
+        for machine in self.world.up():
+            assert machine.foreman is not None
+            shown = [job for job in machine.foreman.records.values() if not job.forgotten]
+            if machine.leads and shown and self.rng.random() < FORGET_SHARE:
+                job = self.rng.choice(shown)
+                self._note(f"forget {job.id}")
+                self.world.people.decide(job.id, "forget")
 
     # Faults
 
@@ -274,30 +289,26 @@ class JobScenario:
         for machine in world.up():
             if machine.room.running is not None:
                 raise Violation(f"{machine.id} still trains {machine.room.running}")
+        everything = records_on(machine for machine in self._machines() if not machine.gone)
         for job in leader.foreman.records.values():
-            self._judge_job(leader, job)
+            self._judge_job(leader, job, everything.get(job.id, job))
 
-    def _judge_job(self, leader: JobMachine, job: Job) -> None:
-        world = self.world
-        everything = job
-        for machine in self._machines():
-            if not machine.gone and job.id in machine.disk:
-                everything = join(everything, machine.disk[job.id])
-        if everything.state != job.state or _result(everything) != _result(job):
-            raise Violation(f"{leader.id} does not know how {job.id} ended: {job.state}, {everything.state}")
-        served = world.served.get((leader.id, job.id))
-        if job.result is not None and served != job.result.id:
+    def _judge_job(self, leader: JobMachine, job: Job, known: Job) -> None:
+        """`known`: by all together."""
+        if known.state != job.state or _result(known) != _result(job):
+            raise Violation(f"{leader.id} does not know how {job.id} ended: {job.state}, {known.state}")
+        served = self.world.served.get((leader.id, job.id))
+        if job.result is not None and served != job.result.id and not job.forgotten:
             raise Violation(f"{job.id} is served from {served}, its result is {job.result.id}")
         if job.state not in self._expected(job):
             raise Violation(f"{job.id}, {job.asked.spec['destiny']}, is {job.state}: {job.reason}")
-        self._judge_cancel(job)
+        self._judge_decisions(job)
 
-    def _judge_cancel(self, job: Job) -> None:
-        asked_at = self.world.invariants.cancelled.get(job.id)
-        if asked_at is None:
-            return
-        if not job.cancel_asked:
+    def _judge_decisions(self, job: Job) -> None:
+        if job.id in self.world.invariants.cancelled and not job.cancel_asked:
             raise Violation(f"{job.id} was cancelled, and nobody knows")
+        if job.id in self.world.invariants.forgotten and not job.forgotten:
+            raise Violation(f"{job.id} was forgotten, and nobody knows")
 
     def _expected(self, job: Job) -> set[JobState]:
         usd, destiny = float(str(job.asked.spec["usd"])), str(job.asked.spec["destiny"])

@@ -119,6 +119,8 @@ class JobWorld:
                 self.people.answered.pop(job, None)
             if not any(each.cancel_asked for each in others):
                 self.invariants.cancelled.pop(job, None)
+            if not any(each.forgotten for each in others):
+                self.invariants.forgotten.discard(job)
 
     def freeze(self, machine: JobMachine, trains: bool) -> None:
         """The daemon stands still; its worker may go on."""
@@ -236,6 +238,8 @@ class JobWorld:
                     self.send(machine.id, node, stop, busy_s=self.rng.uniform(0.1, 1.5))
                 case Serve(job):
                     assert job.result is not None
+                    if job.forgotten:
+                        raise Violation(f"{machine.id} serves {job.id}, which was forgotten")
                     self.served[machine.id, job.id] = job.result.id
                 case Tell():
                     pass
@@ -349,14 +353,6 @@ class JobWorld:
     def wall(self) -> float:
         """Unix seconds."""
         return EPOCH + self.now
-
-
-def check_disks(world: JobWorld) -> None:
-    """Of everything that is on disks now."""
-    disks = {machine.id: machine.disk for machine in world.machines.values()}
-    world.invariants.lost(disks)
-    for job in {job for disk in disks.values() for job in disk}:
-        world.invariants.met([disk[job] for disk in disks.values() if job in disk])
 
 
 def leader_of(world: JobWorld) -> JobMachine:
