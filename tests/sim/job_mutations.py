@@ -207,6 +207,19 @@ def serve_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reign, "_serve", serve)
 
 
+def begin_what_nobody_could_try(patch: pytest.MonkeyPatch) -> None:
+    """What was postponed needs no gate."""
+    original = dispatch._begin
+
+    def begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | None:
+        if dispatch._is_postponed(job) and (found := dispatch._choose(reign, job, places)).node is not None:
+            dispatch._order(reign, job, found.node)
+            return found.node
+        return original(reign, job, places)
+
+    patch.setattr(dispatch, "_begin", begin)
+
+
 CAUGHT: Mapping[str, Mutation] = {
     each.__name__: each
     for each in (
@@ -230,6 +243,7 @@ CAUGHT: Mapping[str, Mutation] = {
         forget_what_goes_on,
         remember_what_another_forgot,
         serve_what_was_forgotten,
+        begin_what_nobody_could_try,
     )
 }
 """By an invariant, or by what is demanded when the faults end."""

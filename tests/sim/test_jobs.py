@@ -62,7 +62,7 @@ def test_the_stories_have_everything_in_them(tally: Tally) -> None:
     assert tally.forgotten > len(SEEDS) / 3
     assert tally.kinds >= {
         "submit", "admit", "approve", "ask", "refuse", "optimize", "begin", "interrupt", "retry", "reconsider",
-        "complete", "fail", "cancel", "evaluation", "result",
+        "complete", "fail", "cancel", "evaluation", "result", "postpone",
     }  # fmt: skip
 
 

@@ -159,6 +159,8 @@ class JobMachine:
     """Does its worker go on while its daemon is frozen?"""
     gone: bool = False
     """Never to come back."""
+    is_small: bool = False
+    """Too small for large jobs, which nobody knows before it is asked to try one."""
     view: View = field(default_factory=View)
     """The one that it published last."""
     mailbox: list[Callable[[], object]] = field(default_factory=list)

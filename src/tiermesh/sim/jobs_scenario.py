@@ -37,7 +37,7 @@ class JobScenario:
         self.ended_in_s = 0.0
         """From the last fault to the end of the last job."""
         for index in range(rng.randint(1, 5)):
-            self.world.add(f"n{index}")
+            self.world.add(f"n{index}").is_small = index > 0 and rng.random() < 0.5
         self._may_lose_one = len(self.world.machines) >= 3 and rng.random() < 0.4
         self._note(f"{len(self.world.machines)} machines")
 
@@ -80,6 +80,7 @@ class JobScenario:
             "micro_batch_size": 4,
             "learning_rate": 5e-5,
             "num_epochs": 3,
+            "large": rng.random() < 0.2,
         }
         asked = Asked(
             name=rng.choice(("faq", f"job-{index}")),
@@ -226,7 +227,8 @@ class JobScenario:
             self.world.wipe(machine)
 
     def _unplug(self) -> None:
-        if self._may_lose_one and (up := self.world.up()):
+        large = sum(not machine.is_small for machine in self._machines())
+        if self._may_lose_one and (up := [each for each in self.world.up() if each.is_small or large > 1]):
             self._may_lose_one = False
             machine = self.rng.choice(up)
             self._note(f"unplug {machine.id} for good")

@@ -23,6 +23,7 @@ from tiermesh.core.job_effects import (
     Refusal,
     Save,
     Serve,
+    Shortage,
     Stop,
     Tell,
 )
@@ -42,6 +43,8 @@ BEAT_S = 0.5
 ANSWER_S = 10.0
 """A shell gives up on an estimate."""
 GIGABYTE = 10**9
+SHORTAGE = Shortage(8 * GIGABYTE, 4 * GIGABYTE)
+"""Of small machines, for large jobs."""
 EPOCH = 1_000_000.0
 """Wall time of the beginning."""
 
@@ -291,6 +294,8 @@ class JobWorld:
         answer: Estimate | Refusal = Estimate(node=machine.id, memory_bytes=GIGABYTE, usd=usd, usd_high=usd, steps=10)
         if self.rng.random() < 0.1:
             answer = Refusal("is busy")
+        if machine.is_small and job.spec["large"]:
+            answer = Refusal("is too large", shortage=SHORTAGE)
         if job.spec["destiny"] == "unreadable":
             answer = Refusal("no such format", "bad_data", for_good=True)
         back = partial(self._with_foreman, leader, "estimated", job.id, machine.id, answer)
