@@ -268,6 +268,18 @@ async def test_what_only_a_node_can_tell_refuses_the_job(desk: Desk, spec: dict[
     assert starts(desk.run(job["id"])) == []
 
 
+async def test_what_is_too_large_for_every_node_waits_and_a_person_sees_why(desk: Desk) -> None:
+    ground = desk.daemon._training.groundwork
+    ground.memory = lambda: Machine(GIB // 2, GIB // 2)
+    job = await desk.train(DONE)
+    waiting = await desk.until(job["id"], "queued", "running", "refused")
+    assert (waiting["state"], waiting["reason"]) == ("queued", "waits: desk has 0.5 GB of 0.6 GB")
+    assert (waiting["estimate"], waiting["gate"]) == (None, None)
+    ground.memory = lambda: Machine(16 * GIB, 8 * GIB)
+    assert (await desk.ask("POST", f"/api/jobs/{job['id']}/retry"))[0] == 200
+    await desk.until(job["id"], "completed")
+
+
 async def test_a_refused_submission_touches_no_run_that_is_there(desk: Desk) -> None:
     job = new_id()
     write_script(desk.run(job, 2), DONE)
