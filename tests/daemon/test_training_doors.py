@@ -30,7 +30,7 @@ from tiermesh.daemon import attempts, groundwork
 from tiermesh.daemon.app import Daemon
 from tiermesh.daemon.job_reactor import JobReactor
 from tiermesh.errors import InvalidSpec
-from tiermesh.protocol.job_orders import ATTEMPTS_PATH
+from tiermesh.protocol.job_orders import ATTEMPTS_PATH, JOBS_PATH
 from tiermesh.protocol.run_folder import RunPlan
 from tiermesh.protocol.ulid import make_ulid
 from tiermesh.types import NodeId, SessionId
@@ -347,7 +347,7 @@ async def test_ten_gigabytes_are_refused_before_they_come(desk: Desk, monkeypatc
         assert (await reader.readline()).startswith(b"HTTP/1.1 413")
     writer.close()
     await writer.wait_closed()
-    assert [path.name for path in (desk.state / "data").iterdir()] == [".pins"]
+    assert [path.name for path in (desk.state / "data").iterdir() if path.is_file()] == []
 
 
 async def test_a_typed_failure_is_told_with_what_helps(desk: Desk) -> None:
@@ -442,6 +442,29 @@ async def test_jobs_outlive_the_daemon(tmp_path: Path, cluster: str) -> None:
         assert (done["id"], done["attempt"]) == (job["id"], 1)
         again = {"id": waiting["id"], "spec": SPEC, "data": {"name": "faq.jsonl", "sha256": DIGEST}}
         assert (await desk.ask("POST", "/api/train", again))[1]["state"] == "completed"
+
+
+async def test_what_is_forgotten_leaves_the_disk_and_what_a_dead_daemon_was_at_work_with_too(
+    tmp_path: Path, cluster: str
+) -> None:
+    for name in ("look-0123456789abcdef", "estimate-0123456789abcdef"):
+        (tmp_path / "state" / "jobs" / name / "data").mkdir(parents=True)
+    async with opened(tmp_path, cluster) as desk:
+        assert not list((desk.state / "jobs").glob("*-*"))
+        gone, kept = await desk.train(DONE), await desk.train(DONE)
+        for job in (gone, kept):
+            await desk.until(job["id"], "completed")
+        assert (await desk.ask("DELETE", f"/api/jobs/{gone['id']}"))[0] == 200
+        async with asyncio.timeout(LIMIT_S):
+            while desk.run(gone["id"]).parent.exists():
+                await asyncio.sleep(0.02)
+        assert desk.run(kept["id"]).exists()
+        peer = JSON | Passport(cluster, NodeId("b" * 32), SessionId("0000000000001-00000000")).headers
+        asked = {"jobs": [gone["id"], kept["id"], new_id()]}
+        assert (await desk.ask("POST", f"{JOBS_PATH}/ended", asked, peer))[1] == {
+            "over": [gone["id"], kept["id"]],
+            "forgotten": [gone["id"]],
+        }
 
 
 async def test_a_result_that_nobody_heard_of_is_no_reason_to_train_again(tmp_path: Path, cluster: str) -> None:
