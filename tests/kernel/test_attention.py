@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from tests import tiny_model
 
 from tiermesh.errors import EngineFailed
+from tiermesh.kernel.inference import attention as attention_module
 from tiermesh.kernel.inference.attention import PackedBatch, Span, attention
 from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.embedding import Embedding
@@ -67,6 +70,67 @@ def test_prompts_in_pieces_next_tokens_and_whole_prompts_in_one_batch(loaded: Lo
     got = last_logits(loaded, cache, spans)
     for slot, prompt in prompts.items():
         torch.testing.assert_close(got[slot], expected(reference, prompt), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.fixture
+def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in bf16, whose own errors would hide others."""
+    monkeypatch.setattr(attention_module, "_compiles", lambda *_: True)
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("length", [5, 32, 33, 41, 48, 64, 150, 200])
+def test_what_is_computed_for_round_numbers_is_nobodys(loaded: LoadedModel, reference: Any, length: int) -> None:
+    """Beside a next token, in a slot that held something else before; in one piece and in two."""
+    cache = Cache(loaded.size, loaded.shapes, loaded.dtype, loaded.device)
+    one, other = tokens(1, length), tokens(2, 20)
+    last_logits(loaded, cache, [Span(0, 0, other[:-1]), Span(1, 0, tokens(3, 220))])
+    batch = PackedBatch([Span(0, 19, other[-1:]), Span(1, 0, one[:-1])], cache, loaded.device)
+    assert batch.count == length
+    assert batch.tokens_1T.shape[1] == (length if length <= 32 else -(-length // 16) * 16)
+    got = last_logits(loaded, cache, [Span(0, 19, other[-1:]), Span(1, 0, one[: length // 2])])
+    torch.testing.assert_close(got[0], expected(reference, other), atol=TOLERANCE, rtol=TOLERANCE)
+    got = last_logits(loaded, cache, [Span(1, length // 2, one[length // 2 :])])
+    torch.testing.assert_close(got[1], expected(reference, one), atol=TOLERANCE, rtol=TOLERANCE)
+    text = Embedding(one, slot=Slot(2))
+    assert text.advance(loaded, cache, 512)
+    with torch.inference_mode():
+        mean_H = reference.base_model(torch.tensor([one])).last_hidden_state[0].mean(0)
+    vector_H = torch.tensor(text.vector.result(0))
+    torch.testing.assert_close(vector_H, mean_H / mean_H.norm(), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+PROMPTS_OF_ALL_LENGTHS = """
+import random, sys
+import psutil, torch
+from tiermesh.kernel.inference.attention import PackedBatch, Rule, Span
+from tiermesh.kernel.inference.cache import Cache, Size
+
+torch.set_num_threads(2)
+chance = random.Random(0)
+cache = Cache(Size(slots=1, capacity=2048), {0: (3, 64)}, torch.bfloat16, torch.device("cpu"))
+
+def prompt(tokens, start):
+    batch = PackedBatch([Span(0, start, range(tokens))], cache, torch.device("cpu"))
+    heads = (torch.randn(n, tokens, 64, dtype=torch.bfloat16) for n in (9, 3, 3))
+    batch.attend(0, *heads, Rule(0.125, None))
+
+with torch.inference_mode():
+    prompt(512, 1536)
+    before = psutil.Process().memory_info().rss
+    for _ in range(400):
+        tokens = chance.randint(2, 512)
+        prompt(tokens, chance.choice((0, chance.randint(0, 1500))))
+    print(psutil.Process().memory_info().rss - before)
+"""
+
+
+def test_prompts_of_all_lengths_take_little_memory_for_ever() -> None:
+    """A process of its own: what torch has compiled stays with one. Without rounding it is 270 MB with AMX."""
+    ran = subprocess.run(
+        [sys.executable, "-c", PROMPTS_OF_ALL_LENGTHS], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(ran.stdout) < 120 << 20
 
 
 def test_what_a_slot_held_before_does_not_matter(loaded: LoadedModel, reference: Any) -> None:

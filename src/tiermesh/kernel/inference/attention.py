@@ -4,7 +4,11 @@ Every model whose attention goes through transformers' interface can be computed
 tokens and do not care whose they are.
 
 Legend: T packed tokens, H query heads, K key/value heads, G = H / K, D size of a head, N sequences, n tokens of one
-sequence, L keys.
+sequence, g = G x n, L keys.
+
+In bf16 on a CPU torch compiles its attention for each number of queries and of keys that it meets, and a layer for each
+number of rows, and keeps that for ever (kernels of oneDNN): 3 MB with each new length of a prompt. So they are rounded
+up there: tokens and queries that nobody reads, and keys that are hidden.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from tiermesh.kernel.inference.cache import Cache
@@ -26,6 +30,14 @@ from tiermesh.kernel.inference.schedule import group_neighbours
 
 IMPLEMENTATION = "tiermesh"
 """Its name in transformers' registry."""
+
+STEP = 64
+"""Of queries and of keys. After a thousand prompts 55 MB are kept for attention then, and no more later; with 32 it is
+96 MB, with 128 22, but a short turn would compute ten times what it must."""
+ROWS_STEP = 16
+"""Of packed tokens: what the processor's units for matrices (AMX) compute at once."""
+EXACT_ROWS = 32
+"""So many next tokens come without rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +118,14 @@ class PackedBatch:
         places = [(span.slot, position) for span in self.spans for position in range(span.start, span.length)]
         positions = [position for _, position in places]
         rows = [slot * cache.size.capacity + position for slot, position in places]
-        packed = torch.tensor([tokens, positions, rows], device=device)
-        self.tokens_1T, self.positions_1T, self.rows_T = packed[0:1], packed[1:2], packed[2]
+        self.count = len(tokens)
+        """Of packed tokens; those behind them nobody reads."""
+        self._spare = 0
+        if self.count > EXACT_ROWS and _compiles(cache.dtype, device):
+            self._spare = -self.count % ROWS_STEP
+        behind = [0] * self._spare
+        packed = torch.tensor([tokens + behind, positions + behind, rows + behind], device=device)
+        self.tokens_1T, self.positions_1T, self._rows_T = packed[0:1], packed[1:2], packed[2, : self.count]
         self._parts = [*_neighbours(single), *_alone(self.spans, first=len(single))]
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
@@ -119,7 +137,7 @@ class PackedBatch:
         """Which places of the packed row belong to which adapter, ascending."""
         owners = [span.adapter for span in self.spans for _ in span.tokens]
         names = dict.fromkeys(owner for owner in owners if owner is not None)
-        device = self.rows_T.device
+        device = self._rows_T.device
         return {
             name: torch.tensor([at for at, owner in enumerate(owners) if owner == name], device=device)
             for name in names
@@ -129,21 +147,27 @@ class PackedBatch:
         self, layer: int, query_HTD: torch.Tensor, key_KTD: torch.Tensor, value_KTD: torch.Tensor, rule: Rule
     ) -> torch.Tensor:
         """Write the new keys and values, then attend to all that a sequence has so far."""
-        self._cache.write(layer, self.rows_T, key_KTD.transpose(0, 1), value_KTD.transpose(0, 1))
+        query_HTD, key_KTD, value_KTD = (one[:, : self.count] for one in (query_HTD, key_KTD, value_KTD))
+        self._cache.write(layer, self._rows_T, key_KTD.transpose(0, 1), value_KTD.transpose(0, 1))
         query_KGTD = query_HTD.view(key_KTD.shape[0], -1, *query_HTD.shape[1:])
         outputs = [self._attend(index, part, layer, query_KGTD, rule) for index, part in enumerate(self._parts)]
+        if self._spare:
+            outputs.append(outputs[0].new_zeros(self._spare, *outputs[0].shape[1:]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend(self, index: int, part: Part, layer: int, query_KGTD: torch.Tensor, rule: Rule) -> torch.Tensor:
-        keys_NKLD, values_NKLD = self._cache.read(layer, part.slots, part.length)
-        mask = self._mask(index, part, rule.window, query_KGTD)
+        length = _rounded(part.length, query_KGTD) if part.start is not None else part.length
+        keys_NKLD, values_NKLD = self._cache.read(layer, part.slots, min(length, self._cache.size.capacity))
+        mask = self._mask(index, part, rule.window, query_KGTD, keys_NKLD.shape[2])
         part_KGTD = query_KGTD[:, :, part.first : part.first + part.tokens]
         return _attend(part, part_KGTD, keys_NKLD, values_NKLD, mask, rule.scale)
 
-    def _mask(self, index: int, part: Part, window: int | None, query_KGTD: torch.Tensor) -> torch.Tensor | None:
+    def _mask(
+        self, index: int, part: Part, window: int | None, query_KGTD: torch.Tensor, keys: int
+    ) -> torch.Tensor | None:
         """Made once a step, not once a layer."""
         if (index, window) not in self._masks:
-            self._masks[index, window] = _mask(part, window, query_KGTD, groups=query_KGTD.shape[1])
+            self._masks[index, window] = _mask(part, window, query_KGTD, groups=query_KGTD.shape[1], keys=keys)
         return self._masks[index, window]
 
 
@@ -199,15 +223,35 @@ def _attend(
 ) -> torch.Tensor:
     """The output for the part's own tokens, of shape [T, H, D]."""
     # Heads that share keys are computed as if they were as many tokens: no key is copied for them.
-    query_NKgD = query_KGTD.permute(2, 0, 1, 3) if part.start is None else query_KGTD.flatten(1, 2)[None]
-    output_NKgD = scaled_dot_product_attention(query_NKgD, keys_NKLD, values_NKLD, attn_mask=mask, scale=scale)
     if part.start is None:
-        return output_NKgD.flatten(1, 2)
-    return output_NKgD.view(*query_KGTD.shape).permute(2, 0, 1, 3).flatten(1, 2)
+        query_NKGD = query_KGTD.permute(2, 0, 1, 3)
+        output_NKGD = scaled_dot_product_attention(query_NKGD, keys_NKLD, values_NKLD, attn_mask=mask, scale=scale)
+        return output_NKGD.flatten(1, 2)
+    query_1KgD = query_KGTD.flatten(1, 2)[None]
+    queries = query_1KgD.shape[2]
+    query_1KgD = _padded(query_1KgD)
+    output_1KgD = scaled_dot_product_attention(query_1KgD, keys_NKLD, values_NKLD, attn_mask=mask, scale=scale)
+    return output_1KgD[0, :, :queries].reshape(query_KGTD.shape).permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _mask(part: Part, window: int | None, like: torch.Tensor, *, groups: int) -> torch.Tensor | None:
-    """What is added to the scores, of shape [N, 1, 1, L] or [1, 1, G x n, L]; None where everything may be seen."""
+def _rounded(count: int, like: torch.Tensor) -> int:
+    """How many queries or keys to compute for these."""
+    return -(-count // STEP) * STEP if _compiles(like.dtype, like.device) else count
+
+
+def _compiles(dtype: torch.dtype, device: torch.device) -> bool:
+    return dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def _padded(queries: torch.Tensor) -> torch.Tensor:
+    """With rows of zeros behind the last one ([..., g, any]), as many as rounding asks for."""
+    more = _rounded(queries.shape[-2], queries) - queries.shape[-2]
+    return pad(queries, (0, 0, 0, more)) if more else queries
+
+
+def _mask(part: Part, window: int | None, like: torch.Tensor, *, groups: int, keys: int) -> torch.Tensor | None:
+    """What is added to the scores, of shape [N, 1, 1, L] or [1, 1, g, L] with g rounded; None where everything may be
+    seen."""
     device = like.device
     if part.start is None:
         if min(part.lengths) == part.length and (window is None or part.length <= window):
@@ -215,12 +259,14 @@ def _mask(part: Part, window: int | None, like: torch.Tensor, *, groups: int) ->
         lasts_N1 = torch.tensor(part.lengths, device=device)[:, None] - 1
     else:
         lasts_N1 = torch.arange(part.start, part.start + part.tokens, device=device)[:, None]
-    keys_1L = torch.arange(part.length, device=device)[None]
+    keys_1L = torch.arange(keys, device=device)[None]
     hidden_NL = keys_1L > lasts_N1
     if window is not None:
         hidden_NL |= keys_1L <= lasts_N1 - window
     mask_NL = torch.zeros(hidden_NL.shape, dtype=like.dtype, device=device).masked_fill_(hidden_NL, -math.inf)
-    return mask_NL[:, None, None] if part.start is None else mask_NL.repeat(groups, 1)[None, None]
+    if part.start is None:
+        return mask_NL[:, None, None]
+    return _padded(mask_NL.repeat(groups, 1))[None, None]
 
 
 class WholeSequence:
@@ -242,7 +288,7 @@ class WholeSequence:
         query_KGTD = query_HTD.view(key_KTD.shape[0], -1, *query_HTD.shape[1:])
         groups, tokens = query_KGTD.shape[1:3]
         whole = Part(range(1), 0, tokens, (tokens,), 0)
-        mask = _mask(whole, rule.window, query_KGTD, groups=groups)
+        mask = _mask(whole, rule.window, query_KGTD, groups=groups, keys=tokens)
         return _attend(whole, query_KGTD, key_KTD[None], value_KTD[None], mask, rule.scale)
 
 

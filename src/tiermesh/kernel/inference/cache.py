@@ -56,7 +56,7 @@ class Cache:
     """The tensors. Memory of a slot is taken when it is first written, on a CPU."""
 
     def __init__(self, size: Size, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> None:
-        self.size = size
+        self.size, self.dtype = size, dtype
         rows = size.slots * size.capacity
         self._keys = {layer: _zeros((rows, *shape), dtype, device) for layer, shape in shapes.items()}
         self._values = {layer: _zeros((rows, *shape), dtype, device) for layer, shape in shapes.items()}

@@ -106,7 +106,7 @@ class LoadedModel:
         self.adapter_rows.set({})
         with attending(batch):
             output = self.model.base_model(input_ids=batch.tokens_1T, position_ids=batch.positions_1T, use_cache=False)
-        return torch.as_tensor(output.last_hidden_state[0])
+        return torch.as_tensor(output.last_hidden_state[0, : batch.count])
 
 
 def load(
