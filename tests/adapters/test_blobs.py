@@ -228,7 +228,7 @@ class Walk:
         self.threads: set[int] = set()
         loop, walk = asyncio.get_running_loop(), blobs._room.walk
 
-        def held_up() -> list[tuple[Path, os.stat_result]]:
+        def held_up() -> list[room.Found]:
             self.threads.add(threading.get_ident())
             found = walk()
             loop.call_soon_threadsafe(self.begun.set)

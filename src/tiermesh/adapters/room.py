@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from tiermesh.errors import BodyTooLarge
 
@@ -29,7 +29,17 @@ T = TypeVar("T")
 FREE_RESERVE_BYTES = 1 << 30
 """Left free on the disk, for checkpoints and for everybody else."""
 GONE = ".gone"
-Found = tuple[Path, os.stat_result]
+
+
+class Found(NamedTuple):
+    """A file as it was when the disk was walked."""
+
+    name: str
+    size_bytes: int
+    used_at: int
+    """Time of its last use, in ns."""
+    is_only_here: bool
+    """Or has it links elsewhere, so that nothing is won when this one goes?"""
 
 
 class Room:
@@ -83,18 +93,20 @@ class Room:
                 return
             before = self._grown_bytes
             there = await in_thread(self.walk)
-            self._at_most_bytes = sum(stat.st_size for _, stat in there) + self._grown_bytes - before
+            self._at_most_bytes = sum(found.size_bytes for found in there) + self._grown_bytes - before
             if self._forget(wanted_bytes, there):
                 await in_thread(self.empty)
 
     def walk(self) -> list[Found]:
         """Files, finished or not, the longest unused first; threads publish and remove some at any time. Blocks."""
-        found = []
-        for path in self._folder.iterdir():
-            with suppress(FileNotFoundError):
-                found.append((path, path.stat()))
-        files = [one for one in found if S_ISREG(one[1].st_mode)]
-        return sorted(files, key=lambda one: one[1].st_mtime_ns)
+        files = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    stat = entry.stat(follow_symlinks=False)
+                    if S_ISREG(stat.st_mode):
+                        files.append(Found(entry.name, stat.st_size, stat.st_mtime_ns, stat.st_nlink == 1))
+        return sorted(files, key=lambda found: found.used_at)
 
     def touch(self, path: Path) -> bool:
         """It is used now; false when it is not there. Blocks."""
@@ -130,32 +142,33 @@ class Room:
 
     def _forget(self, wanted_bytes: int, there: list[Found]) -> bool:
         """Has anything gone?"""
-        loose = [found for found in there if not (found[0].name.startswith(".") or self._is_needed(found[0].name))]
+        loose = [found for found in there if not (found.name.startswith(".") or self._is_needed(found.name))]
         over = self._at_most_bytes + wanted_bytes - self._cap_bytes
         short = wanted_bytes - self._free_bytes() if wanted_bytes else 0
-        if wanted_bytes and over > sum(stat.st_size for _, stat in loose):
+        if wanted_bytes and over > sum(found.size_bytes for found in loose):
             kept = f"this node keeps {self._cap_bytes:,}, and jobs need what is there"
             raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit: {kept}")
-        if short > (freed := sum(stat.st_size for _, stat in loose if stat.st_nlink == 1)):
+        if short > (freed := sum(found.size_bytes for found in loose if found.is_only_here)):
             room = max(0, wanted_bytes - short + freed)
             raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit on this node's disk, which has {room:,} to spare")
         gone = False
-        for path, stat in loose:
+        for found in loose:
             if over <= 0 and short <= 0:
                 break
-            if self._gone_unless_used(path, stat):
+            if self._gone_unless_used(found):
                 gone = True
-                self._on_gone(path.name)
-                self._at_most_bytes -= stat.st_size
-                over -= stat.st_size
-                short -= stat.st_size if stat.st_nlink == 1 else 0
+                self._on_gone(found.name)
+                self._at_most_bytes -= found.size_bytes
+                over -= found.size_bytes
+                short -= found.size_bytes if found.is_only_here else 0
         return gone
 
-    def _gone_unless_used(self, path: Path, seen: os.stat_result) -> bool:
+    def _gone_unless_used(self, found: Found) -> bool:
         """What was used since the walk stays."""
+        path = self._folder / found.name
         with self._moving:
             try:
-                if path.stat().st_mtime_ns != seen.st_mtime_ns:
+                if path.stat().st_mtime_ns != found.used_at:
                     return False
             except FileNotFoundError:
                 return True
