@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tiermesh.adapters.identity import Identity, read_identity, write_identity
-from tiermesh.core.attempts import Attempt, Told
-from tiermesh.core.jobs import Asked, Course, Dataset, Job, JobId, job_from_dict, job_to_dict
+from tiermesh.adapters.old_jobs import old_jobs
+from tiermesh.core.jobs import Job, job_from_dict, job_to_dict
 from tiermesh.errors import DuplicateNode, InvalidConfig, StateUnwritable, TiermeshError
 from tiermesh.types import NO_BALLOT, Address, Ballot, Contact, NodeId, Policy
 
@@ -65,13 +65,6 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 """Append-only: the number of those already run is the database's `user_version`."""
-
-_OLD_COLUMNS = (
-    *("id", "name", "spec", "data", "eval_data", "state", "attempt", "submitted_at", "started_at", "ended_at"),
-    *("reason", "failure", "result"),
-)
-"""Of the table `job`, which is emptied into `record`."""
-_OLD_JOBS = f"SELECT {', '.join(_OLD_COLUMNS)} FROM job"  # noqa: S608 - our own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,40 +314,10 @@ def _migrate(db: sqlite3.Connection) -> None:
 
 def _take_over(db: sqlite3.Connection, me: NodeId) -> None:
     """Jobs of a version that kept them for this node alone become records."""
-    old = [dict(zip(_OLD_COLUMNS, row, strict=True)) for row in db.execute(_OLD_JOBS)]
+    rows = [(job.id, _written(job)) for job in old_jobs(db, me)]
     with _transaction(db):
-        rows = [(row["id"], _written(_record(row, me))) for row in old]
         db.executemany("INSERT OR IGNORE INTO record VALUES (?, ?)", rows)
         db.execute("DELETE FROM job")
-
-
-def _record(row: Mapping[str, Any], me: NodeId) -> Job:
-    plain = {name: json.loads(row[name]) for name in ("spec", "data", "result")}
-    held_out = json.loads(row["eval_data"]) if row["eval_data"] else None
-    asked = Asked(
-        name=row["name"],
-        spec=plain["spec"],
-        data=Dataset(**plain["data"]),
-        eval_data=Dataset(**held_out) if held_out else None,
-        submitted_at=row["submitted_at"],
-    )
-    course = Course(state=row["state"], reason=row["reason"], failure=row["failure"], ended_at=row["ended_at"])
-    begun = () if row["started_at"] is None else (_old_attempt(row, plain, me),)
-    return Job(id=JobId(row["id"]), asked=asked, course=course, attempts=begun, holders=(me,))
-
-
-def _old_attempt(row: Mapping[str, Any], plain: Mapping[str, Any], me: NodeId) -> Attempt:
-    ended = {"completed": "completed", "failed": "failed"}
-    told = Told(
-        seq=1,
-        state=ended.get(row["state"], "stopped"),  # type: ignore[arg-type]
-        failure=row["failure"],
-        reason=row["reason"],
-        result=plain["result"],
-        holders=(me,) if row["state"] == "completed" else (),
-    )
-    at = row["started_at"]
-    return Attempt(number=row["attempt"], ballot=NO_BALLOT, node=me, spec=plain["spec"], ordered_at=at, told=told)
 
 
 def _written(job: Job) -> str:
