@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 from tests.core.foreman_stage import ME, A, Stage, job
 
-from tiermesh.core import dispatch
+from tiermesh.core import dispatch, job_steps
 from tiermesh.core.attempts import Attempt, Told
-from tiermesh.core.job_effects import Fault
+from tiermesh.core.job_effects import Fault, Save
 from tiermesh.core.jobs import Course, Job, JobId
 from tiermesh.core.placement import Placement, place
+from tiermesh.core.reign import Reign
 from tiermesh.types import Ballot
 
 ODD = {"micro_batch_size": "four"}
@@ -70,6 +71,17 @@ def test_nor_when_its_place_is_looked_for(monkeypatch: pytest.MonkeyPatch, state
     assert stage.submit("J1").state == "running"
     stage.passes(5.0)
     assert len(stage.seen(Fault)) == 1
+
+
+def test_what_goes_wrong_after_a_write_does_not_write_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def treat(reign: Reign, job: Job, _: Attempt) -> None:
+        reign.put(job.noting(reign.wall, "odd"))
+        raise ValueError("odd")
+
+    monkeypatch.setattr(job_steps, "treat", treat)
+    stage = Stage(A, records=(odd_record(),)).lead()
+    stage.passes(60.0)
+    assert len(stage.seen(Save)) == 1
 
 
 def test_an_end_that_can_not_be_judged_is_not_kept_and_its_job_is_moved() -> None:

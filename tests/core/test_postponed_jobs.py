@@ -10,7 +10,7 @@ from tests.core.foreman_stage import ME, A, B, Stage
 from tiermesh.core.gate import Budget
 from tiermesh.core.job_effects import AskEstimate, JobEffect, Order, Refusal, Shortage
 from tiermesh.core.job_rules import JobRules
-from tiermesh.core.jobs import Job
+from tiermesh.core.jobs import Estimate, Job
 from tiermesh.types import Hardware, NodeId
 
 GB = 10**9
@@ -40,11 +40,14 @@ class Memory(Stage):
         for effect in effects:
             if isinstance(effect, AskEstimate):
                 self.asked.append(effect.node)
-            if isinstance(effect, AskEstimate) and (has := self.sizes[effect.node]) < self.needs:
-                refusal = Refusal("it is too large", shortage=Shortage(self.needs, has))
-                self.take(self.foreman.estimated(*self._times, effect.job.id, effect.node, refusal))
+                self.take(self.foreman.estimated(*self._times, effect.job.id, effect.node, self._answer(effect.node)))
             else:
                 super().take([effect])
+
+    def _answer(self, node: NodeId) -> Estimate | Refusal:
+        if (has := self.sizes[node]) < self.needs:
+            return Refusal("it is too large", shortage=Shortage(self.needs, has))
+        return Estimate(node=node, memory_bytes=self.needs, usd=self.usd, usd_high=self.usd, steps=12)
 
     def why(self) -> str:
         return self.foreman.why(self.job().id)
