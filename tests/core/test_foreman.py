@@ -56,6 +56,14 @@ class TestSubmission:
         assert sent[0] == A
         assert B in sent
 
+    def test_what_a_node_has_lost_it_is_sent_again(self) -> None:
+        stage = Stage(A).lead()
+        stage.submit()
+        stage.seen(Copy)
+        stage.member(A, "down")
+        stage.member(A, session="2")  # with an empty disk, as `Stage` answers
+        assert [(effect.job.id, effect.node) for effect in stage.seen(Copy)] == [("J1", A)]
+
     def test_sent_again_it_is_the_same_job(self) -> None:
         stage = Stage(A).lead()
         first = stage.submit()

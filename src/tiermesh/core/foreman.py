@@ -172,9 +172,11 @@ class Foreman:
     def learnt(
         self, now: float, wall: float, records: Iterable[Job], sender: NodeId, *, whole: bool = False
     ) -> list[JobEffect]:
-        """Records came from another node: a copy, an order's, or the answer to `Collect`. `whole`: these (with those
-        before) are all it has. On every node, leading or not; what is to be kept comes back as `Save`."""
+        """Records came from another node: a copy, an order's, or the answer to `Collect`. `whole`: these are all it
+        has. On every node, leading or not; what is to be kept comes back as `Save`."""
         self._at(now, wall)
+        if whole and self._reign is not None:
+            self._reign.forget_copies(sender)
         changed: list[JobEffect] = []
         for job in records:
             known = self._records.get(job.id)

@@ -27,6 +27,10 @@ class RecordCopies:
         held[node] = max(stamp, held.get(node, stamp))
         self._sent.get(job, {}).pop(node, None)
 
+    def forget(self, node: NodeId) -> set[JobId]:
+        """What it holds is to be told anew: its disk may have lost some. Gives the jobs of which it was believed."""
+        return {job for job, held in self._held.items() if held.pop(node, None) is not None}
+
     def is_known_elsewhere(self, job: JobId, others: Sequence[NodeId]) -> bool:
         """Have as many of the `others` (those that are up) any copy of it as there should be?"""
         held = self._held.get(job, {})

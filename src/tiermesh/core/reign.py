@@ -227,6 +227,12 @@ class Reign:
         self.safer.add(job)
         self._fresh.add(job)
 
+    def forget_copies(self, node: NodeId) -> None:
+        """All that `node` has is about to be said: what it has not, it has lost."""
+        held = self.copies.forget(node)
+        self._unsafe |= held
+        self._fresh |= held
+
     def flush(self) -> list[JobEffect]:
         """Ask for what is missing, and give all effects away."""
         self._out += [Collect(node) for node in self.handover.due(self.now)]
