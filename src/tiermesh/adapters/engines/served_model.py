@@ -22,6 +22,7 @@ import aiohttp
 from tiermesh.adapters.engines import Reply
 from tiermesh.adapters.engines.attached import Attached
 from tiermesh.adapters.engines.memory import is_gguf, llama_shape
+from tiermesh.adapters.engines.worker_health import Health, ask_health
 from tiermesh.adapters.lora_folder import LocalAdapter
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.adapters.worker import Worker, WorkerSpec
@@ -32,17 +33,11 @@ from tiermesh.types import EngineState, Load, Model, ModelState, Tier
 log = logging.getLogger(__name__)
 
 ENGINE_NAME = "kernel"
-ASSUMED_SLOTS = 1
-"""Before a worker has said how many sequences it computes at once, no more than one is promised."""
-HEALTH_LIMIT_S = 1.0
-"""A worker on this machine that is silent for this long is not ready."""
 DEATH_NOTICE_S = 0.5
 """Between a connection's end and the system telling that the process died; it takes milliseconds."""
 ADAPTER_LIMIT_S = 60.0
 """An adapter is read from disk in milliseconds and waits for a step of the worker, which may take seconds on a slow
 machine."""
-PROGRESS_STEPS = 10
-"""Each step of a load is told to the whole mesh."""
 HOST = "http://worker"
 """Of no meaning on a Unix socket."""
 
@@ -67,28 +62,6 @@ class Wanted:
     """In memory from the start, and never unloaded."""
     job: str = ""
     """That left it, if one did."""
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What a worker says of itself."""
-
-    ready: bool = False
-    slots: int = ASSUMED_SLOTS
-    progress: float = 0.0
-    adapters: frozenset[str] = frozenset()
-    """Those that it serves, once it is ready."""
-
-    @classmethod
-    def read(cls, body: Mapping[str, object]) -> Health:
-        """Raises `ValueError` or `KeyError` for what is no report of health."""
-        slots, progress, adapters = body.get("slots"), body.get("progress"), body.get("adapters")
-        return cls(
-            ready=body["status"] == "ready",
-            slots=slots if isinstance(slots, int) and slots > 0 else ASSUMED_SLOTS,
-            progress=float(progress) if isinstance(progress, int | float) else 0.0,
-            adapters=frozenset(map(str, adapters)) if isinstance(adapters, list) else frozenset(),
-        )
 
 
 class ServedModel:
@@ -342,15 +315,11 @@ class ServedModel:
 
     async def _look(self) -> bool:
         """Is the worker ready? What it says of its load is told when it has moved a step."""
-        limit = aiohttp.ClientTimeout(total=HEALTH_LIMIT_S)
-        try:
-            async with self._session.get(f"{HOST}/health", timeout=limit) as response:
-                health = Health.read(await response.json())
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError):
+        health = await ask_health(self._session, f"{HOST}/health")
+        if health is None:
             return False
-        progress = int(min(1.0, max(0.0, health.progress)) * PROGRESS_STEPS) / PROGRESS_STEPS
-        moved = progress != self._health.progress
-        self._health = Health(health.ready, health.slots, progress)
+        moved = health.progress != self._health.progress
+        self._health = health
         if health.ready and not await self.adapters.caught_up(health.adapters, self._log):
             return False
         if moved:
