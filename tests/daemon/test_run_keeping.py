@@ -186,6 +186,23 @@ async def test_a_node_that_was_away_then_hears_of_it_from_the_coordinator(node: 
     assert (gone_run.path.exists(), node.here[over.id].state, node.asked) == (False, "failed", 1)
 
 
+async def test_one_that_can_not_be_removed_holds_up_no_other(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, _ = await node.over("completed", DAY + 90)
+    _, gone_run = await node.over("cancelled", 1, forgotten=True)
+    _, run = await node.over("completed", DAY + 60)
+    lighten = RunFolders.lighten
+
+    def failing(folders: RunFolders, job: str) -> bool:
+        if job == stuck.id:
+            raise OSError(1, "Operation not permitted")
+        return lighten(folders, job)
+
+    monkeypatch.setattr(RunFolders, "lighten", failing)
+    with pytest.raises(OSError, match="not permitted"):
+        await node.keeping._tidy()
+    assert (run.checkpoints.exists(), gone_run.path.exists()) == (False, False)
+
+
 async def test_without_a_coordinator_what_is_known_here_counts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nobody(*_: object) -> object:
         raise NotFound("nothing at /mesh/v1/jobs/ended")

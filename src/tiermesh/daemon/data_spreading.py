@@ -85,8 +85,10 @@ class DataSpreading:
         log.info("job %s: its data is on %d nodes only, and copied anew", job.id, len(there))
         try:
             await self._spread(job, there)
-        except (TiermeshError, ValueError) as error:
+        except TiermeshError as error:
             log.warning("job %s: its data could not be copied anew: %s", job.id, error)
+        except Exception:  # the other jobs' data is needed too
+            log.exception("job %s: its data could not be copied anew", job.id)
 
     async def _spread(self, job: Job, there: Iterable[NodeId]) -> None:
         replicas = self._policy().jobs.replicas

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING
 
 from tiermesh.adapters.background import Background
@@ -75,7 +75,11 @@ class RunKeeping:
     def forget(self, job: str) -> None:
         """A person wants nothing of it any more: its runs go now, or when this daemon has started again."""
         if not self._closed:
-            self._background.start(self._remove(job))
+            self._background.start(self._forget(job))
+
+    async def _forget(self, job: str) -> None:
+        if (error := await self._tried(self._remove(job))) is not None:
+            log.warning("job %s is forgotten, but its runs are still here: %s", job, error)
 
     async def _look_after(self) -> None:
         is_told = False
@@ -89,21 +93,29 @@ class RunKeeping:
                 is_told = True
 
     async def _tidy(self) -> None:
+        """Raises the first thing that went wrong, when all the others are done."""
         jobs = await asyncio.to_thread(self._folders.jobs)
         await self._catch_up(jobs)
         known = [job for job in map(self._reactor.known, jobs) if job is not None]
-        for job in known:
-            if job.forgotten:
-                await self._remove(job.id)
-        kept = [job for job in known if job.is_over and not job.forgotten]
-        told = ends([job for job in kept if await asyncio.to_thread(self._folders.is_heavy, job.id)], time.time())
-        by_id = {job.id: job for job in kept}
-        for each in told.due:
-            await self._lighten(by_id[each])
-        for each in told.early:
+        trouble = [await self._tried(self._remove(job.id)) for job in known if job.forgotten]
+        over = {job.id: job for job in known if job.is_over and not job.forgotten}
+        heavy = await asyncio.to_thread(lambda: [job for job in over.values() if self._folders.is_heavy(job.id)])
+        told = ends(heavy, time.time())
+        trouble += [await self._tried(self._lighten(over[job])) for job in told.due]
+        for job in told.early:
             if await asyncio.to_thread(self._folders.free_bytes) >= LOW_BYTES:
-                return
-            await self._lighten(by_id[each])
+                break
+            trouble.append(await self._tried(self._lighten(over[job])))
+        for error in filter(None, trouble):
+            raise error
+
+    async def _tried(self, work: Coroutine[None, None, None]) -> OSError | TiermeshError | None:
+        """What went wrong."""
+        try:
+            await work
+        except (OSError, TiermeshError) as error:
+            return error
+        return None
 
     async def _catch_up(self, jobs: list[str]) -> None:
         """Records of jobs that ended, or were forgotten, without this node's hearing of it: not all nodes have all."""
@@ -134,11 +146,8 @@ class RunKeeping:
             log.info("job %s (%s) is over: its checkpoints are removed", job.name, job.id)
 
     async def _remove(self, job: str) -> None:
-        try:
-            if self._attempts.training != job and await asyncio.to_thread(self._folders.remove, job):
-                log.info("job %s is forgotten: its runs are removed", job)
-        except OSError as error:
-            log.warning("job %s is forgotten, but its runs are still here: %s", job, error)
+        if self._attempts.training != job and await asyncio.to_thread(self._folders.remove, job):
+            log.info("job %s is forgotten: its runs are removed", job)
 
     async def _is_whole(self, artifact: str) -> bool:
         """Every byte of it, here. What the disk has spoiled is no longer in the store after this."""
