@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -76,3 +79,30 @@ def test_a_violation_names_the_seed_and_the_story(monkeypatch: pytest.MonkeyPatc
 
 def _broken(*_: object) -> None:
     raise Violation("made up")
+
+
+TELL = """
+import hashlib
+from tiermesh.sim.jobs_scenario import JobScenario
+from tiermesh.sim.scenario import Scenario
+
+for story in (*map(Scenario, range(3)), *map(JobScenario, range(2))):
+    story.run()
+    print(hashlib.sha256("\\\\n".join(story.log).encode()).hexdigest())
+"""
+
+
+def test_a_seed_tells_one_story_in_every_process() -> None:
+    """The order of a set is another one in each process."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", TELL],
+            env=os.environ | {"PYTHONHASHSEED": str(hashes)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for hashes in (1, 4)
+    }
+    assert len(told) == 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tiermesh.core.foreman import Decision
 from tiermesh.core.jobs import Asked, Dataset, Job, JobId
+from tiermesh.sim.cables import Cables
 from tiermesh.sim.invariants import Violation
 from tiermesh.sim.jobs_disks import check_disks, records_on
 from tiermesh.sim.jobs_invariants import MAX_USD
@@ -38,6 +39,7 @@ class JobScenario:
         """From the last fault to the end of the last job."""
         for index in range(rng.randint(1, 5)):
             self.world.add(f"n{index}").is_small = index > 0 and rng.random() < 0.5
+        self._cables = Cables(self.world.network, rng, lambda: list(self.world.machines), self._note)
         self._may_lose_one = len(self.world.machines) >= 3 and rng.random() < 0.4
         self._note(f"{len(self.world.machines)} machines")
 
@@ -139,10 +141,10 @@ class JobScenario:
             (5, self._crash_the_leader),
             (6, self._restart),
             (4, self._freeze),
-            (3, self._cut),
-            (2, self._cut_one_way),
-            (4, self._split),
-            (5, self._heal),
+            (3, self._cables.cut),
+            (2, self._cables.cut_one_way),
+            (4, self._cables.split),
+            (5, self._cables.heal),
             (2, self._drain),
             (1, self._crash_all),
             (1, self._lose_a_disk),
@@ -188,29 +190,6 @@ class JobScenario:
         if machine.run == run and machine.frozen:
             self._note(f"thaw {machine.id}")
             self.world.thaw(machine)
-
-    def _cut(self) -> None:
-        self._cut_pair(self.world.network.cut, "cut")
-
-    def _cut_one_way(self) -> None:
-        self._cut_pair(self.world.network.cut_one_way, "cut one way")
-
-    def _cut_pair(self, cut: Callable[[str, str], None], name: str) -> None:
-        if len(self._machines()) > 1:
-            one, other = self.rng.sample(self._machines(), 2)
-            self._note(f"{name} {one.id} {other.id}")
-            cut(one.id, other.id)
-
-    def _split(self) -> None:
-        halves: list[list[str]] = [[], []]
-        for machine in self._machines():
-            self.rng.choice(halves).append(machine.id)
-        self._note(f"split {halves}")
-        self.world.network.split(halves)
-
-    def _heal(self) -> None:
-        self._note("heal")
-        self.world.network.heal()
 
     def _drain(self) -> None:
         if up := self.world.up():

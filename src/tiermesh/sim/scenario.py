@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tiermesh.core.membership import policy_stamp
+from tiermesh.sim.cables import Cables
 from tiermesh.sim.invariants import Violation
 from tiermesh.sim.machine import Machine, Transition, WatchedNode
 from tiermesh.sim.network import ROUGH_WIFI, ROUGH_WIRED, WIFI, WIRED, Weather
@@ -52,6 +53,7 @@ class Scenario:
         self.agreements: list[float] = []
         """Seconds from the end of the faults to agreement."""
         self._may_freeze_candidates = False
+        self._cables = Cables(self.world.network, rng, lambda: list(self.world.machines), self._note)
         self.world.on_move = self._freeze_candidate
         self._populate(rng.randint(*nodes))
 
@@ -159,10 +161,10 @@ class Scenario:
             (5, self._contest),
             (6, self._restart),
             (4, self._freeze),
-            (4, self._cut),
-            (4, self._cut_one_way),
-            (4, self._split),
-            (5, self._heal),
+            (4, self._cables.cut),
+            (4, self._cables.cut_one_way),
+            (4, self._cables.split),
+            (5, self._cables.heal),
             (2, self._leave),
             (2, self._change_status),
             (1, self._set_policy),
@@ -209,29 +211,6 @@ class Scenario:
             self._note(f"freeze {machine.id} for {duration}")
             self.world.freeze(machine)
             self.world.clock.at(self.world.now + duration, self._thaw, machine, machine.run)
-
-    def _cut(self) -> None:
-        self._cut_pair(self.world.network.cut, "cut")
-
-    def _cut_one_way(self) -> None:
-        self._cut_pair(self.world.network.cut_one_way, "cut one way")
-
-    def _cut_pair(self, cut: Callable[[str, str], None], name: str) -> None:
-        if len(self._machines()) > 1:
-            one, other = self.rng.sample(self._machines(), 2)
-            self._note(f"{name} {one.id} {other.id}")
-            cut(one.id, other.id)
-
-    def _split(self) -> None:
-        halves: list[list[str]] = [[], []]
-        for machine in self._machines():
-            self.rng.choice(halves).append(machine.id)
-        self._note(f"split {halves}")
-        self.world.network.split(halves)
-
-    def _heal(self) -> None:
-        self._note("heal")
-        self.world.network.heal()
 
     def _leave(self) -> None:
         for machine in self._some([each for each in self.world.running() if not each.frozen], most=1):

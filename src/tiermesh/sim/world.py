@@ -122,7 +122,7 @@ class World:
             machine.disk.write(machine.writing)
         session = machine.session
         self._switch_off(machine)
-        for peer in list(machine.links):
+        for peer in sorted(machine.links):
             other = self.machines[peer]
             other.links.discard(machine.id)
             if self.network.passes(machine.id, peer):
