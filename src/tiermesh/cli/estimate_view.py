@@ -33,6 +33,10 @@ def show_estimate(found: Mapping[str, Any]) -> None:
     else:
         between = f"{duration(found['seconds_low'])} to {duration(found['seconds_high'])}"
         print(f"{found['steps']:,} steps of {found['step_s']:.2f} s: about {duration(found['seconds'])} ({between})")
+    if (compiling_s := found.get("compiling_s")) is not None:
+        first_s = found.get("compiling_first_s")
+        before = "" if first_s is None else f" (the first time, just now: {duration(first_s)})"
+        print(f"of that to compile the layers: {duration(compiling_s)} at each start here{before}")
 
 
 def show_evaluation(found: Mapping[str, Any]) -> None:

@@ -118,6 +118,8 @@ def line_of(event: TrainingEvent) -> str | None:
             return f"attempt {event.number}"
         case Restarted():
             return f"{event.reason}; started again to take less (for the {event.attempt}. time)"
+        case Phase(phase="probe", state="completed"):
+            return event.detail or None
         case Phase() | StepDone() | Started() | Completed() | Failed() | Stopped():
             return None
 
@@ -218,6 +220,8 @@ class _Bar(View):
                 self._phase = self._bars.add_task(what, total=event.total or None, completed=event.done)
             case Phase():
                 self._end_phase()
+                if line := line_of(event):
+                    self.note(line)
             case Completed():
                 self.note("\n".join(end_lines(event)))
             case _:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tiermesh.errors import BadSpec
 from tiermesh.kernel.training import models, plugins
 from tiermesh.kernel.training.canary import Canary
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
+from tiermesh.kernel.training.compiling import Compiled, Refused, commonest, compile_blocks
 from tiermesh.kernel.training.curves import sinks
 from tiermesh.kernel.training.data.dataset import Dataset, open_dataset
 from tiermesh.kernel.training.data.isolation import leakage
@@ -25,7 +26,7 @@ from tiermesh.kernel.training.evaluation import moved
 from tiermesh.kernel.training.events import Events
 from tiermesh.kernel.training.loss import Objective, OtherLoss, TokenLoss
 from tiermesh.kernel.training.memory import Memory, trim
-from tiermesh.kernel.training.models import Trainee, compile_blocks
+from tiermesh.kernel.training.models import Trainee
 from tiermesh.kernel.training.optimizers import grouped
 from tiermesh.kernel.training.orders import Orders
 from tiermesh.kernel.training.preference import PairLoss
@@ -103,8 +104,6 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
     data = _data(folder, plan, tokenizer, readers, say, packing=packing)
     say(Phase(phase="data", state="completed"))
     _check_context(spec, trainee, data)
-    if spec.compile:
-        _compile(spec, trainee, objective, data, say)
     return Assembly(
         folder=folder,
         plan=plan,
@@ -157,6 +156,10 @@ def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, ti
         _take_up(run, parts.begun, conditions, events)
     for _ in range(tighten):
         run.tighten()
+    if spec.compile:
+        _compile(run, events.say)
+        conditions = replace(conditions, spec={**conditions.spec, "compile": run.trainee.compiled is not None})
+        run.conditions = conditions.to_dict()
     for listener in (*map(plugins.make_callback, spec.callbacks), *sinks(spec, parts.folder, run.progress.step)):
         events.listen(listener)
     events.say(
@@ -182,15 +185,24 @@ def _check_context(spec: TrainingSpec, trainee: Trainee, data: Dataset) -> None:
         )
 
 
-def _compile(
-    spec: TrainingSpec, trainee: Trainee, objective: Objective, data: Dataset, say: Callable[[TrainingEvent], None]
-) -> None:
+def _compile(run: Run, say: Callable[[TrainingEvent], None]) -> None:
+    """What can't be compiled is told, and runs without."""
     say(Phase(phase="probe", state="started", detail="layers are compiled"))
-    rows = [row % data.train.rows for row in range(spec.micro_batch_size)]
-    first, then = compile_blocks(trainee, objective, moved(data.train.micro(rows), trainee.device))
-    say(
-        Phase(phase="probe", state="completed", detail=f"compiled: {first:.1f} s for the first pass, then {then:.2f} s")
-    )
+    most = commonest(run.source, run.order, run.micro_batch)
+    match compile_blocks(run.trainee, run.objective, moved(most.batch, run.trainee.device)):
+        case Compiled() as compiled:
+            say(Phase(phase="probe", state="completed", detail=_told_of(compiled, most.share)))
+        case Refused() as refused:
+            say(Phase(phase="probe", state="failed", detail="layers are not compiled"))
+            say(Warned(message=f"compile: the layers are not compiled, and the run is slower for it: {refused.reason}"))
+            if run.spec.attention == "auto":
+                models.keep_documents_apart(run.trainee)
+
+
+def _told_of(compiled: Compiled, share: float) -> str:
+    how = "with what an earlier start left" if compiled.was_kept else "and kept for later starts"
+    rest = f"; {1 - share:.0%} of the micro-batches have another shape and run uncompiled" if share < 1 else ""
+    return f"layers compiled in {compiled.first_s:.1f} s ({how}), a pass then takes {compiled.then_s:.2f} s{rest}"
 
 
 def _take_up(run: Run, begun: Snapshot, conditions: Conditions, events: Events) -> None:

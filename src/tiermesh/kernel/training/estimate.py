@@ -25,7 +25,9 @@ import torch
 from tiermesh.core.relief import SHARES, Level
 from tiermesh.kernel.training import guard, models, plugins
 from tiermesh.kernel.training.assembly import assemble, ready
+from tiermesh.kernel.training.compiling import Compiled, commonest, compile_again
 from tiermesh.kernel.training.duration import Duration, estimate_duration
+from tiermesh.kernel.training.evaluation import moved
 from tiermesh.kernel.training.footprint import KEPT_STATES, Footprint, footprint, growth_bytes
 from tiermesh.kernel.training.memory import Memory as RunMemory
 from tiermesh.kernel.training.memory import free_bytes, resident_bytes
@@ -35,6 +37,7 @@ from tiermesh.protocol.training_events import Phase
 if TYPE_CHECKING:
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.orders import Orders
+    from tiermesh.kernel.training.run import Run
     from tiermesh.protocol.run_folder import RunFolder, RunPlan
     from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_events import TrainingEvent
@@ -79,6 +82,20 @@ class Memory:
     fits: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiling:
+    """Seconds that compiling the layers takes at the first start on this machine, and at later ones. None: it was not
+    asked for, or it can't be done; of the first start also where an earlier one had left all that is needed."""
+
+    compiling_first_s: float | None = None
+    compiling_s: float | None = None
+
+    @property
+    def spared_s(self) -> float:
+        """By how much a start after this one is shorter."""
+        return 0.0 if self.compiling_first_s is None else self.compiling_first_s - (self.compiling_s or 0.0)
+
+
 def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Orders, limit: int | None) -> None:
     """Write `estimate.json` for the run that `plan` describes. Steps are tried only where they fit."""
     spec, model_folder = plan.spec, Path(plan.model_path)
@@ -87,7 +104,7 @@ def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Ord
     tokenizer = models.load_tokenizer(model_folder)  # a part of the runtime
     memory = estimate_memory(spec, model_folder, limit)
     del tokenizer
-    duration = Duration()
+    duration, compiling = Duration(), Compiling()
     if memory.fits:
         micro_batch = {"micro_batch_size": memory.micro_batch_size, "checkpointing": memory.checkpointing}
         accumulation = {"gradient_accumulation_steps": -(-spec.effective_batch // memory.micro_batch_size)}
@@ -96,11 +113,23 @@ def write_estimate(folder: RunFolder, plan: RunPlan, events: Events, orders: Ord
         parts = assemble(folder, smaller, loading.say)
         run = ready(parts, events, orders, RunMemory(memory.limit_bytes, parts.trainee.device))
         loading_s = starting_s + loading.seconds()
+        compiling = _compiling(run)
         events.say(Phase(phase="probe", state="started", detail="time"))
-        duration = estimate_duration(run, loading_s)
-    told = {**asdict(memory), **asdict(duration)}
+        duration = estimate_duration(run, loading_s - compiling.spared_s)
+    told = {**asdict(memory), **asdict(duration), **asdict(compiling)}
     folder.estimate.write_text(json.dumps(told) + "\n", "utf-8")
     events.say(Phase(phase="probe", state="completed"))
+
+
+def _compiling(run: Run) -> Compiling:
+    """What was compiled just now is compiled again, to see what it takes when it is kept."""
+    found = run.trainee.compiled
+    if found is None or found.was_kept:
+        return Compiling(compiling_s=None if found is None else found.first_s)
+    most = commonest(run.source, run.order, run.micro_batch)
+    again = compile_again(run.trainee, run.objective, moved(most.batch, run.trainee.device))
+    later_s = again.first_s if isinstance(again, Compiled) else found.first_s
+    return Compiling(compiling_first_s=found.first_s, compiling_s=later_s)
 
 
 class Loading:

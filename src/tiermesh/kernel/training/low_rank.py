@@ -66,17 +66,27 @@ class _Memo:
 _memo = _Memo()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator,unused-ignore]
 def _kept(x: torch.Tensor, rate: float) -> torch.Tensor:
-    """Where x is kept, true for all but a share of `rate`, to 1/65,536.
-
-    Sixteen random bits each, because torch's `bernoulli_` and its dropout take ten times as long on a CPU.
-    """
+    """Where x is kept, true for all but a share of `rate`, to 1/65,536."""
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(_drawn(x, rate))
     if _memo.input is not x or _memo.rate != rate:
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        _memo.input, _memo.rate, _memo.kept = x, rate, drawn >= round(rate * 65536) - 32768
+        _memo.input, _memo.rate, _memo.kept = x, rate, _draw(x, rate)
     return _memo.kept
+
+
+def _draw(x: torch.Tensor, rate: float) -> torch.Tensor:
+    """Sixteen random bits each, because torch's `bernoulli_` and its dropout take ten times as long on a CPU."""
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    return drawn >= round(rate * 65536) - 32768
+
+
+# For compilers, which can't trace what has a memory: an operation that they take as it is, where a call that they can't
+# look into would cut a layer into a dozen pieces. It bears no tag of randomness, so that those of one input become one,
+# as above; for the backward pass only what is known to be cheap is computed again, and this is not.
+_drawn = torch.library.custom_op("tiermesh::drawn", _draw, mutates_args=())
+_drawn.register_fake(lambda x, rate: torch.empty_like(x, dtype=torch.bool))
 
 
 def _only(rows_NI: torch.Tensor, kept_NI: torch.Tensor | None) -> torch.Tensor:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,13 +21,16 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from tiermesh.errors import BadSpec, EnvironmentUnfit, ModelUnusable
+from tiermesh.errors import BadSpec, ModelUnusable
 from tiermesh.kernel.inference.precision import Precision, choose_dtype, name_of
 from tiermesh.kernel.training import attention, low_rank
 from tiermesh.kernel.training.data.isolation import leakage
 from tiermesh.kernel.training.layers import linear_layers
-from tiermesh.kernel.training.loss import Head, Objective
+from tiermesh.kernel.training.loss import Head
 from tiermesh.protocol.training import Method, TrainingSpec
+
+if TYPE_CHECKING:
+    from tiermesh.kernel.training.compiling import Compiled
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Trainee:
     `model` is what is saved: with an adapter peft's wrapper, else the model itself; `causal` is the model within.
     `dtype`: in which products are computed. `trainables`: the masters in fp32 by their full names, in a fixed order.
     `before`: the model as it was, for preference tuning of all weights; an adapter is simply switched off instead.
+    `compiled`: what it took to compile the layers, where they are.
     """
 
     model: Any
@@ -55,6 +58,7 @@ class Trainee:
     trainables: dict[str, nn.Parameter]
     before: Any = None
     checkpointing: bool = field(default=False, init=False)
+    compiled: Compiled | None = field(default=None, init=False)
 
     @property
     def precision(self) -> Precision:
@@ -137,24 +141,10 @@ def load(spec: TrainingSpec, folder: Path, precision: Precision | None = None) -
     return trainee
 
 
-def compile_blocks(trainee: Trainee, objective: Objective, batch: Any) -> tuple[float, float]:
-    """Compile the repeated layers for batches of this shape; gives the seconds of the first pass and of the next one.
-
-    Raises `EnvironmentUnfit` where nothing can be compiled.
-    """
-    for block in trainee.blocks():
-        block.compile(dynamic=False)
-    seconds = []
-    for _ in range(2):
-        began = time.monotonic()
-        try:
-            objective.summed(trainee, batch).backward()  # type: ignore[no-untyped-call]
-        except torch._dynamo.exc.TorchDynamoException as error:  # noqa: SLF001
-            reason = " ".join(str(error).split())[:300]
-            raise EnvironmentUnfit(f"compile: layers can't be compiled here; set compile: false ({reason})") from error
-        trainee.model.zero_grad(set_to_none=True)
-        seconds.append(time.monotonic() - began)
-    return seconds[0], seconds[1]
+def keep_documents_apart(trainee: Trainee) -> None:
+    """Attend to one document after another, where that can be, instead of with a mask. For layers that are not
+    compiled."""
+    _attend_by_documents(trainee.causal, trainee.device)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -191,13 +181,17 @@ def _base(
                 module.support_avx512bf16_for_cpu = False
     else:
         causal = causal.to(device)
-    by_documents = spec.attention == "auto" and not spec.compile  # a compiled layer takes one shape, and a mask
-    if by_documents and device.type == "cpu" and attention.serves(causal.config):
+    if spec.attention == "auto" and not spec.compile:  # a compiled layer takes one shape, and a mask
+        _attend_by_documents(causal, device)
+    return causal
+
+
+def _attend_by_documents(causal: Any, device: torch.device) -> None:
+    if device.type == "cpu" and attention.serves(causal.config):
         causal.set_attn_implementation(attention.IMPLEMENTATION)
         if leakage(causal) > 0:
             # Not every architecture tells its attention the positions.
             causal.set_attn_implementation("sdpa")
-    return causal
 
 
 def _nf4(dtype: torch.dtype) -> Any:

@@ -34,6 +34,8 @@ FREE = frozenset(
     | {"log_interval", "tensorboard", "wandb"}
 )
 """Fields that change no weight. Of model and data the digests count, not where they lie. All others: allowed, told."""
+ROUNDING = frozenset({*BATCH, "compile"})
+"""Fields by which sums are made in another order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +206,7 @@ def _told(then: Conditions, now: Conditions) -> Iterator[str]:
             yield f"{name} {before or 'absent'} then, {after or 'absent'} now: {last_bits}"
     for name in _changed(then.spec, now.spec):
         if name not in FIXED | FREE:
-            effect = last_bits if name in BATCH else "the run changes from here"
+            effect = last_bits if name in ROUNDING else "the run changes from here"
             yield f"{name} was {_short(then.spec.get(name))}, is {_short(now.spec.get(name))}: {effect}"
 
 
