@@ -16,6 +16,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
+from tiermesh.cli.estimate_view import PARTS, show_estimate
+from tiermesh.cli.run_view import line_of
 from tiermesh.kernel.training import models
 from tiermesh.kernel.training.compiling import Compiled, Refused, commonest, compile_blocks
 from tiermesh.kernel.training.data.batches import MicroBatch
@@ -186,6 +188,15 @@ def test_what_compiling_takes_is_told(tmp_path: Path, model: Path) -> None:
     run_to_end(folder)
     (resumed,) = [event for event in events(folder) if isinstance(event, Resumed)]
     assert "compile was True, is False: losses may differ in their last digits" in resumed.differences
+
+
+def test_a_person_is_shown_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    took = "layers compiled in 48.2 s (and kept for later starts)"
+    assert line_of(Phase(phase="probe", state="completed", detail=took)) == took
+    known = {f"{part}_bytes": 0 for part in PARTS} | {"micro_batch_size": 2, "checkpointing": False, "fits": True}
+    known |= {"steps": 9, "step_s": 1.0, "seconds": 20.0, "seconds_low": 16.0, "seconds_high": 24.0}
+    show_estimate(known | {"compiling_first_s": 48.2, "compiling_s": 7.9})
+    assert "to compile the layers: 8 s at each start here (the first time, just now: 48 s)" in capsys.readouterr().out
 
 
 class Widths:
