@@ -242,6 +242,24 @@ async def test_a_spoilt_file_is_set_aside_and_the_node_is_who_it_was(
             await store.save_records([record(f"{number:026d}") for number in range(200)])
         assert (tmp_path / f"state.db.corrupt-{number}").exists()
         assert f"set aside as state.db.corrupt-{number}" in caplog.text
+    assert "older" not in caplog.text
+
+
+async def test_a_write_ahead_log_that_is_lost_is_noticed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(tmp_path) as (store, first):
+        await store.save_promise(Ballot(6, B), Policy())
+    other = sqlite3.connect(tmp_path / "state.db")  # what closes last folds the log into the file
+    async with opened(tmp_path) as (store, _):
+        await store.save_promise(Ballot(7, B), Policy())
+        await store.save_records([record("1")])
+        before = (tmp_path / "state.db").read_bytes()
+    other.close()
+    (tmp_path / "state.db").write_bytes(before)
+    for _ in range(2):
+        async with opened(tmp_path) as (store, again):
+            assert (again.node_id, again.promised) == (first.node_id, Ballot(7, B))
+            assert await store.records() == []
+    assert caplog.text.count("state.db is older than node.json") == 1
 
 
 async def test_a_record_that_can_not_be_read_stays_where_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests.network.disk import Disk
 from tests.network.poll import Seat
 
 LOG_TAIL_CHARS = 6000
@@ -39,6 +40,7 @@ class Daemon:
         self.state_dir = folder / "state"
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._disk: Disk | None = None
         self._cluster = cluster
         self._name = name
         self._interface = interface
@@ -47,6 +49,12 @@ class Daemon:
     def configure(self, config: Mapping[str, Any]) -> None:
         """Replace the configuration file; the next start reads it. (JSON is YAML.)"""
         (self.folder / "cluster.yaml").write_text(json.dumps(config))
+
+    def live_on(self, disk: Disk) -> None:
+        """Its state folder is this disk's place from now on, or from when the disk was mounted anew."""
+        assert disk.place == self.folder / "state"
+        self._disk = disk
+        self.state_dir = disk.seen(disk.place)
 
     @property
     def running(self) -> bool:
@@ -62,7 +70,7 @@ class Daemon:
         assert not self.running
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*_prefix(self.seat.namespace), *self._arguments(), *flags],
+                [*_prefix(self.seat.namespace), *(self._disk.prefix if self._disk else ()), *self._arguments(), *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -118,7 +126,14 @@ class Daemon:
         named = () if self._name is None else ("--name", self._name)
         bound = () if self._interface is None else ("--interface", self._interface)
         return [
-            *(str(PROGRAM), "up", "--state-dir", str(self.state_dir), "--config", str(self.folder / "cluster.yaml")),
+            *(
+                str(PROGRAM),
+                "up",
+                "--state-dir",
+                str(self.folder / "state"),
+                "--config",
+                str(self.folder / "cluster.yaml"),
+            ),
             *("--cluster", self._cluster, *named, "--port", str(self.seat.port), *bound),
         ]
 

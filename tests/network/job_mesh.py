@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import psutil
+from tests.network.disk import Disk
 from tests.network.lan import Lan
 from tests.network.mesh import Mesh
 
@@ -141,7 +142,7 @@ class JobMesh:
         """The processes that train this job now: pid by node."""
         found = {}
         for node, daemon in enumerate(self.mesh.daemons):
-            place = str(daemon.state_dir / "jobs" / job)
+            place = str(daemon.folder / "state" / "jobs" / job)
             for process in psutil.process_iter():
                 with suppress(psutil.Error):
                     command = process.cmdline()
@@ -203,19 +204,28 @@ class JobMesh:
 
 @asynccontextmanager
 async def job_mesh(
-    folder: Path, model: Path, size: int = 3, *, lan: Lan | None = None, **settings: Any
+    folder: Path,
+    model: Path,
+    size: int = 3,
+    *,
+    lan: Lan | None = None,
+    disks: Mapping[int, Disk] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[JobMesh]:
     """A mesh of `size` nodes that agree, each with the model; they train, and answer no prompts."""
     mesh = Mesh(folder, size, lan=lan, engines=False, tokens=dict.fromkeys(range(size), TOKEN))
     base = {"model": str(model), "kernel": False, "evaluation": ANYTHING_IS_GOOD, "grace_s": 1}
     for node in range(size):
         mesh.configure(node, **(base | settings))
+        if disks and node in disks:
+            mesh.daemons[node].live_on(disks[node])
         if (kept := model.parent / TRIALS).exists():  # all nodes are one machine
-            mesh.daemons[node].state_dir.mkdir()
+            mesh.daemons[node].state_dir.mkdir(exist_ok=True)
             (mesh.daemons[node].state_dir / TRIALS).symlink_to(kept)
     async with mesh:
         mesh.watch.period_s = WATCH_S
-        await mesh.form()
+        mesh.start()
+        await mesh.until_agreed(within_s=BEGUN_S)
         jobs = JobMesh(mesh)
         try:
             yield jobs

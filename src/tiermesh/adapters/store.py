@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tiermesh.adapters.identity import FILE_NAME as IDENTITY_FILE
 from tiermesh.adapters.identity import Identity, read_identity, write_identity
 from tiermesh.adapters.old_jobs import old_jobs
 from tiermesh.core.jobs import Job, job_from_dict, job_to_dict
@@ -87,6 +88,8 @@ class Store:
         self._db: sqlite3.Connection | None = None
         self._lock_fd: int | None = None
         self._identity: Identity | None = None
+        self._is_told = False
+        """Was it said already that what was kept is lost?"""
 
     async def open(self) -> Saved:
         """Lock the folder, migrate, read everything. Raises `DuplicateNode` when another daemon holds it."""
@@ -183,12 +186,24 @@ class Store:
         for end in ("-wal", "-shm", ""):  # the file itself last: without it the others are nobody's
             with suppress(FileNotFoundError):
                 (self._folder / f"{FILE_NAME}{end}").rename(f"{aside}{end}")
+        self._is_told = True
         log.critical(
             "%s is damaged (%s): set aside as %s. Records of jobs come again from other nodes; what only this node "
             "knew is gone, the address book too",
             self._folder / FILE_NAME,
             error,
             aside.name,
+        )
+
+    def _tell_lost(self) -> None:
+        """What is in `node.json` was in the database first. A write-ahead log that is gone or spoilt takes what it had
+        along without a word, and what is left is whole."""
+        if self._is_told:
+            return
+        log.critical(
+            "%s is older than %s: what was written there last is gone. Records of jobs come again from other nodes",
+            self._folder / FILE_NAME,
+            IDENTITY_FILE,
         )
 
     def _lock(self) -> None:
@@ -207,8 +222,10 @@ class Store:
         kept = read_identity(self._folder)
         me = NodeId(node[0]) if node else kept.node_id if kept else NodeId(secrets.token_hex(16))
         promised = Ballot(promise[0], NodeId(promise[1])) if promise else NO_BALLOT
-        if kept is not None and kept.node_id == me:
-            promised = max(promised, kept.promised)
+        if kept is not None and kept.node_id == me and kept.promised > promised:
+            promised = kept.promised
+            self._tell_lost()
+            db.execute("INSERT OR REPLACE INTO promise VALUES (1, ?, ?)", (promised.term, promised.node_id))
         if node is None:
             db.execute("INSERT INTO node VALUES (?)", (me,))
         self._identify(Identity(me, promised))
