@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,29 @@ async def test_what_a_killed_worker_could_not_say_is_added(run: Watched) -> None
     assert (report["kind"], report["returncode"]) == ("killed", -9)
     assert "interrupted" in (place / "events.jsonl").read_text().splitlines()[-1]
     assert (place / "worker.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, "disk_full"), (errno.EDQUOT, "disk_full"), (errno.EIO, None)]
+)
+async def test_a_disk_that_is_full_is_the_failure_where_nobody_could_write_it_down(
+    run: Watched, monkeypatch: pytest.MonkeyPatch, number: int, kind: str | None
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tiermesh.adapters.trainer.add_event", refuse)
+    write_script(run.run_folder.path, [{"say": STEP}, {"exit": 1}])
+    if kind is None:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            await run.run()
+        return
+    ending = await run.run()
+    assert (ending.how, run.names()[-1]) == ("failed", "failed")
+    told = run.told[-1].model_dump()
+    assert (told["kind"], told["step"]) == (kind, 7)
+    assert "no space is left" in ending.reason
+    assert "free some space" in told["advice"]
 
 
 async def test_reports_of_deaths_are_bounded(run: Watched) -> None:

@@ -132,7 +132,7 @@ async def test_a_node_that_can_not_keep_its_word_does_not_give_it(world: World, 
     sent = world.kinds().count("sent")
     reactor.on_message(PEER, RUN, encode(Claim(Ballot(70_000, PEER))))
     await world.until(lambda: "quit" in world.kinds())
-    assert ("quit", Quit("the disk is full")) in world.log
+    assert ("quit", Quit("the disk is full; then start it again")) in world.log
     assert world.kinds().count("sent") == sent
     world.disk_error = None
     reactor.on_message(PEER, RUN, encode(Claim(Ballot(70_000, PEER))))

@@ -150,7 +150,8 @@ class Room:
             raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit: {kept}")
         if short > (freed := sum(found.size_bytes for found in loose if found.is_only_here)):
             room = max(0, wanted_bytes - short + freed)
-            raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit on this node's disk, which has {room:,} to spare")
+            told = f"{room:,} to spare besides the {FREE_RESERVE_BYTES:,} that stay free"
+            raise BodyTooLarge(f"{wanted_bytes:,} bytes don't fit on this node's disk, which has {told}")
         gone = False
         for found in loose:
             if over <= 0 and short <= 0:

@@ -142,7 +142,7 @@ class Store:
             raise
         except (OSError, sqlite3.Error, ValueError, OverflowError) as error:  # the last two: what SQLite can't hold
             raise StateUnwritable(
-                f"the state folder {self._folder} can't be written: {error}. Free or repair the disk, then start again"
+                f"the state folder {self._folder} can't be written: {error}. Free or repair the disk"
             ) from error
 
     def _open(self) -> Saved:

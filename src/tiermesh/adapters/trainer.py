@@ -8,6 +8,7 @@ read, and what a worker that was killed could not say itself is added to it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import sys
@@ -56,6 +57,8 @@ MAX_RESTARTS = 3
 """After kills for lack of memory, each of a worker that takes less: what dies a fourth time is too large for this
 machine."""
 _ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {"train": (), "estimate": ("--estimate",), "evaluate": ("--evaluate",)}
+
+NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,10 @@ class Trainer:
                     break
                 launch = replace(launch, tighter=attempt + 1)
                 self._tell(_restarted(ending, launch))
-            self._tell_of_death(ending, life)
+            try:
+                self._tell_of_death(ending, life)
+            except OSError as error:
+                ending = self._of_disk(ending, life, error)
             return replace(ending, micro_batch_size=life.micro_batch_size)
 
     def stop(self) -> None:
@@ -198,6 +204,17 @@ class Trainer:
         crash = write_death_report(self._launch.folder, life.death(ending))
         kind: FailureKind = "out_of_memory" if ending.how == "out_of_memory" else "unexplained"
         self._tell(Failed(kind=kind, message=ending.reason, advice=ADVICE[kind], step=life.step, crash=crash))
+
+    def _of_disk(self, ending: Ending, life: _Life, error: OSError) -> Ending:
+        """What a worker that died on a full disk could not write down either. Raises `error` when it is another."""
+        if error.errno not in NO_SPACE:
+            raise error
+        if ending.how == "stopped":
+            return ending
+        message = f"no space is left at {self._launch.folder.path}; what was saved before is untouched"
+        last = Failed(kind="disk_full", message=message, advice=ADVICE["disk_full"], step=life.step)
+        self._on_event(last)
+        return Ending("failed", message, last)
 
     def _tell(self, event: TrainingEvent) -> None:
         add_event(self._launch.folder.events, event)

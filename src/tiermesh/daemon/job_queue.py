@@ -38,6 +38,8 @@ class JobQueue:
         self._waiting: list[JobEffect | asyncio.Future[None]] = []
         """A future: somebody wants to know when all before it is done."""
         self._writing: asyncio.Task[None] | None = None
+        self._is_told = False
+        """Was it said that the disk takes nothing?"""
 
     def put(self, effects: list[JobEffect]) -> None:
         """Behind all others."""
@@ -77,6 +79,9 @@ class JobQueue:
                     self._waiting = [*self._left(batch, error), *self._waiting]
                     await asyncio.sleep(UNWRITTEN_S)
                     continue
+                if newest and self._is_told:
+                    self._is_told = False
+                    log.info("records of jobs are saved again")
                 for each in batch:
                     self._do(each)
         finally:
@@ -86,7 +91,12 @@ class JobQueue:
         self, batch: list[JobEffect | asyncio.Future[None]], error: StateUnwritable
     ) -> list[JobEffect | asyncio.Future[None]]:
         """What is to be tried again."""
-        log.error("records of jobs can't be saved, and are tried again: %s", error)
+        log.log(
+            logging.DEBUG if self._is_told else logging.ERROR,
+            "records of jobs can't be saved, which is tried again: %s",
+            error,
+        )
+        self._is_told = True
         self._on_unwritten(error)
         left: list[JobEffect | asyncio.Future[None]] = []
         for each in batch:

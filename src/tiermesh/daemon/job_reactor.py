@@ -128,7 +128,8 @@ class JobReactor:
         return self._foreman.leads
 
     async def accept(self, job: Job) -> Job:
-        """As coordinator: on two disks when it returns. Raises `JobExists`, `JobRefused` or `Unavailable`."""
+        """As coordinator: on two disks when it returns. Raises `JobExists`, `JobRefused`, `StateUnwritable` or
+        `Unavailable`."""
         answer: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(job.id, []).append(answer)
         self._perform(self._foreman.submit(*_now(), job))
@@ -145,12 +146,15 @@ class JobReactor:
                 self._asked.pop(job.id, None)
 
     async def decide(self, key: str, decision: Decision) -> Job:
-        """As coordinator. Raises `NotFound`, `NotPossibleNow`, `Unavailable`."""
+        """As coordinator. Raises `NotFound`, `NotPossibleNow`, `Unavailable`, `StateUnwritable`."""
         job = self.find(key)
         if job.forgotten:
             raise unknown(key)
         self._perform(self._foreman.decide(*_now(), job.id, decision))
-        await self._queue.settled()
+        try:
+            await self._queue.settled()
+        except StateUnwritable as error:
+            raise self._of_disk(error, "this is done when it can be") from error
         return self.find(job.id)
 
     async def hear(self, node: NodeId, said: Iterable[AttemptSaid]) -> list[HeardReport]:
@@ -274,9 +278,16 @@ class JobReactor:
         self._schedule()
 
     def _unwritten(self, error: StateUnwritable) -> None:
+        error = self._of_disk(error, "the job is taken when it can be; sent again with its id it is the same job")
         for future in [each for some in self._asked.values() for each in some]:
             if not future.done():
                 future.set_exception(error)
+
+    def _of_disk(self, error: StateUnwritable, then: str) -> StateUnwritable:
+        """For whoever asked for something, of any node."""
+        me = self._view().members.get(self._me)
+        name = "this node" if me is None else me.status.name
+        return StateUnwritable(f"{name}, which coordinates, writes nothing down just now; {then}: {error}")
 
     def _carry_out(self, effect: JobEffect) -> None:
         match effect:

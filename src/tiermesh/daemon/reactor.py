@@ -183,7 +183,7 @@ class Reactor:
             log.critical("the promise %s could not be saved: %s", effect.promised, error)
             self._queue.clear()
             self._mute = True
-            self._on_quit(Quit(str(error)))
+            self._on_quit(Quit(f"{error}; then start it again"))
             return
         finally:
             self._drain = None
