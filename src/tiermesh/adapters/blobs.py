@@ -54,11 +54,11 @@ class Blobs:
     def __init__(self, folder: Path, *, cap_bytes: int = CAP_BYTES) -> None:
         self._folder = folder
         self._pins = Pins(folder / PINS)
-        self._room = Room(folder, cap_bytes, is_needed=self._pins.needs, on_gone=self._forgotten)
         self._parts: dict[str, Intake] = {}
         """With what was hashed so far."""
         self._sound: set[str] = set()
         """Known to be what their names say."""
+        self._room = Room(folder, cap_bytes, is_needed=self._pins.needs, on_gone=self._sound.discard)
         self._busy: set[str] = set()
         """Parts that are being written just now."""
 
@@ -217,7 +217,7 @@ class Blobs:
         for digest in frozenset(digests):
             if not self._pins.needs(digest):
                 self._room.discard(self._folder / digest)
-                self._forgotten(digest)
+                self._sound.discard(digest)
                 self.drop_part(digest)
         self._room.empty_soon()
 
@@ -320,9 +320,6 @@ class Blobs:
     def _stale_parts(self) -> list[Path]:
         """Blocks."""
         return [path for path in self._folder.glob(f"{PART}*") if _is_stale(path)]
-
-    def _forgotten(self, sha256: str) -> None:
-        self._sound.discard(sha256)
 
 
 def safe_name(name: str) -> str:
