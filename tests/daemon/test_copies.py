@@ -430,13 +430,30 @@ async def test_what_a_disk_spoiled_is_fetched_anew(mesh: CopyingMesh, run: RunFo
     await copied(one, job, run, 4)
     (copy,) = others(mesh, job)
     tensors = digest((run.checkpoints / "step-00000004" / "tensors.safetensors").read_bytes())
-    again = Blobs(copy.folder / "blobs")
-    again.open()
-    spoiled = copy.folder / "blobs" / tensors
-    spoiled.write_bytes(b"!" + spoiled.read_bytes()[1:])
-    assert await again.sound(tensors) is None
+    spoil(copy.folder / "blobs" / tensors)
     assert await copy.copies.prepare(job, 2, second, one.told[-1][2])
     assert digest((second.checkpoints / "step-00000004" / "tensors.safetensors").read_bytes()) == tensors
+
+
+@pytest.mark.parametrize("what", ["the list", "the tensors"])
+async def test_what_a_disk_spoiled_and_nobody_gives_is_done_without(
+    mesh: CopyingMesh, run: RunFolder, tmp_path: Path, what: str
+) -> None:
+    one, job, second = mesh["one"], new_job(), RunFolder(tmp_path / "second")
+    await copied(one, job, run, 4)
+    await copied(one, job, run, 8)
+    newest = one.told[-1][2]
+    (copy,) = [node for node in others(mesh, job) if len(checkpoints_of(node.blobs, job)) == 2]
+    tensors = digest((run.checkpoints / "step-00000008" / "tensors.safetensors").read_bytes())
+    for node in (one, copy):
+        spoil(node.folder / "blobs" / (newest.artifact if what == "the list" else tensors))
+    assert await copy.copies.prepare(job, 2, second, newest)
+    assert second.latest.read_text() == "step-00000004\n"
+
+
+def spoil(path: Path) -> None:
+    """One byte, after it was found to be sound."""
+    path.write_bytes(b"!" + path.read_bytes()[1:])
 
 
 async def test_no_room_for_it_here_is_no_fault_of_the_job(

@@ -90,6 +90,10 @@ class Blobs:
         self._sound.add(sha256)
         return path
 
+    def doubt(self, digests: Iterable[str]) -> None:
+        """Look at every byte of these once more before `sound` gives them: what comes of them can't be undone."""
+        self._sound.difference_update(digests)
+
     def received(self, sha256: str) -> int:
         """Bytes that are here of an upload in pieces that is not whole."""
         try:

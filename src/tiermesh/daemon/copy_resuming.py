@@ -83,12 +83,13 @@ class Resuming:
         return True
 
     async def _newest(self, job: str, checkpoint: Checkpoint, owner: str) -> Manifest:
-        """What this checkpoint has or, where nobody gives it, an earlier one that is kept here."""
+        """What this checkpoint has or, where nobody gives it whole, an earlier one that is kept here."""
         others = copy_order(self._view(), self._me, job)
         holders = self._holders((*checkpoint.holders, *others))
-        earlier = [
-            one.artifact for one in reversed(checkpoints_of(self._fetcher.blobs, job)) if one.step < checkpoint.step
-        ]
+        kept, blobs = checkpoints_of(self._fetcher.blobs, job), self._fetcher.blobs
+        for one in kept:  # a disk may have damaged them since they came, and nobody would train so long for nothing
+            blobs.doubt(blobs.pinned(str(one)))
+        earlier = [one.artifact for one in reversed(kept) if one.step < checkpoint.step]
         missing: Unavailable | None = None
         for artifact in (checkpoint.artifact, *earlier):
             try:
