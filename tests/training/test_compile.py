@@ -193,7 +193,11 @@ def test_what_compiling_takes_is_told(tmp_path: Path, model: Path) -> None:
 def test_a_person_is_shown_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     took = "layers compiled in 48.2 s (and kept for later starts)"
     assert line_of(Phase(phase="probe", state="completed", detail=took)) == took
-    known = {f"{part}_bytes": 0 for part in PARTS} | {"micro_batch_size": 2, "checkpointing": False, "fits": True}
+    known: dict[str, Any] = {f"{part}_bytes": 0 for part in PARTS} | {
+        "micro_batch_size": 2,
+        "checkpointing": False,
+        "fits": True,
+    }
     known |= {"steps": 9, "step_s": 1.0, "seconds": 20.0, "seconds_low": 16.0, "seconds_high": 24.0}
     show_estimate(known | {"compiling_first_s": 48.2, "compiling_s": 7.9})
     assert "to compile the layers: 8 s at each start here (the first time, just now: 48 s)" in capsys.readouterr().out
