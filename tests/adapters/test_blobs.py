@@ -296,6 +296,17 @@ async def test_what_breaks_off_gives_its_room_back(blobs: Blobs, tmp_path: Path)
     await blobs.put_whole(b"y" * 900)
 
 
+async def test_what_is_kept_takes_the_place_of_a_file_that_the_disk_has_spoilt(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"hello")
+    blobs = Blobs(tmp_path / "blobs")
+    blobs.open()
+    await blobs.put_whole(b"hello")
+    (tmp_path / "blobs" / HELLO).write_bytes(b"hallo")
+    blobs.doubt([HELLO])
+    assert await blobs.adopt(tmp_path / "source") == (HELLO, 5)
+    assert (tmp_path / "blobs" / HELLO).read_bytes() == b"hello"
+
+
 async def test_a_file_of_this_machine_is_kept_without_a_copy(blobs: Blobs, tmp_path: Path) -> None:
     source = tmp_path / "tensors"
     source.write_bytes(b"hello")

@@ -68,6 +68,14 @@ async def test_one_that_ended_by_itself_tells_how_and_its_last_words(tmp_path: P
     assert child.last_words == "out of memory"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+async def test_a_full_disk_loses_the_log_and_not_the_child(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    child = await spawn("for n in range(9): print('line', n, flush=True)\nraise SystemExit(3)", tmp_path)
+    assert await child.wait() == 3
+    assert child.last_words == "line 8"
+
+
 def test_on_the_loop_that_the_daemon_runs_on_too(tmp_path: Path) -> None:
     uvloop = pytest.importorskip("uvloop")
 

@@ -165,6 +165,7 @@ class Blobs:
         """
         try:
             sha256, size = await in_thread(self._adopt, path)
+            self._sound.add(sha256)
             self._room.grew(size)
             return sha256, size
         except FileNotFoundError:
@@ -288,7 +289,7 @@ class Blobs:
     def _adopt(self, path: Path) -> tuple[str, int]:
         sha256, size = sha256_of(path), path.stat().st_size
         final = self._folder / sha256
-        if self._room.touch(final):
+        if sha256 in self._sound and self._room.touch(final):
             return sha256, size
         staged = self._folder / f"{STAGED}{secrets.token_hex(8)}"
         try:

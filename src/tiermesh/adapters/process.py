@@ -127,7 +127,8 @@ class Process:
         with _RotatingFile(path) as file:
             async with _output_of(self._child) as output:
                 while block := await output.read(READ_BYTES):
-                    file.write(block)
+                    with contextlib.suppress(OSError):  # a full disk loses lines of a log, and not who writes them
+                        file.write(block)
                     *lines, unfinished = (unfinished[-READ_BYTES:] + block).split(b"\n")
                     self._keep(lines)
         self._keep([unfinished])

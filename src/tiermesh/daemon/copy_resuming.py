@@ -79,7 +79,7 @@ class Resuming:
         finally:
             self._fetcher.blobs.unpin(owner)
         self._missed.pop(job, None)
-        log.info("job %s: attempt %d goes on from step %d", job, attempt, checkpoint.step)
+        log.info("job %s: attempt %d goes on from %s", job, attempt, await asyncio.to_thread(_newest_of, run))
         return True
 
     async def _newest(self, job: str, checkpoint: Checkpoint, owner: str) -> Manifest:
@@ -106,3 +106,11 @@ class Resuming:
         if any(node in members and members[node].state != "down" for node in checkpoint.holders if node != self._me):
             return True
         return time.monotonic() < missed_at + GIVE_UP_S
+
+
+def _newest_of(run: RunFolder) -> str:
+    """Blocks."""
+    try:
+        return run.latest.read_text("utf-8").strip()
+    except OSError:
+        return "a checkpoint"
