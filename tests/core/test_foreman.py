@@ -523,6 +523,30 @@ class TestTakeover:
         assert len(of(Collect, early)) >= 2, "asked again and again"
         assert of(AskEstimate, foreman.tick(100.0 + COLLECT_S, 1.0))
 
+    def just_spoken(self) -> Stage:
+        """After a power cut: A, which is not a member again yet, says that its attempt stopped."""
+        stage = Stage(A, B)
+        stage.foreman = Foreman(ME, JobRules(), [self.record()])
+        stage.member(A, "down")
+        stage.says(1, state="stopped", reason="its node ended", step=30)
+        assert stage.job().state == "queued"
+        return stage
+
+    def test_a_node_that_is_just_coming_back_is_waited_for(self) -> None:
+        stage = self.just_spoken()
+        stage.passes(2.0)
+        assert stage.ordered_on() == []
+        stage.member(A)
+        stage.passes(1.0)
+        assert stage.ordered_on() == [A]
+        assert stage.at_work().id == (1, Ballot(3, B))
+
+    def test_but_no_longer_than_a_lease(self) -> None:
+        stage = self.just_spoken()
+        stage.passes(JobRules().lease_s + 1.0)
+        (node,) = set(stage.ordered_on())
+        assert node != A
+
     def test_an_attempt_that_nobody_knows_of_trains_on_and_its_node_is_asked(self) -> None:
         stage = Stage(A).lead()
         told = AttemptTold(JobId("J1"), 1, Ballot(3, B), Told(seq=1))

@@ -99,6 +99,8 @@ def _begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | N
     if (home := _home(reign, job, places)) is not None:
         _order(reign, job, home)
         return home
+    if _may_come_home(reign, job, places):
+        return None
     found = _choose(reign, job, places)
     if found.node is None:
         return None
@@ -123,6 +125,14 @@ def _home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | No
     if job.current is None or (there := places.get(job.current.node)) is None:
         return None
     return place(None, ANY, (_for_job(reign, job, there),), battery=reign.rules.train_on_battery).node
+
+
+def _may_come_home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> bool:
+    """After a power cut the nodes come one after the other, and the one that trained has the newest checkpoint."""
+    if job.current is None or reign.now >= reign.began_at + reign.rules.lease_s:
+        return False
+    there = places.get(job.current.node)
+    return there is None or there.state == "down"
 
 
 def _order(reign: Reign, job: Job, node: NodeId) -> None:

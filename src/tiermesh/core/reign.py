@@ -42,7 +42,7 @@ class Reign:
 
     def __init__(self, now: float, me: NodeId, rules: JobRules, records: dict[JobId, Job]) -> None:
         self.me = me
-        self.now = now
+        self.now = self.began_at = now
         self.wall = 0.0
         self.rules = rules
         self.records = records

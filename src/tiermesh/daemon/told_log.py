@@ -49,7 +49,8 @@ class ToldLog:
                 log.error("what was kept of an attempt can't be read: %s", error)
                 continue
             if kept.told.state == "running":
-                kept.told = next_told(kept.told, state="stopped", reason="its node ended")
+                # Whatever it was at: it was no refusal, and the node may have a checkpoint of it.
+                kept.told = next_told(kept.told, state="stopped", phase="", reason="its node ended")
             if kept.at < now - KEPT_S and kept.told.is_end:
                 await self._forget(key)
             else:

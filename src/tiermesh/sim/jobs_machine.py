@@ -126,7 +126,7 @@ class Room:
         """The machine lost its power: what was not saved is gone."""
         if self.running is not None:
             trial = self.trials[self.running]
-            trial.told = replace(trial.told, state="stopped", step=trial.saved, reason="its node ended")
+            trial.told = replace(trial.told, state="stopped", phase="", step=trial.saved, reason="its node ended")
             self.running = None
 
     def to_tell(self) -> list[tuple[TrialKey, Trial]]:
