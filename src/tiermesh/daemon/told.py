@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tiermesh.adapters.trainer import Ending
-from tiermesh.core.attempts import AttemptId, Told
+from tiermesh.core.attempts import PREPARING, AttemptId, Told
 from tiermesh.core.codec import decode_value, encode_value
 from tiermesh.core.jobs import JobId, clip
 from tiermesh.protocol.cluster import BallotReport
@@ -72,9 +72,12 @@ def after_step(told: Told, event: StepDone) -> Told:
 
 
 def after_end(told: Told, ending: Ending) -> Told:
-    """A worker that was killed by somebody may go on; one that crashed would crash again."""
+    """A worker that was killed by somebody may go on; one that crashed would crash again. A full disk is this node's
+    and not the job's: it can't have the job for now, as one that had refused it."""
     reached = ending.micro_batch_size
     match ending.how, ending.last:
+        case "failed", Failed(kind="disk_full") as last:
+            return next_told(told, state="stopped", phase=PREPARING, reason=last.message)
         case "failed", Failed() as last:
             advice = f". {last.advice}" if last.advice else ""
             reason = f"{last.message}{advice}"
