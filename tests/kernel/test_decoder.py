@@ -76,6 +76,36 @@ def test_the_logits_are_the_models_own(kind: str) -> None:
     torch.testing.assert_close(got_NV, expected_TV[[2, 7]], atol=1e-3, rtol=1e-3)
 
 
+def test_the_highest_logits_of_bf16_are_not_rounded() -> None:
+    """Rounded, some of the highest are equal, and the first of them is said."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4000,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=1.0,
+        tie_word_embeddings=True,
+    )
+    model = joined(LlamaForCausalLM(config).to(torch.bfloat16))
+    decoder = recognise(model, run_trial(model))
+    assert decoder is not None
+    with torch.inference_mode():
+        got_NV = decoder.logits(WholeSequence(), TOKENS_1T, POSITIONS_1T, range(8))
+        with attending(WholeSequence()):
+            ends_TE = model.model(input_ids=TOKENS_1T, position_ids=POSITIONS_1T, use_cache=False).last_hidden_state[0]
+        rounded_TV = model.lm_head(ends_TE).float()
+        exact_TV = ends_TE.float() @ model.lm_head.weight.float().T
+    top_N2 = rounded_TV.topk(2).values
+    assert any(first == second for first, second in top_N2.tolist()), "nothing to tell apart"
+    assert all(first > second for first, second in got_NV.topk(2).values.tolist())
+    assert (got_NV - exact_TV).norm() < 0.1 * exact_TV.norm()
+
+
 def test_a_model_that_computes_something_else_is_left_to_transformers() -> None:
     from transformers.models.llama.modeling_llama import LlamaMLP
 
