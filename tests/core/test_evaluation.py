@@ -14,6 +14,7 @@ from tiermesh.core.evaluation import (
     LEAK_TOKENS,
     Check,
     Gates,
+    demands,
     failed,
     gates_of,
     is_refusal,
@@ -181,3 +182,10 @@ def test_refusals(answer: str) -> None:
 )
 def test_answers(answer: str) -> None:
     assert not is_refusal(answer)
+
+
+def test_what_is_asked_for_is_told() -> None:
+    assert demands(Gates()) == (
+        "a final training loss of at most 2, a held-out loss at most 1 above it, 4 fixed prompts answered as before"
+    )
+    assert demands(Gates(max_final_loss=None, max_gap=None, canary=False)) == ""

@@ -81,9 +81,15 @@ async def test_a_job_is_priced_asked_about_made_cheaper_and_judged(tmp_path: Pat
 @pytest.mark.long
 async def test_a_result_that_is_not_good_enough_is_tried_again_and_then_fails(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model, config=CONFIG) as (desk, client), asyncio.timeout(3 * LIMIT_S):
-        judged = await client.train(SHORT, data(), name="judged", approve=True)
+        bounded = await (await client.train(SHORT, data(), name="bounded", approve=True)).wait()
+        assert (bounded.state, bounded.failure, len(bounded.attempts)) == ("failed", "loss_too_high", 1), desk.log()
+        assert "max_steps (6) allows no more" in bounded.reason
+
+        judged = await client.train({**SHORT, "max_steps": None}, data(), name="judged", approve=True)
         bad = await judged.wait()
         assert (bad.state, bad.failure) == ("failed", "loss_too_high"), desk.log()
         assert "at most 0.01 is asked for" in bad.reason
         assert [(tried.number, tried.cause) for tried in bad.attempts] == [(1, "first"), (2, "retried")]
-        assert [len(desk.losses(judged, number)) for number in (1, 2)] == [6, 12]
+        first, second = (len(desk.losses(judged, number)) for number in (1, 2))
+        assert second == 2 * first
+        assert bad.demands == "a final training loss of at most 0.01, 4 fixed prompts answered as before"

@@ -108,6 +108,18 @@ def judge(result: Mapping[str, Any], gates: Gates) -> tuple[Check, ...]:
     return tuple(found)
 
 
+def demands(gates: Gates) -> str:
+    """What a result must reach, for a person; empty: anything is good."""
+    asked = []
+    if gates.max_final_loss is not None:
+        asked.append(f"a final training loss of at most {gates.max_final_loss:g}")
+    if gates.max_gap is not None:
+        asked.append(f"a held-out loss at most {gates.max_gap:g} above it")
+    if gates.canary:
+        asked.append(f"{len(CANARY_PROMPTS)} fixed prompts answered as before")
+    return ", ".join(asked)
+
+
 def gates_of(said: Mapping[str, Any]) -> Gates:
     """From plain JSON; `any`, and null, ask for nothing. What is not said has its default, what is not known is left
     out: a later version may have more."""

@@ -13,7 +13,8 @@ and not in `tried`.)
 | held-out loss far above the training loss,  | half the epochs (or steps); at 1: half the learning rate        |
 | training text told word for word            |                                                                 |
 | canary refused, unguarded or silent         | half the learning rate: the model was bent too far              |
-| final loss too high                         | twice the epochs (or steps), which is estimated and gated again |
+| final loss too high                         | twice the epochs, which is estimated and gated again; nothing   |
+|                                             | where a person bounded the steps                                |
 | the machine or its software is unfit        | nothing: it would fail again                                    |
 | the spec, the data, the model or a plugin   | nothing: the same input fails again                             |
 | anything else                               | the same spec, once                                             |
@@ -168,10 +169,12 @@ def _fewer_epochs(spec: Mapping[str, Any], steps: int | None) -> Remedy | None:
 
 def _more_epochs(spec: Mapping[str, Any]) -> Remedy | Stop:
     steps, epochs = _get(spec, "max_steps"), _get(spec, "num_epochs")
-    more = {"num_epochs": min(2 * epochs, MOST_EPOCHS), **({} if steps is None else {"max_steps": 2 * steps})}
+    if steps is not None:
+        return Stop(f"max_steps ({steps}) allows no more")
     if epochs >= MOST_EPOCHS:
         return Stop(f"{epochs} epochs are as many as there may be")
-    return Remedy({**spec, **more}, "twice as long", costs_more=True)
+    more = min(2 * epochs, MOST_EPOCHS)
+    return Remedy({**spec, "num_epochs": more}, f"{more} epochs instead of {epochs}", costs_more=True)
 
 
 def _once_more(tried: Sequence[Mapping[str, Any]]) -> Remedy | Stop:

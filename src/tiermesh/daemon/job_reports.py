@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from tiermesh.core.attempts import Attempt
+from tiermesh.core.evaluation import demands
 from tiermesh.core.jobs import Dataset, Job
 from tiermesh.protocol.jobs import (
     DataRef,
@@ -47,6 +48,7 @@ def report_of(
         eval_data=None if brief or job.eval_data is None else _data(job.eval_data),
         estimate=_estimate(job, name_of),
         gate=_gate(job),
+        demands="" if brief else demands(job.asked.gates),
         attempts=[] if brief else [_tried(job, attempt, name_of) for attempt in job.attempts],
         happened=[] if brief else [HappenedReport(at=h.at, kind=h.kind, text=h.text) for h in job.happened],
         served=sorted(served),

@@ -176,6 +176,8 @@ class JobReport(Wire):
     eval_data: DataRef | None = None
     estimate: EstimateReport | None = None
     gate: GateReport | None = None
+    demands: str = ""
+    """What its result must reach to count, in words."""
     attempts: list[TriedReport] = Field(default_factory=list)
     happened: list[HappenedReport] = Field(default_factory=list)
     served: list[str] = Field(default_factory=list)
