@@ -177,6 +177,30 @@ def test_gates_of_a_job(mesh: Mesh, jobs: FakeJobs) -> None:
     assert (done.exit_code, "there are max_final_loss, max_gap, canary" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            ("--gate", "max_final_loss=banana"),
+            "--gate max_final_loss is 'banana', but must be a number of at least 0, or any",
+        ),
+        (("--gate", "canary=maybe"), "--gate canary is 'maybe', but must be true or false"),
+        (
+            ("--name", "x/../y"),
+            "--name 'x/../y': a name has letters (a-z), digits, '.', '_', ':' and '-', begins with a letter or a digit, "
+            "and has at most 100 characters",
+        ),
+        (("--set", "lora.rr=8"), "lora.rr is no field; did you mean lora.r?"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_shown_or_sent(
+    mesh: Mesh, jobs: FakeJobs, wrong: tuple[str, str], said: str
+) -> None:
+    done = mesh("train", "spec.yaml", *wrong)
+    assert (done.exit_code, done.stdout, done.stderr) == (2, "", f"mesh: {said}\n")
+    assert jobs.desk.jobs == {}
+
+
 def test_json_is_the_job_and_its_events(mesh: Mesh) -> None:
     done = mesh("train", "spec.yaml", "--json")
     told = [json.loads(line) for line in done.stdout.splitlines()]

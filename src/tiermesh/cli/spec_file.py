@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tiermesh.config.yaml_text import plain_data
+from tiermesh.core.evaluation import parse_limit
 from tiermesh.errors import InvalidSpec
 
 SIZE_LIMIT_BYTES = 1024 * 1024
 """A spec is written by hand; anything larger is some other file, most likely the data."""
 GATES = ("max_final_loss", "max_gap", "canary")
-"""What `protocol.jobs.GatesGiven` has; the node that is asked says what is wrong with a value."""
+"""What `protocol.jobs.GatesGiven` has."""
 PATHS = ("dataset_path", "eval_path")
 """Fields that a file may give relative to its own folder."""
 
@@ -42,8 +43,29 @@ def gates_of(settings: Iterable[str]) -> dict[str, Any]:
         name, value = _setting(text, "--gate", "--gate max_final_loss=2.5 or --gate max_gap=any")
         if name not in GATES:
             raise InvalidSpec(f"--gate {text!r}: there are {', '.join(GATES)}", param="gate")
-        gates[name] = value
+        gates[name] = _gate(name, value)
     return gates
+
+
+def name_of(name: str | None) -> str | None:
+    """As it was given. Raises `InvalidSpec`."""
+    from tiermesh.protocol.jobs import check_name
+
+    try:
+        return name if name is None else check_name(name)
+    except ValueError as error:
+        raise InvalidSpec(f"--name {name!r}: {error}", param="name") from error
+
+
+def _gate(name: str, value: object) -> object:
+    if name == "canary":
+        if not isinstance(value, bool):
+            raise InvalidSpec(f"--gate canary is {value!r}, but must be true or false", param="gate")
+        return value
+    try:
+        return parse_limit(value)
+    except ValueError as error:
+        raise InvalidSpec(f"--gate {name} is {value!r}, but must be {error}", param="gate") from error
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def run(
     same is called again. Ctrl-C stops it after a checkpoint; a second one stops it at once.
     """
     from tiermesh.cli import submit, words
-    from tiermesh.cli.spec_file import gates_of
+    from tiermesh.cli.spec_file import gates_of, name_of
     from tiermesh.errors import InvalidSpec
     from tiermesh.protocol.training_problems import read_spec
 
@@ -149,7 +149,7 @@ def run(
     if said is not None:
         given = said.spec() | {field: value for field, value in given.items() if value is not None}
     asked = _spec_data(file, given, settings, _begun(out) if local else None)
-    spec = read_spec(asked)
+    spec, name, reach = read_spec(asked), name_of(name), gates_of(gates or ())
     if not local and not as_json:
         submit.show_spec(spec)
     if said is not None:
@@ -163,7 +163,7 @@ def run(
         name=name,
         yes=yes,
         max_usd=max_usd,
-        gates=gates_of(gates or ()),
+        gates=reach,
         priority=priority,
         open_data=open_data,
         detach=detach,

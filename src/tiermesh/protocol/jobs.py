@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from tiermesh.core.evaluation import parse_limit
 from tiermesh.protocol import ulid
 from tiermesh.protocol.validation import Wire
 from tiermesh.types import JobState
@@ -13,11 +15,31 @@ from tiermesh.types import JobState
 NAME_LIMIT = 100
 """Characters of a job's name, and of a dataset's."""
 
-Most = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] | Literal["any"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+
+
+def check_name(name: str) -> str:
+    """A job's name, or a model's. Raises ValueError, saying what would be right."""
+    if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a name has letters (a-z), digits, '.', '_', ':' and '-', begins with a letter or a digit, and has at most "
+            f"{NAME_LIMIT} characters"
+        )
+    return name
+
+
+def _limit(value: object) -> float | Literal["any"]:
+    try:
+        return parse_limit(value)
+    except ValueError as error:
+        raise ValueError(f"must be {error}") from None
+
+
+Most = Annotated[float | Literal["any"], PlainValidator(_limit)]
 """A limit, or none."""
 Ulid = Annotated[str, Field(pattern=ulid.PATTERN)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=NAME_LIMIT)]
+Label = Annotated[str, AfterValidator(check_name)]
 """What can be typed after a command, and stand in a URL."""
 
 

@@ -149,7 +149,7 @@ def _alternatives(given: str, group: Sequence[int | str]) -> str:
         model = model if isinstance(part, int) else _model_under(model, part)
     known = list((model or Named).model_fields)
     near = difflib.get_close_matches(given, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"did you mean {_path([*group, near[0]])}?" if near else f"there are {', '.join(known)}"
 
 
 def _path(location: Sequence[int | str]) -> str:
