@@ -11,7 +11,7 @@ import pytest
 from tiermesh.client import Data, TrainingJob, jobs
 from tiermesh.client.job_door import submission
 from tiermesh.client.jobs import Decision, LogText
-from tiermesh.errors import EngineFailed, NotFound, TiermeshError, Unavailable
+from tiermesh.errors import DataUnusable, EngineFailed, NotFound, TiermeshError, Unavailable
 from tiermesh.protocol.jobs import JobReport, ResultReport
 from tiermesh.protocol.training_events import Warned
 
@@ -123,6 +123,15 @@ async def test_data_is_a_file_or_in_memory(tmp_path: Path) -> None:
     assert await file.sha256() == await memory.sha256()
     assert [piece async for piece in file.chunks()] == [piece async for piece in memory.chunks()] == [b"text\nx\n"]
     assert [piece async for piece in file.chunks(2, 3)] == [piece async for piece in memory.chunks(2, 3)] == [b"xt\n"]
+
+
+async def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataUnusable, match=r"can't read the data .*nothere\.jsonl: no such file"):
+        await Data(tmp_path / "nothere.jsonl").sha256()
+
+
+def test_a_job_says_what_it_is() -> None:
+    assert repr(TrainingJob(Door([]), RUNNING)) == f"TrainingJob({RUNNING.name!r}, id={RUNNING.id!r}, state='running')"
 
 
 async def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

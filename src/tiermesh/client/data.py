@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tiermesh.errors import DataUnusable
+
 BLOCK_BYTES = 1 << 20
 """Read and sent at once."""
 
@@ -25,8 +27,12 @@ class Data:
         return self._source.stat().st_size if isinstance(self._source, Path) else len(self._source)
 
     async def sha256(self) -> str:
-        """Hexadecimal. Raises `OSError` for a file that can't be read."""
-        return await asyncio.to_thread(self._digest)
+        """Hexadecimal. Raises `DataUnusable` for a file that can't be read."""
+        try:
+            return await asyncio.to_thread(self._digest)
+        except OSError as error:
+            reason = (error.strerror or "unknown reason").lower()
+            raise DataUnusable(f"can't read the data {self._source!s}: {reason}") from error
 
     async def chunks(self, offset: int = 0, size_bytes: int | None = None) -> AsyncIterator[bytes]:
         """A part of it; None: up to its end."""

@@ -61,6 +61,9 @@ class TrainingJob:
         self.after = 0
         """The number of the last event that was given."""
 
+    def __repr__(self) -> str:
+        return f"TrainingJob({self.name!r}, id={self.id!r}, state={self.report.state!r})"
+
     @property
     def id(self) -> str:
         return self.report.id

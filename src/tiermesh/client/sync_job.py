@@ -18,6 +18,9 @@ class SyncJob:
         self._job = job
         self._thread = thread
 
+    def __repr__(self) -> str:
+        return f"SyncJob({self.name!r}, id={self.id!r}, state={self.report.state!r})"
+
     @property
     def id(self) -> str:
         return self._job.id
