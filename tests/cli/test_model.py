@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,17 @@ def test_list_says_what_is_here_and_what_could_be(alone: Mesh, monkeypatch: pyte
     assert lines[3].split() == ["big", "large", "no", "93.0", "MB", "to", "fetch"]
     rows = json.loads(alone("model", "list", "--json").stdout)
     assert [(row["name"], bool(row["local"])) for row in rows] == [("tiny", True), ("big", False)]
+
+
+def test_list_without_an_answer_is_of_this_machine(alone: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_source, "list_models", lambda: [KnownModel("tiny", "small", 9, TINY)])
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        done = alone("model", "list", "--url", url)
+        assert (done.exit_code, "tiny" in done.stdout) == (0, True)
+        assert f"what the mesh has trained is not known, because no daemon answers at {url}" in done.stderr
+        assert [row["name"] for row in json.loads(alone("model", "list", "--json", "--url", url).stdout)] == ["tiny"]
 
 
 def test_pull_says_where_the_model_is(alone: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from tiermesh.cli import connect
+from tiermesh.cli.outcome import say_error
 from tiermesh.cli.render import size, table
+from tiermesh.errors import DeadlineExceeded, EngineFailed, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -138,14 +140,19 @@ async def _ask(url: str | None, question: Callable[[RemoteClient], Awaitable[T]]
 
 
 async def _trained(url: str | None) -> TrainedList:
-    """Nobody is searched for, because the rest of the list needs no daemon."""
+    """Nobody is searched for, because the rest of the list needs no daemon; one that was named and is away is told."""
     from tiermesh.protocol.serving import TrainedList
 
-    url = url or await connect.find_here()
+    said, url = url, url or await connect.find_here()
     if url is None:
         return TrainedList(models=[])
-    async with connect.open_mesh(url) as mesh:
-        return await mesh.trained_models()
+    try:
+        async with connect.open_mesh(url) as mesh:
+            return await mesh.trained_models()
+    except (Unavailable, EngineFailed, DeadlineExceeded) as error:
+        asked = said or "this machine"
+        say_error(f"what the mesh has trained is not known, because no daemon answers at {asked}: {error}")
+        return TrainedList(models=[])
 
 
 def _trained_row(one: TrainedModel) -> tuple[str, ...]:
