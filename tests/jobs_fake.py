@@ -76,6 +76,8 @@ class FakeDesk:
     asks: bool = False
     """Does the gate ask a person?"""
     refuses: bool = False
+    waits_for: str = ""
+    """Why jobs that were taken wait."""
     holds: bool = False
     """Do jobs stay `running` until they are cancelled?"""
     log: str = "loading\nready\n"
@@ -148,18 +150,21 @@ class FakeJobs(FakeMesh):
         asks = self.desk.asks and not body.get("approve")
         return JobReport(
             id=body["id"],
-            name=body.get("name") or "job_1",
+            name=self._free(body.get("name") or "job_1"),
             state="waiting" if asks else "refused" if self.desk.refuses else "queued",
             node="alpha",
             model=body["spec"]["model_name"],
             method=body["spec"].get("method", "lora"),
             submitted_at=1_780_000_000.0,
-            reason="over 5.00 USD" if self.desk.refuses else "",
+            reason="over 5.00 USD" if self.desk.refuses else self.desk.waits_for,
             spec=body["spec"],
             data=DataRef(**body["data"]),
             estimate=ESTIMATE,
             gate=GateReport(decision="wait" if asks else "approve", reason="0.28 USD is over 0.20"),
         )
+
+    def _free(self, name: str) -> str:
+        return f"{name}-2" if any(job.report.name == name for job in self.desk.jobs.values()) else name
 
     async def _jobs(self, request: web.Request) -> web.Response:
         return web.json_response({"jobs": [job.report.model_dump(mode="json") for job in self.desk.jobs.values()]})
@@ -220,6 +225,8 @@ class FakeJobs(FakeMesh):
         job, decision = self._find(request), request.match_info["decision"]
         if decision == "cancel" and not job.report.is_over:
             job.report = job.report.model_copy(update={"state": "cancelled", "reason": "cancelled"})
+        elif decision == "cancel" and job.report.state == "cancelled":
+            pass
         elif job.report.state != "waiting":
             message = f"job {job.report.name} is {job.report.state}: nothing is left to {decision}"
             return _refused(409, "not_possible_now", message)

@@ -169,6 +169,21 @@ def test_detached_it_is_sent_and_left(mesh: Mesh, jobs: FakeJobs) -> None:
     assert (told["name"], told["state"]) == ("two", "queued")
 
 
+def test_a_name_that_was_taken_and_a_reason_to_wait_are_said(mesh: Mesh, jobs: FakeJobs) -> None:
+    jobs.has("faq", "completed")
+    jobs.desk.waits_for = "waits: no node is called gpu9; there are n1, n2"
+    done = mesh("train", "spec.yaml", "--name", "faq", "--detach")
+    assert (done.exit_code, done.stderr) == (0, "mesh: the name faq was taken: this job is faq-2\n")
+    assert done.stdout.splitlines()[-1] == "it is queued: waits: no node is called gpu9; there are n1, n2"
+
+
+def test_what_is_cancelled_already_is_not_cancelled_again(mesh: Mesh, jobs: FakeJobs) -> None:
+    jobs.has("faq", "running")
+    assert mesh("jobs", "cancel", "faq").stdout == "job faq is cancelled\n"
+    done = mesh("jobs", "cancel", "faq")
+    assert (done.exit_code, done.stdout) == (0, "job faq is over already (cancelled): nothing was done\n")
+
+
 def test_gates_of_a_job(mesh: Mesh, jobs: FakeJobs) -> None:
     gates = ("--gate", "max_final_loss=any", "--gate", "max_gap=1.5", "--gate", "canary=false")
     assert mesh("train", "spec.yaml", "--detach", *gates).exit_code == 0
@@ -187,8 +202,8 @@ def test_gates_of_a_job(mesh: Mesh, jobs: FakeJobs) -> None:
         (("--gate", "canary=maybe"), "--gate canary is 'maybe', but must be true or false"),
         (
             ("--name", "x/../y"),
-            "--name 'x/../y': a name has letters (a-z), digits, '.', '_', ':' and '-', begins with a letter or a digit, "
-            "and has at most 100 characters",
+            "--name 'x/../y': a name has letters (a-z), digits, '.', '_', ':' and '-', begins with a letter "
+            "or a digit, and has at most 100 characters",
         ),
         (("--set", "lora.rr=8"), "lora.rr is no field; did you mean lora.r?"),
     ],
@@ -403,6 +418,14 @@ def test_logs_and_the_report(mesh: Mesh, jobs: FakeJobs, home: Path) -> None:
     jobs.has("faq", "completed")
     assert mesh("jobs", "logs", "faq").stdout == "loading\nready\n"
     assert mesh("jobs", "logs", "faq", "-n", "1").stdout == "ready\n"
+    text, jobs.desk.log = jobs.desk.log, ""
+    done = mesh("jobs", "logs", "faq")
+    assert (done.exit_code, done.stdout, done.stderr) == (
+        0,
+        "",
+        "mesh: the worker of attempt 1 has said nothing; what happened: mesh jobs watch faq\n",
+    )
+    jobs.desk.log = text
     assert mesh("jobs", "logs", "faq", "--follow").stdout == "loading\nready\n"
     assert mesh("jobs", "report", "faq").stdout == "# faq\n\n![loss](report.png)\n"
     assert json.loads(mesh("jobs", "report", "faq", "--json").stdout) == {"name": "faq"}

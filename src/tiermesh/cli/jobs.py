@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from tiermesh.cli import connect, names
+from tiermesh.cli.outcome import say_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,7 +71,11 @@ def logs(
     async def work(mesh: RemoteClient) -> None:
         found = await mesh.job(job)
         if not follow:
-            print(await found.logs(attempt=attempt, lines=lines), end="", flush=True)
+            text = await found.logs(attempt=attempt, lines=lines)
+            print(text, end="", flush=True)
+            if not text:
+                of = attempt or found.report.attempt
+                say_error(f"the worker of attempt {of} has said nothing; what happened: mesh jobs watch {found.name}")
             return
         async for text in found.follow_logs(lines=lines):
             print(text, end="", flush=True)
@@ -179,8 +184,20 @@ def _list(url: str | None, *, as_json: bool) -> None:
 
 
 def _decide(job: str, decision: Decision, url: str | None, *, as_json: bool) -> None:
-    told: JobReport = connect.run(_ask(url, lambda mesh: mesh.decide_job(job, decision)))
-    print(told.model_dump_json(indent=2) if as_json else f"job {told.name} is {told.state}")
+    async def work(mesh: RemoteClient) -> tuple[str, JobReport]:
+        return (await mesh.job_report(job)).state, await mesh.decide_job(job, decision)
+
+    before, told = connect.run(_ask(url, work))
+    if as_json:
+        print(told.model_dump_json(indent=2))
+    elif decision == "cancel" and before in ("cancelled", "cancelling"):
+        is_so = f"is over already ({told.state})" if told.is_over else f"is {told.state} already"
+        print(f"job {told.name} {is_so}: nothing was done")
+    elif decision == "retry":
+        why = f": {told.reason}" if told.reason else ""
+        print(f"job {told.name} is {told.state}{why}; whoever refused it is asked again")
+    else:
+        print(f"job {told.name} is {told.state}")
 
 
 async def _ask(

@@ -63,6 +63,8 @@ def submit(spec: TrainingSpec, given: Mapping[str, Any], order: Order, *, url: s
     held_out = None if spec.eval_path is None else _data(spec.eval_path, "eval_path")
     with connect.session(url, timeout_s=SUBMIT_S) as (runner, mesh):
         job = runner.run(_send(mesh, given, data, held_out, order))
+        if order.name not in (None, job.name):
+            say_error(f"the name {order.name} was taken: this job is {job.name}")
         if order.detach:
             _say_sent(job.report, as_json=as_json)
             return
@@ -201,6 +203,8 @@ def _say_sent(report: JobReport, *, as_json: bool) -> None:
         print(report.model_dump_json(indent=2))
     else:
         print(f"job {report.name} is with the mesh; `mesh jobs watch {report.name}` follows it")
+        if report.state in ("estimating", "queued") and report.reason:
+            print(f"it is {report.state}: {report.reason}")
 
 
 async def _served(job: TrainingJob) -> JobReport:
