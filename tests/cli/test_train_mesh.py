@@ -343,13 +343,21 @@ def test_the_list(mesh: Mesh, jobs: FakeJobs) -> None:
     jobs.has("big", "queued", reason="needs 9.1 GB, the largest free is 7.4 on gpu1", **facts)
     now = Progress(phase="train", step=12, steps=120, loss=2.34567, tokens_per_s=312.4, eta_s=180.0)
     jobs.has("new", "running", progress=now, **facts)
+    jobs.has("again", "running", progress=now, attempt=3, retries=1, **facts)
+    ended = now.model_copy(update={"step": 120, "eta_s": 0.0, "phase": "evaluate"})
+    jobs.has("judged", "running", progress=ended, **facts)
+    jobs.has("kept", "running", progress=ended.model_copy(update={"phase": "result"}), **facts)
     for command in (("jobs",), ("jobs", "list")):
         lines = mesh(*command).stdout.splitlines()
         assert lines[0].split() == ["job", "state", "model", "method", "node", "elapsed"]
         assert lines[1].split() == ["old", "completed", "m", "lora", "gpu1", "60", "min"]
         assert lines[2].endswith("needs 9.1 GB, the largest free is 7.4 on gpu1")
-        assert lines[3].endswith("step 12/120, loss 2.3457, 312 tokens/s, 3 min left")
-    assert [job["name"] for job in json.loads(mesh("jobs", "--json").stdout)] == ["old", "big", "new"]
+        assert lines[3].endswith("  step 12/120, loss 2.3457, 312 tokens/s, 3 min left")
+        assert lines[4].endswith("  retry 1, step 12/120, loss 2.3457, 312 tokens/s, 3 min left")
+        assert lines[5].endswith("  step 120/120, loss 2.3457, judging the result")
+        assert lines[6].endswith("  step 120/120, loss 2.3457, writing the result")
+    listed = [job["name"] for job in json.loads(mesh("jobs", "--json").stdout)]
+    assert listed == ["old", "big", "new", "again", "judged", "kept"]
 
 
 def test_all_about_one_job(mesh: Mesh, jobs: FakeJobs) -> None:

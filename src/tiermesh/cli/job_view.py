@@ -12,13 +12,19 @@ from tiermesh.cli.render import size
 from tiermesh.cli.run_view import PHASES, duration
 
 if TYPE_CHECKING:
-    from tiermesh.protocol.jobs import EstimateReport, JobReport
+    from tiermesh.protocol.jobs import EstimateReport, JobReport, Progress
     from tiermesh.protocol.training import TrainingSpec
 
 LABEL_WIDTH = 12
 BAD_SHOWN = 3
 """Lines of data that can't be used; `mesh data inspect` shows more of them."""
 DECISIONS = {"approve": "runs", "wait": "waits for your word", "refuse": "refused"}
+AFTER_STEPS = {
+    "evaluate": "judging the result",
+    "save": "saving the result",
+    "result": "writing the result",
+}
+"""What a run still does when all its steps are done."""
 HAPPENED_SHOWN = 30
 """The newest events; `mesh jobs report` has them all."""
 
@@ -150,16 +156,11 @@ def elapsed(job: JobReport, now: float) -> str:
 
 
 def progress(job: JobReport) -> str:
-    """Where a running job is."""
-    now = job.progress
-    if job.state != "running" or not now.phase:
+    """Where a running job is, and in which retry."""
+    if job.state != "running" or not job.progress.phase:
         return ""
-    if not now.step:
-        return PHASES.get(now.phase, now.phase)
-    loss = "" if now.loss is None else f", loss {now.loss:.4f}"
-    speed = "" if now.tokens_per_s is None else f", {now.tokens_per_s:.0f} tokens/s"
-    left = "" if now.eta_s is None else f", {duration(now.eta_s)} left"
-    return f"step {now.step}/{now.steps}{loss}{speed}{left}"
+    retry = f"retry {job.retries}, " if job.retries else ""
+    return f"{retry}{_where(job.progress)}"
 
 
 def clock(at: float | None) -> str:
@@ -203,6 +204,17 @@ def _result_part(job: JobReport) -> list[str]:
 def _row(job: JobReport, now: float) -> tuple[str, ...]:
     last = progress(job) or (job.reason if job.state != "completed" else "")
     return (job.name, job.state, job.model, job.method, job.node, elapsed(job, now), last)
+
+
+def _where(now: Progress) -> str:
+    if not now.step:
+        return PHASES.get(now.phase, now.phase)
+    loss = "" if now.loss is None else f", loss {now.loss:.4f}"
+    speed = "" if now.tokens_per_s is None else f", {now.tokens_per_s:.0f} tokens/s"
+    if now.step >= now.steps:
+        return f"step {now.step}/{now.steps}{loss}, {AFTER_STEPS.get(now.phase, 'about to be judged')}"
+    left = "" if now.eta_s is None else f", {duration(now.eta_s)} left"
+    return f"step {now.step}/{now.steps}{loss}{speed}{left}"
 
 
 def _tried(one: Any) -> str:

@@ -213,7 +213,9 @@ class _Bar(View):
                 self._end_phase()
                 if self._steps is None:
                     self._steps = self._bars.add_task("", total=event.steps)
-                self._bars.update(self._steps, description=step_line(event).partition("  ")[2], completed=event.step)
+                description = step_line(event).partition("  ")[2]
+                # A retry may have more steps than the attempt before it.
+                self._bars.update(self._steps, description=description, completed=event.step, total=event.steps)
             case Phase(state="started", phase=phase) if phase != "train":
                 self._end_phase()
                 what = PHASES[phase] + (f" {event.detail}" if event.detail else "")

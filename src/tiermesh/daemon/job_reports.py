@@ -36,6 +36,7 @@ def report_of(
         reason=job.reason or (told.reason if told is not None and job.is_over else ""),
         failure=job.failure,
         attempt=shown.number if shown else 1,
+        retries=shown.retries if shown else 0,
         model=str(job.spec.get("model_name", "")),
         method=str(job.spec.get("method", "")),
         submitted_at=job.submitted_at,

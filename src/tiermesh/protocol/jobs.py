@@ -186,6 +186,8 @@ class JobReport(Wire):
     reason: str = ""
     failure: str | None = None
     attempt: int = 1
+    retries: int = 0
+    """Which retry this attempt belongs to; 0: none was needed. A moved attempt is no retry."""
     model: str = ""
     method: str = ""
     submitted_at: float = 0.0
