@@ -194,6 +194,16 @@ class TestOrders:
         orders = [index for index, effect in enumerate(stage.effects) if isinstance(effect, Order)]
         assert saves[0] < orders[0]
 
+    def test_who_tries_a_job_is_told_and_that_others_go_first(self) -> None:
+        stage = Stage().lead()
+        for index in range(4):  # what is asked of nodes is not carried out: their answers are awaited
+            stage.foreman.submit(stage.now, 1.0, job(f"J{index}", spec={"seed": index}))
+        said = [stage.foreman.why(JobId(f"J{index}")) for index in range(4)]
+        assert said[:2] == [f"{stage.members[ME].status.name} tries what it takes"] * 2
+        assert said[2:] == ["waits: other jobs are tried first"] * 2
+        stage.take(stage.foreman.estimated(stage.now, 1.0, JobId("J0"), ME, Refusal("it is busy")))
+        assert "tries what it takes" not in stage.foreman.why(JobId("J0"))
+
     def test_one_job_for_each_slot_and_the_next_when_one_is_free(self) -> None:
         stage = Stage(A).lead()
         for index in range(4):

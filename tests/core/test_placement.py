@@ -78,7 +78,7 @@ def test_the_best_that_may(places: list[Place], wanted: str, chosen: str) -> Non
         (None, [replace(LARGE, on_battery=True)], "any", "gpu1 runs on battery"),
         (None, [replace(LARGE, objection="is too warm")], "any", "gpu1 is too warm"),
         (None, [SMALL, LARGE], "tier:1", "no node is tier:1"),
-        (None, [SMALL], "gpu9", "no node is called gpu9"),
+        (None, [SMALL, LARGE], "gpu9", f"no node is called gpu9; there are {LARGE.name}, {SMALL.name}"),
         (None, [SMALL, replace(LARGE, state="down")], "gpu1", "gpu1 is down"),
     ],
 )

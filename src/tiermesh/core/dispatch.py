@@ -14,6 +14,8 @@ from tiermesh.core.placement import ANY, Place, Placement, place, too_small
 from tiermesh.core.reign import Reign
 from tiermesh.types import Member, NodeId
 
+WAITS_ITS_TURN = "waits: other jobs are tried first"
+
 
 def appraise(reign: Reign) -> None:
     """Ask what jobs take that nobody knows it of; each node about a few at a time."""
@@ -38,11 +40,13 @@ def _appraise(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> None:
 
 def why(reign: Reign, job: Job) -> str:
     """Why it waits, for a person."""
+    if job.state in ("estimating", "queued") and (asked := reign.asked.get(job.id)) is not None:
+        return f"{reign.name(asked[0])} tries what it takes"
     if job.state == "queued":
         found = _choose(reign, job, _places(reign))
         return f"waits: {found.reason}" if found.node is None else job.reason
-    if job.state == "estimating" and (said := reign.why.get(job.id)):
-        return said
+    if job.state == "estimating":
+        return reign.why.get(job.id) or (WAITS_ITS_TURN if reign.asked else job.reason)
     return job.reason
 
 
@@ -56,7 +60,10 @@ def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> No
         found = place(_needs(reign, job), _wanted(job), choice, battery=reign.rules.train_on_battery)
         if found.node is not None:
             reign.praise[job.id] = found.reason
-            return found.node if asked.count(found.node) < MAX_ESTIMATES else None
+            if asked.count(found.node) < MAX_ESTIMATES:
+                return found.node
+            reign.why[job.id] = f"waits: {reign.name(found.node)} tries other jobs first"
+            return None
     reign.why[job.id] = f"waits for its estimate: {found.reason}"
     return None
 

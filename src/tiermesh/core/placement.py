@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from tiermesh.types import MemberState, NodeId, Tier
 
 GB = 1e9
+NAMED = 10
+"""Of the nodes that there are, in a sentence: a mesh may have hundreds."""
 ANY = "any"
 
 
@@ -111,8 +113,12 @@ def _is_wanted(each: Place, wanted: str) -> bool:
 
 def _sentence(needs_bytes: int | None, wanted: str, known: list[Place], objections: tuple[tuple[str, str], ...]) -> str:
     eligible = [each for each in known if _is_wanted(each, wanted)]
+    if not eligible and wanted.startswith("tier:"):
+        return f"no node is {wanted}"
     if not eligible:
-        return f"no node is {wanted}" if wanted.startswith("tier:") else f"no node is called {wanted}"
+        names = [each.name for each in known]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return f"no node is called {wanted}; there are {', '.join(names[:NAMED])}{more}"
     up = [each for each in eligible if each.state == "up"]
     sizes = [(each.memory_bytes, each.name) for each in up if each.memory_bytes is not None]
     if needs_bytes is not None and up and len(sizes) == len(up) and max(sizes)[0] < needs_bytes:
