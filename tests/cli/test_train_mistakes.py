@@ -20,7 +20,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"batch": 4}, "batch is no field; there are version, task, method"),
     ({"lora": {"rank": 8}}, "lora.rank is no field; there are r, alpha, dropout, targets"),
     ({"data": {"fields": {"question": "q"}}}, "data.fields.question is no field; there are text, prompt"),
-    ({"optimizer": {"nam": "sgd", "name": "sgd"}}, "optimizer.nam is no field; did you mean name?"),
+    ({"optimizer": {"nam": "sgd", "name": "sgd"}}, "optimizer.nam is no field; did you mean optimizer.name?"),
     ({"optimizer": {"options": {}}}, "optimizer.name is missing"),
     ({"version": 2}, "version is 2, but this program reads version 1"),
     # of the wrong kind

@@ -116,9 +116,8 @@ def _sentence(needs_bytes: int | None, wanted: str, known: list[Place], objectio
     if not eligible and wanted.startswith("tier:"):
         return f"no node is {wanted}"
     if not eligible:
-        names = [each.name for each in known]
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        return f"no node is called {wanted}; there are {', '.join(names[:NAMED])}{more}"
+        more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+        return f"no node is called {wanted}; there are {', '.join(each.name for each in known[:NAMED])}{more}"
     up = [each for each in eligible if each.state == "up"]
     sizes = [(each.memory_bytes, each.name) for each in up if each.memory_bytes is not None]
     if needs_bytes is not None and up and len(sizes) == len(up) and max(sizes)[0] < needs_bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from tiermesh.core.evaluation import parse_limit
 from tiermesh.protocol import ulid
 from tiermesh.protocol.validation import Wire
 from tiermesh.types import JobState
@@ -29,10 +29,12 @@ def check_name(name: str) -> str:
 
 
 def _limit(value: object) -> float | Literal["any"]:
-    try:
-        return parse_limit(value)
-    except ValueError as error:
-        raise ValueError(f"must be {error}") from None
+    """As `core.evaluation.parse_limit`, which a client does not know."""
+    if value == "any":
+        return "any"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError("must be a number of at least 0, or any")
+    return float(value)
 
 
 Most = Annotated[float | Literal["any"], PlainValidator(_limit)]
