@@ -22,8 +22,8 @@ def check_name(name: str) -> str:
     """A job's name, or a model's. Raises ValueError, saying what would be right."""
     if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
         raise ValueError(
-            f"a name has letters (a-z), digits, '.', '_', ':' and '-', begins with a letter or a digit, and has at most "
-            f"{NAME_LIMIT} characters"
+            f"a name has letters (a-z), digits, '.', '_', ':' and '-', begins with a letter or a digit, and has "
+            f"at most {NAME_LIMIT} characters"
         )
     return name
 
