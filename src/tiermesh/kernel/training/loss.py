@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ NO_LABEL = -100
 """Stands where nothing is to be predicted: prompts, padding, the last token of a document."""
 CHUNK_ROWS = 128
 """Measured with 49,152 words on two cores: 64 rows make products too small, 512 leave the cache."""
+ROWS_STEP = 32
+"""In bf16 on a CPU torch compiles its products for each number of rows and keeps that for ever: the last chunk, of any
+length, took 40 MB a step of a small model, until all lengths were seen. So rows are filled up to a multiple of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,9 @@ def summed_loss(
 ) -> torch.Tensor:
     """Sum over the labels of weight times -log p(label), one number in fp32. The gradient is computed with it."""
     states_NE, labels_N, weights_N = labelled(states_BTE, labels_BT, weights_BT)
+    if spare := _spare_rows(states_NE):
+        weights_N = pad(torch.ones_like(labels_N, dtype=torch.float32) if weights_N is None else weights_N, (0, spare))
+        states_NE, labels_N = pad(states_NE, (0, 0, 0, spare)), pad(labels_N, (0, spare))
     total: torch.Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         states_NE, head.weight_VE, head.bias_V, labels_N, weights_N
     )
@@ -108,11 +114,18 @@ def summed_loss(
 def log_probabilities(states_BTE: torch.Tensor, head: Head, labels_BT: torch.Tensor) -> torch.Tensor:
     """Log-probability of every label, 0 where there is none, [B, T] in fp32; each may get a gradient of its own."""
     states_NE, labels_N, _ = labelled(states_BTE, labels_BT)
+    count, spare = len(labels_N), _spare_rows(states_NE)
     losses_N: torch.Tensor = _RowLosses.apply(  # type: ignore[no-untyped-call]
-        states_NE, head.weight_VE, head.bias_V, labels_N
-    )
+        pad(states_NE, (0, 0, 0, spare)), head.weight_VE, head.bias_V, pad(labels_N, (0, spare))
+    )[:count]
     whole = torch.zeros(labels_BT.numel(), device=labels_BT.device)
     return whole.masked_scatter((labels_BT != NO_LABEL).reshape(-1), -losses_N).view(labels_BT.shape)
+
+
+def _spare_rows(states_NE: torch.Tensor) -> int:
+    """How many rows without a label of their own to add: 0 where torch does not compile for each number of them."""
+    compiles = states_NE.dtype == torch.bfloat16 and states_NE.device.type == "cpu"
+    return -len(states_NE) % ROWS_STEP if compiles else 0
 
 
 class _SummedLoss(torch.autograd.Function):
