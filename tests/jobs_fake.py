@@ -78,6 +78,8 @@ class FakeDesk:
     refuses: bool = False
     waits_for: str = ""
     """Why jobs that were taken wait."""
+    demands: str = ""
+    """What results must reach."""
     holds: bool = False
     """Do jobs stay `running` until they are cancelled?"""
     log: str = "loading\nready\n"
@@ -161,6 +163,7 @@ class FakeJobs(FakeMesh):
             data=DataRef(**body["data"]),
             estimate=ESTIMATE,
             gate=GateReport(decision="wait" if asks else "approve", reason="0.28 USD is over 0.20"),
+            demands=self.desk.demands,
         )
 
     def _free(self, name: str) -> str:

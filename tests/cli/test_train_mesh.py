@@ -177,6 +177,13 @@ def test_a_name_that_was_taken_and_a_reason_to_wait_are_said(mesh: Mesh, jobs: F
     assert done.stdout.splitlines()[-1] == "it is queued: waits: no node is called gpu9; there are n1, n2"
 
 
+def test_what_a_result_must_reach_is_said(mesh: Mesh, jobs: FakeJobs) -> None:
+    jobs.desk.demands = "a final training loss of at most 2"
+    done = mesh("train", "spec.yaml", "--detach")
+    last = "to be served it must reach a final training loss of at most 2; `--gate max_final_loss=any` asks for no loss"
+    assert done.stdout.splitlines()[-1] == last
+
+
 def test_what_is_cancelled_already_is_not_cancelled_again(mesh: Mesh, jobs: FakeJobs) -> None:
     jobs.has("faq", "running")
     assert mesh("jobs", "cancel", "faq").stdout == "job faq is cancelled\n"

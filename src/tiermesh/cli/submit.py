@@ -70,6 +70,7 @@ def submit(spec: TrainingSpec, given: Mapping[str, Any], order: Order, *, url: s
             return
         if not as_json:
             print(f"job {job.name} is with the mesh, by {job.report.node}")
+            _say_demands(job.report)
         _conduct(runner, job, as_json=as_json)
 
 
@@ -203,8 +204,14 @@ def _say_sent(report: JobReport, *, as_json: bool) -> None:
         print(report.model_dump_json(indent=2))
     else:
         print(f"job {report.name} is with the mesh; `mesh jobs watch {report.name}` follows it")
+        _say_demands(report)
         if report.state in ("estimating", "queued") and report.reason:
             print(f"it is {report.state}: {report.reason}")
+
+
+def _say_demands(report: JobReport) -> None:
+    if report.demands:
+        print(f"to be served it must reach {report.demands}; `--gate max_final_loss=any` asks for no loss")
 
 
 async def _served(job: TrainingJob) -> JobReport:
