@@ -112,6 +112,7 @@ async def test_cancelled_from_another_node_within_two_seconds(mesh: Mesh) -> Non
         assert newest == trains.events(job)[-1]["checkpoint"]
 
 
+@pytest.mark.long
 async def test_a_node_that_drains_lets_go_of_its_job(mesh: Mesh) -> None:
     async with asyncio.timeout(LIMIT_S):
         client = await mesh.client(mesh["a"])
@@ -150,6 +151,7 @@ async def test_the_training_node_dies_and_no_reader_is_told_anything_twice(mesh:
     await mesh.up(trains)
 
 
+@pytest.mark.long
 @pytest.mark.long
 async def test_without_a_coordinator_all_can_be_read_and_submissions_wait(mesh: Mesh) -> None:
     async with asyncio.timeout(LIMIT_S):

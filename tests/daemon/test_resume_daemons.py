@@ -60,6 +60,7 @@ async def test_the_coordinators_death_pauses_nobody(served: Served) -> None:
     print(f"{lost.requests} requests, longest pause {lost.pause_s:.2f} s, {lost.before_s:.2f} s before")
 
 
+@pytest.mark.long
 async def test_a_seam_in_bf16_loses_and_repeats_nothing(tmp_path: Path) -> None:
     """There the answer may differ from the undisturbed one; every token must still follow from those before."""
     model = tiny_model.build_folder(tmp_path / "tiny")

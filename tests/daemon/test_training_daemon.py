@@ -150,6 +150,7 @@ async def test_ten_deaths_of_the_daemon_change_nothing(tmp_path: Path, model: Pa
 
 
 @pytest.mark.long
+@pytest.mark.long
 async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         job = await client.train(ENDLESS | {"num_epochs": 3}, data())

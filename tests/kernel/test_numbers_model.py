@@ -47,7 +47,8 @@ def asked(folder: Path, sampling: Sampling) -> list[Request]:
     return [{"prompt": prompt, "sampling": sampling, "max_tokens": TOKENS} for prompt in prompts]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, pytest.param(SAMPLED, marks=pytest.mark.long)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.long
 def test_16_of_16_alone_batched_and_resumed(fp32: Engine, folder: Path, sampling: Sampling) -> None:
     requests = asked(folder, sampling)
     whole = fp32.answer(requests)

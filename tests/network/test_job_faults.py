@@ -179,6 +179,7 @@ async def test_a_full_disk_takes_nothing_and_loses_nothing(
         assert jobs.mesh.daemons[leader].log_text().count("records of jobs can't be saved") == 1
 
 
+@pytest.mark.long
 async def test_a_disk_that_is_read_only_is_told_and_loses_nothing(
     tmp_path: Path, model: Path, make_disk: Callable[[Path], Disk]
 ) -> None:

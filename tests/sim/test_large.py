@@ -11,6 +11,7 @@ NODES = 1000
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_nodes() -> None:
     report = run_large(NODES)
     assert report.value("agreed after the last start") <= 2.0

@@ -107,6 +107,7 @@ def test_the_worker_writes_an_estimate_and_trains_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_does_not_fit_is_said_without_trying(tmp_path: Path) -> None:
     data = write_texts(tmp_path / "data.jsonl", 200)
     folder = plan_run(tmp_path / "run", build_folder(tmp_path / "model"), data, seq_len=64, memory_limit=300 << 20)

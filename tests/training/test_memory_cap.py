@@ -136,6 +136,7 @@ WEIGHTS_BYTES = 135 << 20
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_an_optimizer_that_finds_no_room_is_kept_in_a_file(tmp_path: Path, data: Path) -> None:
     """There is room for the weights and their gradients, and not for what the optimizer keeps. It used to be refused
     within the first update."""

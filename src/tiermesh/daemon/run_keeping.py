@@ -150,11 +150,13 @@ class RunKeeping:
             log.info("job %s is forgotten: its runs are removed", job)
 
     async def _is_whole(self, artifact: str) -> bool:
-        """Every byte of it, here. What the disk has spoiled is no longer in the store after this."""
+        """Every byte of it, here and now. What the disk has spoiled is no longer in the store after this."""
+        self._blobs.doubt([artifact])
         path = await self._blobs.sound(artifact)
         if path is None:
             return False
         manifest = Manifest.read(await asyncio.to_thread(path.read_bytes))
+        self._blobs.doubt(file.sha256 for file in manifest.files)
         for file in manifest.files:
             if await self._blobs.sound(file.sha256) is None:
                 return False
