@@ -557,6 +557,17 @@ class TestTakeover:
         (node,) = set(stage.ordered_on())
         assert node != A
 
+    def test_a_node_that_had_a_later_order_from_another_half_gets_a_new_one(self) -> None:
+        """It takes none before that any more, for ever."""
+        stage, record = Stage(A), self.record()
+        later = replace(record.attempts[0], ballot=Ballot(4, B), fenced=True)
+        stage.foreman = Foreman(ME, JobRules(), [replace(record, attempts=(*record.attempts, later))])
+        stage.member(ME, "draining")
+        stage.says(1, state="stopped", phase="train", step=10, reason="its node drains")
+        stage.passes(1.0)
+        assert stage.ordered_on() == [A]
+        assert stage.at_work().number == 2
+
     def test_an_attempt_that_nobody_knows_of_trains_on_and_its_node_is_asked(self) -> None:
         stage = Stage(A).lead()
         told = AttemptTold(JobId("J1"), 1, Ballot(3, B), Told(seq=1))

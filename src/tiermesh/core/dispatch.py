@@ -144,7 +144,7 @@ def _may_come_home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> bo
 
 def _order(reign: Reign, job: Job, node: NodeId) -> None:
     attempt = job.current
-    if attempt is None or attempt.node != node:
+    if attempt is None or attempt.node != node or _is_behind(job, attempt):
         attempt = _next_attempt(reign, job, node)
         for each in job.attempts:
             if each.is_live:
@@ -153,6 +153,11 @@ def _order(reign: Reign, job: Job, node: NodeId) -> None:
     job = reign.change(job, "begin", f"on {reign.name(node)}")
     reign.order(job, attempt)
     reign.lease(job, attempt).heard_at = reign.now
+
+
+def _is_behind(job: Job, attempt: Attempt) -> bool:
+    """Of two halves the other one has ordered a later one of the same node, which takes none before that any more."""
+    return any(each.node == attempt.node and each.id > attempt.id for each in job.attempts)
 
 
 def _next_attempt(reign: Reign, job: Job, node: NodeId) -> Attempt:
