@@ -104,6 +104,31 @@ async def test_who_is_overtaken_by_another_sender_goes_on_with_them() -> None:
     assert await to(node) == [(0, 8), (8, 8), (12, 8), (20, 3)]
 
 
+class Taken(Node):
+    """Somebody else sends it; with each question 4 bytes more came, and after `turns` of them they leave."""
+
+    turns = 3
+
+    async def data_report(self, sha256: str) -> DataReport:
+        if self.turns:
+            self.turns -= 1
+            self.came = CONTENT[: len(self.came) + 4]
+        told = await super().data_report(sha256)
+        return told.model_copy(update={"coming": self.turns > 0})
+
+
+async def test_nothing_is_sent_while_another_connection_sends_it() -> None:
+    assert await to(Taken()) == [(12, 8), (20, 3)]
+
+
+async def test_an_upload_that_somebody_else_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "PATIENCE_S", 0.0)
+    node = Taken()
+    with pytest.raises(Unavailable, match="on another connection"):
+        await send(node, Data(CONTENT, "a.txt"))
+    assert node.pieces == []
+
+
 @pytest.mark.parametrize("refusal", [BodyTooLarge("no room"), DataUnusable("changed")])
 async def test_a_refusal_is_told_at_once(refusal: TiermeshError) -> None:
     node = Node(fates=[None, (0, refusal)])

@@ -531,7 +531,10 @@ async def test_an_upload_in_pieces_over_http(mesh: CopyingMesh) -> None:
         return status, body
 
     assert (await mesh.ask("one", "GET", path))[0] == 404
-    assert await put(0, DATA[:half]) == (200, {"sha256": DATASET.sha256, "size_bytes": half, "whole": False})
+    assert await put(0, DATA[:half]) == (
+        200,
+        {"sha256": DATASET.sha256, "size_bytes": half, "whole": False, "coming": False},
+    )
     status, _, headers = await mesh.ask("one", "HEAD", path)
     assert (status, headers["Upload-Offset"], headers["Upload-Complete"]) == (200, str(half), "?0")
     status, body = await put(0, DATA)
@@ -574,11 +577,33 @@ class BadLine:
             writer.write(chunk)
 
 
+async def test_who_asks_is_told_that_it_is_being_sent(mesh: CopyingMesh) -> None:
+    path = f"/api/data/{DATASET.sha256}"
+    goes_on = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        await goes_on.wait()
+        yield DATA
+
+    sending = asyncio.create_task(mesh["one"].blobs.put_part(DATASET.sha256, slow(), offset=0, total_bytes=len(DATA)))
+    await asyncio.sleep(0)
+    status, body, _ = await mesh.ask("one", "GET", path)
+    assert (status, body["size_bytes"], body["coming"], body["whole"]) == (200, 0, True, False)
+    goes_on.set()
+    await sending
+    assert (await mesh.ask("one", "GET", path))[1] == {
+        "sha256": DATASET.sha256,
+        "size_bytes": len(DATA),
+        "whole": True,
+        "coming": False,
+    }
+
+
 async def test_a_client_goes_on_where_its_connection_broke(
     mesh: CopyingMesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(upload, "PIECE_BYTES", 1 << 20)
-    monkeypatch.setattr(upload, "AGAIN_S", 0.0)
+    monkeypatch.setattr(upload, "AGAIN_S", 0.02)
     content = os.urandom((5 << 20) + 17)
     (tmp_path / "faq.jsonl").write_bytes(content)
     line = BadLine(mesh["one"].url, [300_000, 700_000, 3_000_000])

@@ -101,6 +101,10 @@ class Blobs:
         except FileNotFoundError:
             return 0
 
+    def is_coming(self, sha256: str) -> bool:
+        """Whether a piece of it is being received."""
+        return sha256 in self._busy
+
     async def put(self, sha256: str, chunks: AsyncIterator[bytes], declared_bytes: int | None) -> Path:
         """Take a file in; it appears whole, or not at all.
 
@@ -139,7 +143,7 @@ class Blobs:
         if (there := self.find(sha256)) is not None:
             return there
         received = self.received(sha256)
-        if sha256 in self._busy:
+        if self.is_coming(sha256):
             raise WrongOffset("this data is being sent by somebody else just now; ask again how much is there")
         if offset != received or offset > total_bytes:
             raise WrongOffset(f"{received:,} bytes are there: go on from there, not from {offset:,}")

@@ -48,7 +48,8 @@ class DataDoor(Protocol):
 async def upload(door: DataDoor, data: Data) -> str:
     """Send what the node does not have; gives the digest.
 
-    Goes on after breaks. Raises the node's own refusals, and what broke when nothing more came to it for `PATIENCE_S`.
+    Goes on after breaks, and waits while a piece comes to it on another connection. Raises the node's own refusals, and
+    what broke when nothing more came to it for `PATIENCE_S`.
     """
     sha256, total = await data.sha256(), data.size_bytes
     there = await _there(door, sha256)
@@ -56,6 +57,8 @@ async def upload(door: DataDoor, data: Data) -> str:
     while not there.whole:
         piece = Piece(there.size_bytes, min(PIECE_BYTES, total - there.size_bytes), total)
         try:
+            if there.coming:
+                raise Unavailable(f"{data.name} is being sent to the node on another connection, which is silent")
             if piece.size_bytes <= 0 < total:
                 raise Unavailable(f"the node has all of {data.name}, and does not say that it is whole")
             now = await door.put_data(sha256, data, piece)

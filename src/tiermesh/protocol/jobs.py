@@ -106,11 +106,16 @@ class TrainRequest(Wire):
 
 
 class DataReport(Wire):
-    """`PUT` and `GET /api/data/{sha256}`: `size_bytes` are there; unless `whole`, the next piece begins behind them."""
+    """`PUT` and `GET /api/data/{sha256}`: `size_bytes` are there; unless `whole`, the next piece begins behind them.
+
+    `coming`: a piece is being received just now, of this client's broken connection or of another client; who sends
+    one meanwhile is refused.
+    """
 
     sha256: str
     size_bytes: int
     whole: bool = True
+    coming: bool = False
 
 
 class Progress(Wire):

@@ -58,9 +58,10 @@ def _told(blobs: Blobs, sha256: str) -> web.Response:
     """Raises `NotFound` when nothing of it is here."""
     path = blobs.find(sha256)
     size = blobs.received(sha256) if path is None else path.stat().st_size
-    if path is None and not size:
+    coming = path is None and blobs.is_coming(sha256)
+    if path is None and not size and not coming:
         raise NotFound("this node has no such data")
-    report = DataReport(sha256=sha256, size_bytes=size, whole=path is not None)
+    report = DataReport(sha256=sha256, size_bytes=size, whole=path is not None, coming=coming)
     headers = {UPLOAD_OFFSET: str(size), UPLOAD_COMPLETE: "?1" if report.whole else "?0"}
     return web.json_response(report.model_dump(), headers=headers)
 
