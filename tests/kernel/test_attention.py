@@ -12,7 +12,7 @@ import torch
 from tests import tiny_model
 
 from tiermesh.errors import EngineFailed
-from tiermesh.kernel.inference import attention as attention_module
+from tiermesh.kernel import rounding as rounding_module
 from tiermesh.kernel.inference.attention import PackedBatch, Span, attention
 from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.embedding import Embedding
@@ -75,7 +75,7 @@ def test_prompts_in_pieces_next_tokens_and_whole_prompts_in_one_batch(loaded: Lo
 @pytest.fixture
 def rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in bf16, whose own errors would hide others."""
-    monkeypatch.setattr(attention_module, "_compiles", lambda *_: True)
+    monkeypatch.setattr(rounding_module, "_compiles_each", lambda *_: True)
 
 
 @pytest.mark.usefixtures("rounding")

@@ -185,7 +185,8 @@ def _list(url: str | None, *, as_json: bool) -> None:
 
 def _decide(job: str, decision: Decision, url: str | None, *, as_json: bool) -> None:
     async def work(mesh: RemoteClient) -> tuple[str, JobReport]:
-        return (await mesh.job_report(job)).state, await mesh.decide_job(job, decision)
+        before = (await mesh.job_report(job)).state if decision == "cancel" else ""
+        return before, await mesh.decide_job(job, decision)
 
     before, told = connect.run(_ask(url, work))
     if as_json:

@@ -70,8 +70,7 @@ def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> No
 
 def _ever(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> Placement:
     """Whoever could have it if it had nothing else to do, and had not said no a moment ago."""
-    short = reign.shortages(job)
-    idle = (replace(each, training=(), objection=_short(short.get(each.id))) for each in known.values())
+    idle = (replace(each, training=(), objection=_short(reign.shortage(job, each.id))) for each in known.values())
     return place(_needs(reign, job), _wanted(job), idle, battery=reign.rules.train_on_battery)
 
 
@@ -209,7 +208,7 @@ def _for_job(reign: Reign, job: Job, each: Place) -> Place:
         each,
         has_checkpoint=checkpoint is not None and each.id in checkpoint.holders,
         has_data=each.id in job.holders,
-        objection=_short(reign.shortages(job).get(each.id)) or reign.objection(job.id, each.id),
+        objection=_short(reign.shortage(job, each.id)) or reign.objection(job.id, each.id),
     )
 
 

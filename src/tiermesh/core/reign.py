@@ -274,11 +274,16 @@ class Reign:
 
     def shortages(self, job: Job) -> dict[NodeId, Shortage]:
         """Of the nodes that are here, for the job as it is to be trained now."""
-        return {
-            node: shortage
-            for node, (session, spec, shortage) in self._shortages.get(job.id, {}).items()
-            if (member := self.member(node)) is not None and member.session == session and spec == job.spec
-        }
+        found = ((node, self.shortage(job, node)) for node in self._shortages.get(job.id, {}))
+        return {node: shortage for node, shortage in found if shortage is not None}
+
+    def shortage(self, job: Job, node: NodeId) -> Shortage | None:
+        """The node's own, as in `shortages`."""
+        if (known := self._shortages.get(job.id, {}).get(node)) is None:
+            return None
+        session, spec, shortage = known
+        member = self.member(node)
+        return shortage if member is not None and member.session == session and spec == job.spec else None
 
     # Faults
 

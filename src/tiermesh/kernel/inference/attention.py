@@ -6,9 +6,8 @@ tokens and do not care whose they are.
 Legend: T packed tokens, H query heads, K key/value heads, G = H / K, D size of a head, N sequences, n tokens of one
 sequence, g = G x n, L keys.
 
-In bf16 on a CPU torch compiles its attention for each number of queries and of keys that it meets, and a layer for each
-number of rows, and keeps that for ever (kernels of oneDNN): 3 MB with each new length of a prompt. So they are rounded
-up there: tokens and queries that nobody reads, and keys that are hidden.
+What torch would compile for every new length of a prompt (3 MB each) is rounded up: tokens and queries that nobody
+reads, and keys that are hidden.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from transformers import AttentionInterface
 
 from tiermesh.kernel.inference.cache import Cache
 from tiermesh.kernel.inference.schedule import group_neighbours
+from tiermesh.kernel.rounding import spare
 
 IMPLEMENTATION = "tiermesh"
 """Its name in transformers' registry."""
@@ -120,9 +120,7 @@ class PackedBatch:
         rows = [slot * cache.size.capacity + position for slot, position in places]
         self.count = len(tokens)
         """Of packed tokens; those behind them nobody reads."""
-        self._spare = 0
-        if self.count > EXACT_ROWS and _compiles(cache.dtype, device):
-            self._spare = -self.count % ROWS_STEP
+        self._spare = spare(self.count, ROWS_STEP, cache.dtype, device) if self.count > EXACT_ROWS else 0
         behind = [0] * self._spare
         packed = torch.tensor([tokens + behind, positions + behind, rows + behind], device=device)
         self.tokens_1T, self.positions_1T, self._rows_T = packed[0:1], packed[1:2], packed[2, : self.count]
@@ -236,11 +234,7 @@ def _attend(
 
 def _rounded(count: int, like: torch.Tensor) -> int:
     """How many queries or keys to compute for these."""
-    return -(-count // STEP) * STEP if _compiles(like.dtype, like.device) else count
-
-
-def _compiles(dtype: torch.dtype, device: torch.device) -> bool:
-    return dtype == torch.bfloat16 and device.type == "cpu"
+    return count + spare(count, STEP, like.dtype, like.device)
 
 
 def _padded(queries: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 from torch.utils.checkpoint import checkpoint
 
+from tiermesh.kernel.rounding import spare
+
 if TYPE_CHECKING:
     from tiermesh.kernel.training.data.batches import MicroBatch
     from tiermesh.kernel.training.models import Trainee
@@ -24,8 +26,8 @@ NO_LABEL = -100
 CHUNK_ROWS = 128
 """Measured with 49,152 words on two cores: 64 rows make products too small, 512 leave the cache."""
 ROWS_STEP = 32
-"""In bf16 on a CPU torch compiles its products for each number of rows and keeps that for ever: the last chunk, of any
-length, took 40 MB a step of a small model, until all lengths were seen. So rows are filled up to a multiple of this."""
+"""Rows are filled up to a multiple of this where torch compiles for each number of them: the last chunk, of any length,
+took 40 MB a step of a small model, until all lengths were seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,9 @@ def summed_loss(
 ) -> torch.Tensor:
     """Sum over the labels of weight times -log p(label), one number in fp32. The gradient is computed with it."""
     states_NE, labels_N, weights_N = labelled(states_BTE, labels_BT, weights_BT)
-    if spare := _spare_rows(states_NE):
-        weights_N = pad(torch.ones_like(labels_N, dtype=torch.float32) if weights_N is None else weights_N, (0, spare))
-        states_NE, labels_N = pad(states_NE, (0, 0, 0, spare)), pad(labels_N, (0, spare))
+    if more := _spare_rows(states_NE):
+        weights_N = pad(torch.ones_like(labels_N, dtype=torch.float32) if weights_N is None else weights_N, (0, more))
+        states_NE, labels_N = pad(states_NE, (0, 0, 0, more)), pad(labels_N, (0, more))
     total: torch.Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
         states_NE, head.weight_VE, head.bias_V, labels_N, weights_N
     )
@@ -114,18 +116,19 @@ def summed_loss(
 def log_probabilities(states_BTE: torch.Tensor, head: Head, labels_BT: torch.Tensor) -> torch.Tensor:
     """Log-probability of every label, 0 where there is none, [B, T] in fp32; each may get a gradient of its own."""
     states_NE, labels_N, _ = labelled(states_BTE, labels_BT)
-    count, spare = len(labels_N), _spare_rows(states_NE)
+    count = len(labels_N)
+    if more := _spare_rows(states_NE):
+        states_NE, labels_N = pad(states_NE, (0, 0, 0, more)), pad(labels_N, (0, more))
     losses_N: torch.Tensor = _RowLosses.apply(  # type: ignore[no-untyped-call]
-        pad(states_NE, (0, 0, 0, spare)), head.weight_VE, head.bias_V, pad(labels_N, (0, spare))
+        states_NE, head.weight_VE, head.bias_V, labels_N
     )[:count]
     whole = torch.zeros(labels_BT.numel(), device=labels_BT.device)
     return whole.masked_scatter((labels_BT != NO_LABEL).reshape(-1), -losses_N).view(labels_BT.shape)
 
 
 def _spare_rows(states_NE: torch.Tensor) -> int:
-    """How many rows without a label of their own to add: 0 where torch does not compile for each number of them."""
-    compiles = states_NE.dtype == torch.bfloat16 and states_NE.device.type == "cpu"
-    return -len(states_NE) % ROWS_STEP if compiles else 0
+    """How many rows without a label of their own to add."""
+    return spare(len(states_NE), ROWS_STEP, states_NE.dtype, states_NE.device)
 
 
 class _SummedLoss(torch.autograd.Function):
