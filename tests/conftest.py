@@ -1,7 +1,8 @@
 """How tests are shared out when they run in several processes at once, as `scripts/test` has them do.
 
 Files stay whole, because their tests share what is slow to make. Tests of many daemons and of how soon they notice
-something are one unit, begun first: never two of them at a time.
+something are one unit, begun first: never two of them at a time. Properties are tried with the same examples each time,
+however slow the machine is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 ROOT = Path(__file__).parent
 

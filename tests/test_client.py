@@ -12,6 +12,7 @@ from tests.mesh_fake import FakeMesh
 
 import tiermesh
 from tiermesh import RemoteClient
+from tiermesh.client import stream
 from tiermesh.errors import (
     ContextTooLong,
     DeadlineExceeded,
@@ -225,7 +226,8 @@ async def test_the_token_is_shown(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatc
         await client.models()
 
 
-async def test_connections_are_used_again(mesh: FakeMesh) -> None:
+async def test_connections_are_used_again(mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "END_S", 10.0)
     async with RemoteClient(mesh.url) as client:
         for _ in range(5):
             await client.complete("x")

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-START_LIMIT_S = 90.0
+START_LIMIT_S = 200.0
 """A model of some hundred megabytes is loaded in a tenth of it on a machine with nothing else to do."""
 ANSWER_LIMIT_S = 5.0
 """For a question about the mesh; who is frozen does not answer at all."""

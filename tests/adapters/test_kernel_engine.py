@@ -251,7 +251,8 @@ async def test_the_progress_of_a_load_is_told_in_tenths(tmp_path: Path) -> None:
         progress.write_text("0.37")
         asking = asyncio.create_task(k.ask("a"))
         await until(lambda: k.engine.models[0].progress == 0.3)
-        progress.write_text("0.81")
+        progress.with_name("later").write_text("0.81")
+        progress.with_name("later").replace(progress)
         await until(lambda: k.engine.models[0].progress == 0.8)
         assert k.engine.info.state == "starting"
         progress.unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.processes import is_gone
 
 from tiermesh.adapters import process as adapter
 from tiermesh.adapters.process import Process, ProcessRecord, is_alive, reap
@@ -53,7 +54,7 @@ async def test_one_that_does_not_listen_is_killed_with_all_it_started(tmp_path: 
     await eventually(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("up") == 2)
     grandchildren = psutil.Process(child.pid).children()
     assert await child.terminate(0.1) == -signal.SIGKILL
-    await eventually(lambda: not any(process.is_running() for process in grandchildren))
+    await eventually(lambda: all(map(is_gone, grandchildren)))
 
 
 async def test_ending_twice_is_ending_once(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ async def test_its_standard_input_ends_when_we_do(tmp_path: Path) -> None:
     grandchild = psutil.Process(int(parent.last_words))
     parent.kill()
     await parent.wait()
-    await eventually(lambda: not grandchild.is_running(), 5.0)
+    await eventually(lambda: is_gone(grandchild), 5.0)
 
 
 async def test_what_an_earlier_daemon_left_behind_is_killed(tmp_path: Path) -> None:

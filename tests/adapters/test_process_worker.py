@@ -134,6 +134,7 @@ async def test_a_long_backoff_sends_requests_elsewhere_at_once(make: Make, monke
 
 async def test_who_waits_while_it_is_given_up_makes_it_try_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "MAX_FAILED_STARTS", 1)
+    monkeypatch.setattr(adapter, "BACKOFF_FIRST_S", 0.9)
     stage = make("raise SystemExit(1)")
     stage.worker.begin()
     await stage.until(lambda: stage.worker.state == "waiting")

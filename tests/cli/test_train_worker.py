@@ -134,6 +134,7 @@ def test_data_that_can_not_be_used_is_one_line(desk: Path) -> None:
     assert [line.partition(" is ")[0].partition(" has ")[0] for line in told[1:]] == ["line 201", "line 202"]
 
 
+@pytest.mark.alone
 def test_a_worker_does_not_outlive_its_terminal(desk: Path) -> None:
     write_spec(desk / "spec.json", **FIELDS | {"num_epochs": 500, "save_interval": 1000})
     process = start(desk, "run", "spec.json", "--local")

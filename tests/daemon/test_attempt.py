@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 import uvloop
@@ -52,7 +53,8 @@ async def test_silence_ends_it_when_it_is_given_up() -> None:
     attempt.gives_up = third
     with pytest.raises(EngineFailed, match="silent for"):
         await forever(attempt)
-    assert [round(silent_s / 0.02) for silent_s in asked] == [1, 2, 3]
+    assert len(asked) == 3
+    assert all(later - earlier >= 0.019 for earlier, later in pairwise([0.0, *asked]))
 
 
 async def test_a_node_that_goes_down_ends_it_at_once_before_it_spoke() -> None:

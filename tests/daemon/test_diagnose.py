@@ -114,7 +114,7 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_who_waits_for_a_turn_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two silent addresses before it, one turn at a time: the third has its whole time still."""
-    monkeypatch.setattr("tiermesh.adapters.probe.ANSWER_S", 0.2)
+    monkeypatch.setattr("tiermesh.adapters.probe.ANSWER_S", 1.0)
     monkeypatch.setattr("tiermesh.adapters.probe.AT_ONCE", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dead = f"127.0.0.1:{silent.getsockname()[1]}"

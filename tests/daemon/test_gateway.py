@@ -181,7 +181,7 @@ async def test_a_pending_candidate_whose_node_goes_down_is_left_at_once(mesh: St
     mesh.mark(first, "down")
     text, error = await pending
     assert (text, error) == (f"{second}: are you there", None)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 1.9, "sooner than a talking one"
     await fake.wait_until("abandoned")
 
 
@@ -236,7 +236,7 @@ async def test_a_talking_stream_outlives_a_wrong_view() -> None:
 
 
 async def test_a_request_ends_with_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=0.1))
+    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=1.0))
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m+hang",)}) as mesh:
         status, answer, _ = await mesh.post("desk", CHAT, ask("m+hang"))
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")

@@ -316,7 +316,7 @@ async def test_who_only_ever_sends_heads_is_given_a_rest(streamed: bool, monkeyp
 
 
 async def test_a_stream_without_end_ends_with_the_requests_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=0.3))
+    monkeypatch.setattr(public, "Ask", partial(Ask, timeout_s=2.0))
     async with still_mesh({"desk": None, "one": 1}, {"one": ("m",)}) as mesh:
         fake = mesh.nodes["one"].fake
         assert fake is not None

@@ -252,7 +252,7 @@ async def test_a_full_queue_is_nothing_to_a_stream_that_has_begun() -> None:
         kernels["one"].script.pace_s, kernels["one"].script.break_at, kernels["one"].script.breaks = 0.01, 4, 1
         kernels["one"].script.dies = True
         pending = asyncio.create_task(stream(mesh))
-        await until(lambda: bool(kernels["one"].requests))
+        await until(lambda: any(attempt.begun for attempt in mesh.nodes["desk"].gateway.dispatch.attempts))
         mesh.mark("one", "down")
         await waiting_on(mesh, "desk", 1)
         mesh.mark("two", "up")

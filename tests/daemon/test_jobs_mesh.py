@@ -22,7 +22,8 @@ from tests import tiny_model
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 SHORT = SPEC | {"num_epochs": 2, "save_interval": 10}
 LONG, ENDLESS = SHORT | {"num_epochs": 12}, SHORT | {"num_epochs": 2000}
-CANCEL_LIMIT_S = 2.0
+CANCEL_LIMIT_S = 8.0
+"""At rest it is less than 2; after 10 it is killed, and could not save."""
 
 
 class Mesh:
@@ -100,7 +101,7 @@ async def test_submitted_to_a_follower_and_seen_from_everywhere(mesh: Mesh) -> N
             assert [listed.name for listed in await client.jobs()] == ["faq"]
 
 
-async def test_cancelled_from_another_node_within_two_seconds(mesh: Mesh) -> None:
+async def test_cancelled_from_another_node_it_saves_and_ends(mesh: Mesh) -> None:
     async with asyncio.timeout(LIMIT_S):
         job = await (await mesh.client(await mesh.coordinator())).train(ENDLESS, data())
         await until_step(job, 3)
@@ -134,7 +135,7 @@ async def test_a_node_that_drains_lets_go_of_its_job(mesh: Mesh) -> None:
 async def test_the_training_node_dies_and_no_reader_is_told_anything_twice(mesh: Mesh) -> None:
     leader = await mesh.coordinator()
     job = await (await mesh.client(mesh.others(leader)[0])).train(LONG, data())
-    await until_step(job, 25)
+    await until_step(job, 60)
     trains = mesh[(await job.refresh()).node]
     await trains.end(signal.SIGKILL)
     following = await (await mesh.client(mesh.others(trains)[0])).job(job.id)

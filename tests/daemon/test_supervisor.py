@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sys
@@ -65,13 +66,16 @@ def test_a_damaged_list_is_no_list(tmp_path: Path, damage: str) -> None:
 
 
 async def test_workers_that_save_before_they_end_are_given_their_time(tmp_path: Path) -> None:
-    code = "import sys, time; sys.stdin.read(); time.sleep(0.3)"
+    code = "import sys, time; print('up', flush=True); sys.stdin.read(); time.sleep(0.3)"
     earlier = Supervisor(tmp_path, "others.json")
     earlier.start()
-    saving = await Process.spawn([sys.executable, "-c", code], log=tmp_path / "log")
-    deaf = await Process.spawn([sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "log")
+    saving = await Process.spawn([sys.executable, "-c", code], log=tmp_path / "saving.log")
+    deaf = await Process.spawn([sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "deaf.log")
     for process in (saving, deaf):
         earlier.listing()(process.record)
+    async with asyncio.timeout(30.0):
+        while saving.last_words != "up":
+            await asyncio.sleep(0.01)
     assert saving._child.stdin is not None
     saving._child.stdin.close()
     await Supervisor(tmp_path, "others.json").outlast(1.0)

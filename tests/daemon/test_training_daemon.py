@@ -94,6 +94,7 @@ async def test_one_trains_the_other_waits_and_both_are_cancelled(tmp_path: Path,
         assert newest == desk.events(first)[-1]["checkpoint"]
 
 
+@pytest.mark.alone
 async def test_killed_while_it_trains_it_leaves_no_orphan_and_the_job_goes_on(tmp_path: Path, model: Path) -> None:
     spec = ENDLESS | {"num_epochs": 3}
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):

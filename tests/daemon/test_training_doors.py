@@ -326,11 +326,9 @@ async def test_data_is_sent_first_and_verified(desk: Desk, tmp_path: Path) -> No
     assert (status, told["error"]["type"]) == (400, "data_unusable")
     assert (await desk.ask("PUT", path, file, JSON))[0] == 415
     assert (await desk.ask("PUT", "/api/data/nonsense", file, STREAM))[0] == 404
-    assert await desk.ask("PUT", path, file, STREAM) == (
-        200,
-        {"sha256": digest, "size_bytes": len(file), "whole": True},
-    )
-    assert await desk.ask("GET", path) == (200, {"sha256": digest, "size_bytes": len(file), "whole": True})
+    told = {"sha256": digest, "size_bytes": len(file), "whole": True, "coming": False}
+    assert await desk.ask("PUT", path, file, STREAM) == (200, told)
+    assert await desk.ask("GET", path) == (200, told)
     job = await desk.train(DONE, data={"sha256": digest, "name": "../data.jsonl"})
     assert (await desk.until(job["id"], "completed"))["data"]["name"] == "data.jsonl"
     assert (await desk.ask("POST", "/api/train", b"{}", STREAM))[0] == 415, "the exception is the data's alone"

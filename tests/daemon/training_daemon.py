@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+from tests.processes import has_ended
 
 from tiermesh.client import Data, RemoteClient, TrainingJob
 from tiermesh.protocol.jobs import JobReport
@@ -148,7 +148,7 @@ async def until_event(desk: Machine, job: TrainingJob, name: str, count: int) ->
 async def until_gone(pid: int, limit_s: float) -> float:
     """Seconds until the process is no more."""
     began = time.monotonic()
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(pid):
         assert time.monotonic() < began + limit_s, f"process {pid} still runs"
         await asyncio.sleep(0.02)
     return time.monotonic() - began

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tests import tiny_model
 from tests.kernel.workers import WorkerProcess, start_worker, stop_worker, wait_until_ready
 
@@ -32,3 +33,9 @@ def own_worker(tiny_folder: Path, tmp_path: Path) -> Iterator[WorkerProcess]:
         yield worker
     finally:
         stop_worker(worker)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums have the same order in every test, whatever another one has set."""
+    torch.set_num_threads(1)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 KINDS: tuple[tiny_model.Kind, ...] = ("llama", "qwen2", "gpt2")
 PROMPT = [5 + 7 * place % 390 for place in range(30)]
 LIMIT_S = 60.0
-LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 1500, "logit_bias": {str(tiny_model.END): -100.0}}
+LONG: dict[str, Any] = {"temperature": 0.0, "max_tokens": 3000, "logit_bias": {str(tiny_model.END): -100.0}}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -106,7 +106,7 @@ def test_an_adapter_in_use_is_forgotten_when_its_last_answer_is_whole(
     fp32: Engine, kind: tiny_model.Kind, tmp_path: Path
 ) -> None:
     come(fp32, "used", tiny_model.build_adapter(tmp_path, kind, seed=1))
-    request = {"prompt": PROMPT, "max_tokens": 300, "adapter": "used"}
+    request = {"prompt": PROMPT, "max_tokens": 1000, "adapter": "used"}
     undisturbed: Answer = fp32.answer([request])[0]
     running = fp32.submit(request)
     running.until(10)

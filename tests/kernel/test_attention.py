@@ -130,7 +130,7 @@ def test_prompts_of_all_lengths_take_little_memory_for_ever() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", PROMPTS_OF_ALL_LENGTHS], capture_output=True, text=True, timeout=120, check=True
     )
-    assert int(ran.stdout) < 120 << 20
+    assert int(ran.stdout) < 180 << 20
 
 
 def test_what_a_slot_held_before_does_not_matter(loaded: LoadedModel, reference: Any) -> None:

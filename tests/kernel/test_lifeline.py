@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.kernel.workers import wait_for
+from tests.processes import is_gone
 
 from tiermesh.daemon.supervisor import FILE_NAME
 
@@ -72,8 +73,8 @@ def test_no_worker_outlives_its_daemon(tiny_folder: Path, tmp_path: Path, frozen
         if frozen:
             worker.suspend()
         end_daemon(daemon)
-        assert wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, 5.0)
+        assert wait_for(lambda: is_gone(worker), 5.0)
     finally:
-        if worker.is_running():
+        if not is_gone(worker):
             worker.kill()
     end_daemon(start_daemon(tmp_path, tiny_folder))

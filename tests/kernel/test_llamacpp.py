@@ -100,6 +100,7 @@ class TestLife:
             "adapters": [],
         }
 
+    @pytest.mark.alone
     async def test_a_client_that_leaves_frees_its_slot(self, worker: WorkerProcess) -> None:
         async with worker.session() as session:
             body = question("hello", stream=True, temperature=0, max_tokens=400)

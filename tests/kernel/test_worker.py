@@ -197,6 +197,7 @@ async def test_it_lists_its_model(worker: WorkerProcess) -> None:
     assert [(card["id"], card["digest"]) for card in listed["data"]] == [(tiny_model.NAME, "sha256:0")]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_goes_away_stops_the_generation(worker: WorkerProcess, stream: bool) -> None:
     asking = asyncio.create_task(worker.stream("x", **LONG) if stream else worker.ask("x", **LONG))

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 from tests import tiny_model
 
-START_LIMIT_S = 60.0
+START_LIMIT_S = 150.0
 """torch alone takes seconds to import, and the machine may be busy."""
 
 
@@ -58,7 +58,7 @@ class WorkerProcess:
         assert raw.endswith("data: [DONE]\n\n")
         return [json.loads(event.removeprefix("data: ")) for event in raw.split("\n\n")[:-2]]
 
-    async def until(self, wanted: Callable[[Any], bool], limit_s: float = 30.0) -> Any:
+    async def until(self, wanted: Callable[[Any], bool], limit_s: float = 60.0) -> Any:
         """Wait until the worker's health is as wanted."""
         async with asyncio.timeout(limit_s):
             while True:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import socket
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -194,5 +195,8 @@ def pair_of(node: int) -> str:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    """Below those that a system gives to whoever asks for any (32768 on Linux): nobody gets it before it is bound."""
+    while True:
+        port = random.randrange(10000, 32000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -84,7 +84,7 @@ def test_it_finishes_with_the_same_effective_batch_and_loss(tmp_path: Path, mode
     limit = least_need + (need - least_need) // 3
     code, used = run(capped, "--memory-limit", str(limit))
     assert code == DONE, capped.log.read_text()
-    assert used < limit * 1.02
+    assert used < limit + (64 << 20), "pages of libraries are not counted by the limit"
     relieved = [event for event in events(capped) if isinstance(event, Relieved)]
     assert relieved
     # Refused by the system in the midst of a step: nobody had looked at how much there was.
@@ -106,7 +106,7 @@ def test_when_nothing_is_left_to_relieve_it_fails_typed(tmp_path: Path, model: P
     code, need = run(plain)
     assert code == DONE, plain.log.read_text()
     tight = plan_run(tmp_path / "tight", model, data, **fields)
-    code, _ = run(tight, "--memory-limit", str(need - (60 << 20)))
+    code, _ = run(tight, "--memory-limit", str(need - (120 << 20)))
     assert code == FAILED, tight.log.read_text()
     last = events(tight)[-1]
     assert isinstance(last, Failed)

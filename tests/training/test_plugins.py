@@ -26,7 +26,7 @@ from tiermesh.protocol.training_plugins import GROUPS, Kind, installed, unknown_
 from tiermesh.protocol.training_problems import read_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plugins"
-RUN_LIMIT_S = 110.0
+RUN_LIMIT_S = 250.0
 
 Install = Callable[..., None]
 

@@ -54,7 +54,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_instants_it_ends_the_same(tmp_path: Path, data: Path, method: str, kind: Kind) -> None:
     """Dropout is on. Thrice here, twenty times in scripts/bench_resume."""
     folder = build_folder(tmp_path / "model", kind)
-    outcome = disturbed(tmp_path, folder, data, kills=3, seed=1, threads=1, method=method, **FIELDS)
+    fields = FIELDS | {"max_steps": 100}
+    outcome = disturbed(tmp_path, folder, data, kills=3, seed=1, threads=1, method=method, **fields)
     assert outcome.kills == 3
     assert outcome.exact, outcome
 
@@ -76,7 +77,7 @@ def test_one_that_is_told_to_stop_saves_and_goes_on(tmp_path: Path, model: Path,
             assert child.stdin is not None
             child.stdin.close()
         assert child.wait(20) == STOPPED
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 15.0
     last = events(folder)[-1]
     assert isinstance(last, Stopped)
     # Nothing of what was done is lost, and what was begun is done anew.
