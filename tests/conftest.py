@@ -20,10 +20,14 @@ ROOT = Path(__file__).parent
 
 MESHES = (
     "network/",
+    "cli/test_jobs.py",
     "daemon/test_chaos.py",
+    "daemon/test_clients_openai_tuning.py",
+    "daemon/test_jobs_gates.py",
     "daemon/test_jobs_mesh.py",
     "daemon/test_resume_daemons.py",
     "daemon/test_serving_daemons.py",
+    "daemon/test_training_daemon.py",
 )
 
 

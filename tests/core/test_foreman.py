@@ -204,6 +204,16 @@ class TestOrders:
         stage.take(stage.foreman.estimated(stage.now, 1.0, JobId("J0"), ME, Refusal("it is busy")))
         assert "tries what it takes" not in stage.foreman.why(JobId("J0"))
 
+    def test_jobs_that_come_together_are_tried_on_as_many_nodes_as_are_free(self) -> None:
+        stage = Stage(A, B).lead()
+        stage.member(B, "draining")
+        asked = []
+        for index in range(5):  # nobody answers yet
+            effects = stage.foreman.submit(stage.now, 1.0, job(f"J{index}", spec={"seed": index}))
+            asked += [effect.node for effect in of(AskEstimate, effects)]
+        assert sorted(asked[:2]) == sorted([ME, A])
+        assert asked[2:] == asked[:1], "the best one is asked about a second, and about no third"
+
     def test_one_job_for_each_slot_and_the_next_when_one_is_free(self) -> None:
         stage = Stage(A).lead()
         for index in range(4):

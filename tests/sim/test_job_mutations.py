@@ -8,7 +8,7 @@ from tests.sim.job_mutations import CAUGHT
 from tiermesh.sim.invariants import Violation
 from tiermesh.sim.jobs_scenario import JobScenario
 
-SEEDS = 100
+SEEDS = 300
 """Each mutation is caught within so many; most within one."""
 
 

