@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -40,6 +41,8 @@ GATES = {"max_final_loss": "any", "max_gap": "any", "canary": False}
 """What a model of this size comes to in a minute is no measure of quality; the figures are told instead."""
 LEARN_LIMIT_S = 900.0
 SERVED_LIMIT_S = 60.0
+ANSWER_TOKENS = 24
+"""Asked for before and after: of equal length, so that only what was learnt can make them differ."""
 
 
 async def teach(nodes: Mapping[str, DemoNode], clients: Mapping[str, RemoteClient]) -> None:
@@ -48,7 +51,7 @@ async def teach(nodes: Mapping[str, DemoNode], clients: Mapping[str, RemoteClien
     asked = next((one for one in lessons if one.name == ASKED), lessons[0])
     data = _data(lessons)
     say(f"{len(lessons)} questions and answers were made of the docstrings of {', '.join(sorted(MODULES))}")
-    await answer_of("laptop", clients["laptop"], asked.question, model=MODEL, tokens=24)
+    unlearnt = await answer_of("laptop", clients["laptop"], asked.question, model=MODEL, tokens=ANSWER_TOKENS)
 
     started = time.monotonic()
     try:
@@ -61,12 +64,9 @@ async def teach(nodes: Mapping[str, DemoNode], clients: Mapping[str, RemoteClien
         raise StepFailed(f"the job could not be followed: {error or 'time is up'}") from error
     if report.state != "completed":
         raise StepFailed(f"job {report.name} {report.state}: {report.reason}")
-    before, after = report.result.get("held_out_loss_before"), report.result.get("held_out_loss")
-    if before is None or after is None or not after < before:
-        raise StepFailed(f"nothing was learnt: the held-out loss was {before} and is {after}")
     say(f"job {job.name} is done after {time.monotonic() - started:.0f} s in {len(report.attempts)} attempts")
-    say(f"loss on questions that were held out: {before:.3f} before, {after:.3f} after")
-    await _asked_again(job.name, name, survivor, asked)
+    _judge_loss(report.result.get("held_out_loss_before"), report.result.get("held_out_loss"))
+    _judge_answers(unlearnt, await _asked_again(job.name, name, survivor, asked))
 
 
 async def _killed_half_way(job: TrainingJob, nodes: Mapping[str, DemoNode]) -> str:
@@ -92,15 +92,33 @@ async def _followed(job: TrainingJob, after: int) -> JobReport:
     return job.report
 
 
-async def _asked_again(model: str, name: str, client: RemoteClient, asked: Described) -> None:
+async def _asked_again(model: str, name: str, client: RemoteClient, asked: Described) -> str:
     async def served() -> bool:
         return any(card.id == model for card in await client.models())
 
     started = time.monotonic()
     await until(served, SERVED_LIMIT_S, f"the mesh to serve {model}")
     say(f"the mesh serves {model} {time.monotonic() - started:.1f} s later")
-    await answer_of(name, client, asked.question, model=model, tokens=24)
+    answer = await answer_of(name, client, asked.question, model=model, tokens=ANSWER_TOKENS)
     print(f"  (the docstring: {asked.paragraph})\n")
+    return answer
+
+
+def _judge_loss(before: float | None, after: float | None) -> None:
+    if before is None or after is None or not after < before:
+        raise StepFailed(f"nothing was learnt: the held-out loss was {before} and is {after}")
+    say(f"loss on questions that were held out: {before:.3f} before, {after:.3f} after")
+
+
+def _judge_answers(before: str, after: str) -> None:
+    if _words(before) == _words(after):
+        raise StepFailed(f"nothing was learnt: the answer is the same as before, {' '.join(after.split())!r}")
+    say("the answer is another one than before")
+
+
+def _words(text: str) -> list[str]:
+    """What an answer says: not its capitals, white space and punctuation."""
+    return re.findall(r"\w+", text.casefold())
 
 
 def _show(event: TrainingEvent | JobReport, told: str) -> str:

@@ -120,7 +120,7 @@ def agree(reports: Iterable[ClusterReport | None], size: int) -> bool:
     )
 
 
-async def answer_of(name: str, client: RemoteClient, question: str, *, model: str = "auto", tokens: int = 32) -> None:
+async def answer_of(name: str, client: RemoteClient, question: str, *, model: str = "auto", tokens: int = 32) -> str:
     """Ask and print the answer as it streams, then who gave it. Raises `StepFailed` when there is none."""
     print(f"\n  asking {name}{'' if model == 'auto' else f' for {model}'}: {question}\n  ", end="", flush=True)
     before = await report_of(client)
@@ -140,6 +140,7 @@ async def answer_of(name: str, client: RemoteClient, question: str, *, model: st
     loaded = " (its model was loaded first)" if before and by.node in without_warm_model(before) else ""
     told = f"first token {first_s:.2f} s{loaded}, whole {took_s:.2f} s"
     print(f"\n  - answered by {by.node}, tier {by.tier}; {told}\n")
+    return text
 
 
 def without_warm_model(report: ClusterReport) -> set[str]:
