@@ -27,7 +27,7 @@ from tiermesh.core.job_effects import (
 )
 from tiermesh.core.job_rules import COLLECT_S, JobRules
 from tiermesh.core.jobs import Job, JobId
-from tiermesh.errors import JobExists, NotFound, NotPossibleNow, Unavailable
+from tiermesh.errors import InvalidSpec, JobExists, NotFound, NotPossibleNow, Unavailable
 from tiermesh.types import Ballot, Health, NodeId, View
 
 GOOD = {"loss": 1.0}
@@ -89,6 +89,29 @@ class TestSubmission:
         stage = Stage(rules=rules).lead()
         (declined,) = of(Decline, stage.foreman.submit(100.0, 1.0, job()))
         assert isinstance(declined.error, Unavailable)
+
+    def test_a_node_that_there_is_not_is_not_waited_for(self) -> None:
+        stage = Stage(A).lead()
+        (declined,) = stage.foreman.submit(100.0, 1.0, job(spec={"target_gpu": "node-z"}))
+        assert isinstance(declined, Decline)
+        assert isinstance(declined.error, InvalidSpec)
+        assert declined.error.param == "target_gpu"
+        assert "no node is called node-z; there are node-a, node-m" in str(declined.error)
+        assert not stage.foreman.records
+
+    @pytest.mark.parametrize("wanted", ["node-a", A, "tier:2"])
+    def test_one_that_is_down_and_a_tier_that_nobody_has_yet_are_waited_for(self, wanted: str) -> None:
+        stage = Stage(A).lead()
+        stage.member(A, "down")
+        assert stage.submit(spec={"target_gpu": wanted}).state == "estimating"
+
+    def test_a_job_whose_node_was_removed_since_is_the_same_job_when_it_is_sent_again(self) -> None:
+        stage = Stage(A).lead()
+        stage.member(A, "down")
+        stage.submit(spec={"target_gpu": "node-a"})
+        del stage.members[A]
+        stage.lead().submit(spec={"target_gpu": "node-a"})
+        assert len(stage.seen(Acknowledge)) == 2
 
     def test_who_does_not_lead_takes_and_decides_nothing(self) -> None:
         foreman = Foreman(ME, JobRules(), [job()])

@@ -8,7 +8,7 @@ import pytest
 
 from tiermesh.core.job_line import Line
 from tiermesh.core.jobs import Asked, Dataset, Job, JobId
-from tiermesh.core.placement import Place, place
+from tiermesh.core.placement import NAMED, Place, place, unknown_node
 from tiermesh.types import NodeId
 
 GB = 10**9
@@ -85,6 +85,34 @@ def test_the_best_that_may(places: list[Place], wanted: str, chosen: str) -> Non
 def test_a_reason_that_a_person_can_read(needs: int | None, places: list[Place], wanted: str, reason: str) -> None:
     found = place(needs, wanted, places)
     assert (found.node, found.reason) == (None, reason)
+
+
+NODES = {NodeId("1" * 32): "laptop", NodeId("2" * 32): "gpu1"}
+FIRST = ", ".join(f"n{index:02}" for index in range(NAMED))
+MANY = {NodeId(f"{index:032}"): f"n{index:02}" for index in range(NAMED + 2)}
+OR = "or say any, tier:0, tier:1, tier:2"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "wrong"),
+    [
+        ("any", NODES, ""),
+        ("tier:2", NODES, ""),
+        ("gpu1", NODES, ""),
+        ("2" * 32, NODES, ""),
+        ("gpu9", NODES, f"target_gpu: no node is called gpu9; there are gpu1, laptop; {OR}"),
+        ("GPU1", NODES, f"target_gpu: no node is called GPU1; there are gpu1, laptop; {OR}"),
+        ("tier:9", NODES, f"target_gpu: no node is called tier:9; there are gpu1, laptop; {OR}"),
+        ("gpu9", {NodeId("1"): "desk"}, f"target_gpu: no node is called gpu9; there is desk; {OR}"),
+        (
+            "x",
+            MANY,
+            f"target_gpu: no node is called x; there are {FIRST} and 2 more; {OR}",
+        ),
+    ],
+)
+def test_a_node_that_there_is_not_can_not_be_wanted(wanted: str, nodes: dict[NodeId, str], wrong: str) -> None:
+    assert unknown_node(wanted, nodes) == wrong
 
 
 def test_unknown_memory_is_no_reason_to_leave_a_node_out() -> None:

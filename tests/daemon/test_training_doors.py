@@ -229,6 +229,13 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
     ("a model by its path", {"spec": {"model_name": "/srv/model"}}, 400, "model_name", "--model FOLDER"),
     ("a model by a path here", {"spec": {"model_name": "../stub"}}, 400, "model_name", "--model FOLDER"),
     ("held-out data by its path", {"spec": SPEC | {"eval_path": "/etc/passwd"}}, 400, "eval_path", "send eval_data"),
+    (
+        "a node that there is not",
+        {"spec": SPEC | {"target_gpu": "desk2"}},
+        400,
+        "target_gpu",
+        "there is desk; or say",
+    ),
     ("bad records", {"data": {"name": "x.jsonl", "text": "{}\n{"}}, 400, "data", "line 2"),
     (
         "more bad records than are forgiven",

@@ -42,8 +42,8 @@ from tiermesh.core.jobs import job_from_dict
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-NOBODY = SPEC | {"target_gpu": "nobody"}
-"""For a node that there is not: such a job waits."""
+NOBODY = SPEC | {"target_gpu": "tier:2"}
+"""For a tier that nobody here is of, and that somebody may join: such a job waits."""
 INTERVAL = 100
 LONG = SPEC | {"max_steps": 6 * INTERVAL, "num_epochs": 1000, "save_interval": INTERVAL}
 """Half a minute of training on two cores that do other things too."""

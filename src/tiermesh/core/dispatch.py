@@ -51,6 +51,11 @@ def why(reign: Reign, job: Job) -> str:
     return job.reason
 
 
+def wanted(job: Job) -> str:
+    """Where it asks to train: `any`, `tier:N` or a node's name or id."""
+    return str(job.spec.get("target_gpu", ANY))
+
+
 def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> NodeId | None:
     """Whoever would get it now, those that try others taken for busy; or could, if it were free."""
     asked = Counter(node for node, _ in reign.asked.values())
@@ -59,7 +64,7 @@ def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> No
     free = [each for each in places if len(each.training) < each.slots]
     unhurried = [replace(each, training=()) for each in places]
     for choice in (idle, free, unhurried):
-        found = place(_needs(reign, job), _wanted(job), choice, battery=reign.rules.train_on_battery)
+        found = place(_needs(reign, job), wanted(job), choice, battery=reign.rules.train_on_battery)
         if found.node is not None:
             reign.praise[job.id] = found.reason
             if asked[found.node] < MAX_ESTIMATES:
@@ -73,7 +78,7 @@ def _likeliest_node(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> No
 def _ever(reign: Reign, job: Job, known: Mapping[NodeId, Place]) -> Placement:
     """Whoever could have it if it had nothing else to do, and had not said no a moment ago."""
     idle = (replace(each, training=(), objection=_short(reign.shortage(job, each.id))) for each in known.values())
-    return place(_needs(reign, job), _wanted(job), idle, battery=reign.rules.train_on_battery)
+    return place(_needs(reign, job), wanted(job), idle, battery=reign.rules.train_on_battery)
 
 
 def dispatch(reign: Reign) -> None:
@@ -125,7 +130,7 @@ def _begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | N
 
 def _choose(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> Placement:
     offered = (_for_job(reign, job, each) for each in places.values())
-    return place(_needs(reign, job), _wanted(job), offered, battery=reign.rules.train_on_battery)
+    return place(_needs(reign, job), wanted(job), offered, battery=reign.rules.train_on_battery)
 
 
 def _home(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | None:
@@ -236,7 +241,3 @@ def _needs(reign: Reign, job: Job) -> int | None:
 def _is_postponed(job: Job) -> bool:
     """Its next attempt was never let through the gate, because nobody could say what it takes."""
     return job.estimate is None and (not job.attempts or job.course.retry > job.retries)
-
-
-def _wanted(job: Job) -> str:
-    return str(job.spec.get("target_gpu", ANY))

@@ -20,15 +20,16 @@ from typing import Literal
 
 from tiermesh.core import job_answers
 from tiermesh.core.attempts import Attempt, AttemptId, Told, join_told
-from tiermesh.core.dispatch import why
+from tiermesh.core.dispatch import wanted, why
 from tiermesh.core.job_effects import Acknowledge, AttemptTold, Decline, Heard, JobEffect, Refusal, Save, Tell
 from tiermesh.core.job_rules import AGAIN_S, THINK_S, JobRules
 from tiermesh.core.job_steps import think
 from tiermesh.core.jobs import Estimate, Happened, Job, JobId, Stamp, clip, join, unique_name
+from tiermesh.core.placement import unknown_node
 from tiermesh.core.reign import Reign
 from tiermesh.core.remediation import optimize
 from tiermesh.core.treatment import judged
-from tiermesh.errors import JobExists, NotFound, NotPossibleNow, TiermeshError, Unavailable
+from tiermesh.errors import InvalidSpec, JobExists, NotFound, NotPossibleNow, TiermeshError, Unavailable
 from tiermesh.types import NodeId, View
 
 Decision = Literal["approve", "optimize", "cancel", "retry", "forget"]
@@ -231,6 +232,8 @@ class Foreman:
         limit = rules.waiting_limit
         if known is None and len(self._reign.index) >= limit:
             return Unavailable(f"{limit} jobs wait here already", retry_after_s=60)
+        if known is None and (wrong := unknown_node(wanted(job), self._reign.names)):
+            return InvalidSpec(wrong, param="target_gpu")
         return None
 
     def _optimize(self, reign: Reign, job: Job, wall: float) -> None:

@@ -7,8 +7,9 @@ has the job's checkpoint, then its data, then the higher tier, then the fewer re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from tiermesh.types import MemberState, NodeId, Tier
 
@@ -16,6 +17,8 @@ GB = 1e9
 NAMED = 10
 """Of the nodes that there are, in a sentence: a mesh may have hundreds."""
 ANY = "any"
+TIERS = tuple(f"tier:{tier}" for tier in get_args(Tier))
+"""Each may be had one day: a node of it may join."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,13 @@ def place(needs_bytes: int | None, wanted: str, places: Iterable[Place], *, batt
         best = max(fit, key=_merit)
         return Placement(best.id, _praise(best, fit, wanted, alone=len(known) == 1), objections)
     return Placement(None, _sentence(needs_bytes, wanted, known, objections), objections)
+
+
+def unknown_node(wanted: str, nodes: Mapping[NodeId, str]) -> str:
+    """What is wrong with `wanted` when it names none of `nodes` (names by id, of nodes up or down); else nothing."""
+    if wanted == ANY or wanted in TIERS or wanted in nodes or wanted in nodes.values():
+        return ""
+    return f"target_gpu: {_unknown(wanted, sorted(nodes.values()))}; or say {', '.join((ANY, *TIERS))}"
 
 
 def too_small(needs_bytes: int, has_bytes: int) -> str:
@@ -116,14 +126,19 @@ def _sentence(needs_bytes: int | None, wanted: str, known: list[Place], objectio
     if not eligible and wanted.startswith("tier:"):
         return f"no node is {wanted}"
     if not eligible:
-        more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-        return f"no node is called {wanted}; there are {', '.join(each.name for each in known[:NAMED])}{more}"
+        return _unknown(wanted, [each.name for each in known])
     up = [each for each in eligible if each.state == "up"]
     sizes = [(each.memory_bytes, each.name) for each in up if each.memory_bytes is not None]
     if needs_bytes is not None and up and len(sizes) == len(up) and max(sizes)[0] < needs_bytes:
         return f"needs {_gb(needs_bytes)}, the largest free is {max(sizes)[0] / GB:.1f} on {max(sizes)[1]}"
     names = {each.name for each in eligible}
     return "; ".join(f"{name} {why}" for name, why in objections if name in names)
+
+
+def _unknown(wanted: str, names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    there = f"there is {names[0]}" if len(names) == 1 else f"there are {', '.join(names[:NAMED])}{more}"
+    return f"no node is called {wanted}; {there}"
 
 
 def _gb(size_bytes: int) -> str:

@@ -129,6 +129,11 @@ class Reign:
         return node[:8] if member is None else member.status.name
 
     @property
+    def names(self) -> dict[NodeId, str]:
+        """Of all members, those that are down too."""
+        return {member.id: member.status.name for member in self.view.members.values()}
+
+    @property
     def members_up(self) -> int:
         """This node included."""
         return 1 + len(self._others)
