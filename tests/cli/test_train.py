@@ -88,6 +88,18 @@ def test_a_run_is_shown_as_lines(alone: Mesh, desk: Path) -> None:
     assert starts(folder) == [["--threads", "1"]]
 
 
+def test_bad_records_are_named_and_counted(alone: Mesh, desk: Path) -> None:
+    bad = [f"line {line} is not JSON" for line in range(3, 11)]
+    ready = {"event": "data", "records": 90, "bad_records": 25, "tokens": 900, "rows": 9, "bad": bad, "cached": True}
+    begin(alone, desk, [{"say": ready}, {"say": COMPLETED}])
+    shown = alone("train", "run", "spec.json", "--local").stdout.splitlines()[:7]
+    assert shown == [
+        "data: 90 records, 900 tokens in 9 rows, 25 bad ones left out (its tokens were there already)",
+        *(f"left out: {named}" for named in bad[:5]),
+        "left out: 20 more",
+    ]
+
+
 def test_the_plan_has_absolute_paths_and_digests(alone: Mesh, desk: Path) -> None:
     folder = begin(alone, desk, [{"say": COMPLETED}])
     plan = RunFolder(folder).read_plan()

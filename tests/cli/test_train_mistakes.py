@@ -89,6 +89,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"warmup": 100, "max_steps": 10}, "warmup is 100 steps, but the run has 10 (max_steps)"),
     ({"merge": True, "method": "full_finetune"}, "merge needs an adapter"),
     ({"task": "preference", "loss": "mine"}, "loss is DPO's own for the task preference"),
+    ({"task": "preference", "data": {"token_masking": 0.1}}, "data.token_masking is not done for the task preference"),
     ({"task": "pretrain", "data": {"fields": {"prompt": "q"}}}, "data.fields names prompts or messages"),
     ({"callbacks": ["log", "log"]}, "callbacks has log 2 times"),
     # what this machine lacks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from tests.tiny_model import CONTEXT_LENGTH, build_folder
 
 from tiermesh.errors import BadSpec
 from tiermesh.kernel.training.assembly import assemble
+from tiermesh.kernel.training.data.corpus import NAMED_BAD
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
+from tiermesh.protocol.training_events import DataReady, TrainingEvent
 
 
 @pytest.mark.parametrize("longer", [False, True])
@@ -30,3 +33,23 @@ def test_a_row_longer_than_the_model_was_made_for(tmp_path: Path, *, longer: boo
             assemble(RunFolder(tmp_path / "run"), plan, lambda event: None)
     else:
         assert assemble(RunFolder(tmp_path / "run"), plan, lambda event: None).data.train.rows
+
+
+def test_records_left_out_are_named_in_the_event_and_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first ones by their lines, all of them counted; and whether the tokens were there already."""
+    data = tmp_path / "data.jsonl"
+    good = [json.dumps({"text": f"the quick brown fox {n}"}) for n in range(8)]
+    data.write_text("\n".join([*good, "no json", '{"text": 3}', *["[]"] * 30]))
+    spec = TrainingSpec(model_name="tiny", dataset_path=str(data), precision="fp32", eval_fraction=0.0)
+    plan = RunPlan(spec=spec, model_path=str(build_folder(tmp_path / "model")), data_path=str(data))
+    said: list[TrainingEvent] = []
+    with caplog.at_level(logging.WARNING, logger="tiermesh"):
+        for _ in range(2):
+            assemble(RunFolder(tmp_path / "run"), plan, said.append)
+    first, again = (event for event in said if isinstance(event, DataReady))
+    assert (first.records, first.bad_records, len(first.bad)) == (8, 32, NAMED_BAD)
+    assert first.bad[0].startswith("line 9 is not JSON")
+    assert first.bad[1] == "line 10 text: is a number, not a text"
+    assert (first.cached, again.cached) == (False, True)
+    assert again.bad == first.bad
+    assert f"left out: {first.bad[1]}" in caplog.messages

@@ -74,6 +74,7 @@ def test_what_was_tokenised_is_not_tokenised_again(data: Path, cache: Path, monk
     first = open_corpus(data, job(), cache=cache)
     monkeypatch.setattr(corpus, "code_all", None)
     again = open_corpus(data.rename(data.with_name("moved.jsonl")), job(), cache=cache)
+    assert (first.cached, again.cached) == (False, True)
     assert again.digest == first.digest
     assert shown(again) == shown(first)
 

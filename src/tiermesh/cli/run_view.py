@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Show = Callable[[TrainingEvent], None]
 
+BAD_SHOWN = 5
+"""Bad records whose lines are shown; the run's log and events name more of them."""
 LINE_PAUSE_S = 5.0
 """Between two lines about steps, where nobody looks at each."""
 PHASES = {
@@ -79,7 +81,8 @@ def run_view(*, as_json: bool, waits: str = "starting the worker") -> Iterator[V
 
 
 def line_of(event: TrainingEvent) -> str | None:
-    """One line for a person; None for what says nothing new. Steps are shown by whoever has room for them."""
+    """One line for a person, and one more for each bad record; None for what says nothing new. Steps are shown by
+    whoever has room for them."""
     match event:
         case DataReady():
             return _data_line(event)
@@ -246,7 +249,11 @@ def _data_line(event: DataReady) -> str:
         told.append(f"{event.held_out_records:,} held out")
     if event.bad_records:
         told.append(f"{event.bad_records:,} bad ones left out")
-    return f"data: {', '.join(told)}{' (tokens from an earlier run)' if event.cached else ''}"
+    lines = [f"data: {', '.join(told)}{' (its tokens were there already)' if event.cached else ''}"]
+    lines += [f"left out: {bad}" for bad in event.bad[:BAD_SHOWN]]
+    if event.bad and event.bad_records > BAD_SHOWN:
+        lines.append(f"left out: {event.bad_records - BAD_SHOWN:,} more")
+    return "\n".join(lines)
 
 
 def _figure(value: float | None) -> str:

@@ -72,7 +72,8 @@ class LoraOptions(Part):
     alpha: float = Field(32.0, gt=0, le=4096)
     """The adapter's output is multiplied by alpha / r."""
     dropout: float = Field(0.05, ge=0, lt=1)
-    """Share of the adapter's inputs dropped while training. 0 is faster, and equal under any micro-batch size."""
+    """Share of the adapter's inputs dropped while training. 0 is faster, and equal under any micro-batch size. The task
+    `preference` drops none, whatever this says: it measures against the model as it was, not against a part of it."""
     targets: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] = "all-linear"
     """Which layers are adapted: `all-linear`, or a list of the last parts of their names, such as `q_proj`."""
 
@@ -238,9 +239,11 @@ class TrainingSpec(Part):
     log_interval: int = Field(1, ge=1)
     """Steps between the figures that are shown and recorded."""
     tensorboard: bool = False
-    """Write curves for TensorBoard into the run's folder."""
+    """Write curves for TensorBoard into the run's folder; for a job on the mesh that is its folder on the node that
+    trains."""
     wandb: Text | None = None
-    """A Weights & Biases project to send the curves to; needs the package wandb. None: nothing leaves this machine."""
+    """A Weights & Biases project to send the curves to; needs the package wandb. None: nothing leaves this machine.
+    Refused in a job on the mesh: its curves would go to the account of whoever owns the node."""
     callbacks: tuple[Choice, ...] = Field((), strict=False, max_length=CALLBACKS_LIMIT)
     """Plugins that are called as the run goes."""
 
@@ -267,30 +270,38 @@ class TrainingSpec(Part):
             raise Disagreement(wrong)
         return self
 
-    def _disagreements(self) -> list[tuple[str, str]]:
-        wrong = []
+    def _disagreements(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        wrong: list[tuple[str, str, tuple[str, ...]]] = []
+
+        def say(path: str, what: str, *others: str) -> None:
+            wrong.append((path, what, others))
+
         if self.eval_path is not None and self.eval_fraction is not None:
-            wrong.append(("eval_fraction", "is given besides eval_path: held-out records come from one of them"))
+            say("eval_fraction", "is given besides eval_path: held-out records come from one of them", "eval_path")
         if self.early_stop is not None and self.eval_interval is None:
-            wrong.append(("early_stop", "needs eval_interval: without it nothing is evaluated on the way"))
+            say("early_stop", "needs eval_interval: without it nothing is evaluated on the way", "eval_interval")
         if self.early_stop is not None and self.eval_path is None and self.held_out_fraction == 0:
-            wrong.append(("early_stop", "needs held-out records: set eval_fraction or eval_path"))
+            say("early_stop", "needs held-out records: set eval_fraction or eval_path", "eval_fraction", "eval_path")
         if self.max_steps is not None and self.warmup > max(1, self.max_steps):
-            wrong.append(("warmup", f"is {self.warmup:g} steps, but the run has {self.max_steps} (max_steps)"))
+            say("warmup", f"is {self.warmup:g} steps, but the run has {self.max_steps} (max_steps)", "max_steps")
         if self.merge and self.method == "full_finetune":
-            wrong.append(("merge", "needs an adapter; full_finetune writes a whole model anyway"))
+            say("merge", "needs an adapter; full_finetune writes a whole model anyway", "method")
         if self.task == "preference" and self.loss.name != "cross_entropy":
-            wrong.append(("loss", "is DPO's own for the task preference; leave it out"))
+            say("loss", "is DPO's own for the task preference; leave it out", "task")
+        if self.task == "preference" and self.data.token_masking:
+            say("data.token_masking", "is not done for the task preference, which compares answers as they are", "task")
         if self.task == "pretrain" and (self.data.fields.prompt or self.data.fields.messages):
-            wrong.append(("data.fields", "names prompts or messages, but the task pretrain reads plain text"))
+            say("data.fields", "names prompts or messages, but the task pretrain reads plain text", "task")
         names = [callback.name for callback in self.callbacks]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        return wrong + [("callbacks", f"has {name} {names.count(name)} times") for name in repeated]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            say("callbacks", f"has {name} {names.count(name)} times")
+        return wrong
 
 
 class Disagreement(ValueError):
-    """Fields that are right each for itself and don't fit together. `found`: (path, what is wrong)."""
+    """Fields that are right each for itself and don't fit together. `found`: (path, what is wrong, the other fields
+    that it is about)."""
 
-    def __init__(self, found: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{path} {what}" for path, what in found))
+    def __init__(self, found: list[tuple[str, str, tuple[str, ...]]]) -> None:
+        super().__init__("; ".join(f"{path} {what}" for path, what, _ in found))
         self.found = found

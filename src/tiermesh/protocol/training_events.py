@@ -82,8 +82,10 @@ class DataReady(Event):
     length_p50: int | None = None
     length_p95: int | None = None
     length_max: int | None = None
+    bad: list[str] = Field(default_factory=list)
+    """The first of the bad records, each with its line and what is wrong with it; all of them are counted."""
     cached: bool = False
-    """Were the tokens there from an earlier run?"""
+    """Were the tokens there, from an earlier run or look at the data?"""
 
 
 class ModelReady(Event):

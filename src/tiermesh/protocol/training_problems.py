@@ -14,6 +14,10 @@ from tiermesh.protocol.training import Disagreement, Named, TrainingSpec
 
 VALUE_LIMIT = 60
 """Characters of a wrong value that are repeated."""
+UNSOUND = "-"
+"""Stands for a model or a file that is not known."""
+CUTS = 3
+"""Fields that are wrong for themselves, those that then don't fit together, and those that a default does not fit."""
 _MUST_BE = {
     "bool_type": "true or false",
     "dict_type": "a group of `name: value`",
@@ -62,20 +66,75 @@ def spec_problems(data: object) -> TrainingSpec | list[Problem]:
     """The spec, or all that is wrong with it, in the order of the fields; at least one."""
     if not isinstance(data, Mapping):
         return [Problem("", f"a training spec is a list of `field: value`, not {_short(data)}")]
+    found = _validated(data)
+    if isinstance(found, TrainingSpec):
+        return found
+    wrong = list(_told(found))
+    return wrong + [Problem(path, what) for path, what in _disagreements(data, found, wrong)]
+
+
+def sound_part(data: Mapping[str, Any], wrong: Sequence[Problem]) -> TrainingSpec | None:
+    """The spec without its fields that are `wrong`: these have their defaults, and `UNSOUND` where there is none. None
+    where too little is left."""
+    for _ in range(CUTS):
+        for problem in wrong:
+            data = _without(data, problem.path)
+        found = spec_problems(dict.fromkeys(_REQUIRED, UNSOUND) | dict(data))
+        if isinstance(found, TrainingSpec):
+            return found
+        wrong = found
+    return None
+
+
+def concerns(path: str, field: str) -> bool:
+    """Is one of them the other, or within it?"""
+    return any(
+        one == other or one.startswith((f"{other}.", f"{other}[")) for one, other in ((path, field), (field, path))
+    )
+
+
+def _validated(data: Mapping[str, Any]) -> TrainingSpec | ValidationError:
     try:
         return TrainingSpec.model_validate(data)
     except ValidationError as error:
-        return list(_told(error))
+        return error
+
+
+def _disagreements(
+    data: Mapping[str, Any], error: ValidationError, wrong: Sequence[Problem]
+) -> Iterator[tuple[str, str]]:
+    """Pydantic looks how fields fit together only where each is right for itself; so they are looked at again without
+    those that are `wrong`. What is about one of these is not known."""
+    if wrong:
+        rest: Mapping[str, Any] = data
+        for problem in wrong:
+            rest = _without(rest, problem.path)
+        found = _validated(dict.fromkeys(_REQUIRED, UNSOUND) | dict(rest))
+        if isinstance(found, TrainingSpec):
+            return
+        error = found
+    for one in error.errors(include_url=False):
+        cause = one.get("ctx", {}).get("error")
+        for path, what, others in cause.found if isinstance(cause, Disagreement) else ():
+            if not any(concerns(problem.path, name) for problem in wrong for name in (path, *others)):
+                yield path, what
+
+
+def _without(data: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Of a list, all of it goes; so does a group that lacks the field."""
+    name, _, rest = path.partition(".")
+    name = name.partition("[")[0]
+    group = data.get(name)
+    if path not in data and rest and isinstance(group, Mapping) and (less := _without(group, rest)) != group:
+        return {**data, name: less}
+    return {key: value for key, value in data.items() if key not in (name, path)}
 
 
 def _told(error: ValidationError) -> Iterator[Problem]:
     """One for each field: of a choice between kinds pydantic tells what each of them minds."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for one in error.errors(include_url=False):
-        cause = one.get("ctx", {}).get("error")
-        if isinstance(cause, Disagreement):
-            yield from (Problem(path, what) for path, what in cause.found)
-        else:
+        if not isinstance(one.get("ctx", {}).get("error"), Disagreement):
             found.setdefault(_path(_written(one["loc"])), []).append(one)
     for path, minded in found.items():
         if not any(other.startswith((f"{path}[", f"{path}.")) for other in found):

@@ -244,7 +244,10 @@ def _data(
         plugins=readers,
         on_progress=progress,
     )
-    say(_told(data))
+    told = _told(data)
+    for bad in told.bad:
+        log.warning("left out: %s", bad)
+    say(told)
     return data
 
 
@@ -261,6 +264,8 @@ def _told(data: Dataset) -> DataReady:
         length_p50=lengths["p50"],
         length_p95=lengths["p95"],
         length_max=lengths["max"],
+        bad=[f"{report['unit']} {bad['line']} {bad['reason']}" for bad in report["bad"]],
+        cached=data.corpus.cached,
     )
 
 

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,6 +65,7 @@ class Corpus:
 
     The others have an entry a record, whose documents are next to one another: `weights` is how much its targets
     count, `repeats` how often it is seen in an epoch, `lines` where it is in the file. Equal `hashes`: equal contents.
+    `cached`: it was there, and was not made just now.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class Corpus:
     weights: NDArray[np.float32]
     repeats: NDArray[np.float32]
     hashes: NDArray[np.uint64]
+    cached: bool = False
 
     @property
     def digest(self) -> str:
@@ -124,8 +126,9 @@ def open_corpus(
                     if store.stamp_of(data) != stamp:
                         raise BadData(f"{data} was changed while it was read; start again when it is whole")
                 found = _load(folder)
+                assert found is not None
+                found = replace(found, cached=False)
                 store.prune(cache, time.time())
-    assert found is not None
     store.used(folder)
     refuse_bad(data, found.facts, max_bad_records)
     return found
@@ -251,7 +254,7 @@ def _load(folder: Path) -> Corpus | None:
         return None
     facts.bad = [(int(line), str(reason)) for line, reason in facts.bad]
     arrays = {name: _mapped(folder / name, dtype) for name, dtype in _types(facts)}
-    return Corpus(folder=folder, facts=facts, **arrays)
+    return Corpus(folder=folder, facts=facts, cached=True, **arrays)
 
 
 def _types(facts: Facts) -> Iterator[tuple[str, str]]:
