@@ -67,6 +67,31 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     assert kept.best() == tmp_path / "step-00000002"
 
 
+def test_the_newest_good_one_is_kept_and_the_one_that_will_be_next(tmp_path: Path) -> None:
+    """Steps are judged two later here, as a run does it; what is proven by then makes the older ones needless."""
+    kept = Checkpoints(tmp_path, keep_last=1, keep_best=0)
+    for step in range(1, 8):
+        kept.save(snapshot(step), good_until=max(0, step - 2))
+    assert names(tmp_path) == [LATEST, "step-00000005", "step-00000006", "step-00000007"]
+    found = kept.newest_until(5)
+    assert found is not None
+    assert found.step == 5
+    assert kept.newest_until(4) is None
+    kept.prune(7)
+    assert names(tmp_path) == [LATEST, "step-00000007"]
+
+
+def test_a_damaged_good_one_leaves_the_one_before(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        kept.save(snapshot(step))
+    (tmp_path / "step-00000002" / TENSORS).write_bytes(b"rotten")
+    found = kept.newest_until(2)
+    assert found is not None
+    assert found.step == 1
+    assert [damaged.step for damaged in kept.damaged] == [2]
+
+
 def test_the_same_step_saved_again_replaces_the_one_before(tmp_path: Path) -> None:
     kept = saved(tmp_path, 1, 2)
     kept.save(snapshot(2, size=3))

@@ -14,6 +14,7 @@ from tests.training.runs import Rows, Spoiled, digest_of, run_of, spec_of, weigh
 from tiermesh.core.relief import Taken
 from tiermesh.errors import Diverged, NonFinite, OutOfMemory
 from tiermesh.kernel.training import evaluation, models
+from tiermesh.kernel.training.checkpoints import Checkpoints
 from tiermesh.kernel.training.data.batches import MicroBatch
 from tiermesh.kernel.training.failures import translate
 from tiermesh.kernel.training.loss import TokenLoss
@@ -184,14 +185,72 @@ class TestSpikes:
             run.go()
         assert len([e for e in events if isinstance(e, RolledBack)]) == 2
 
+    @pytest.mark.parametrize(("interval", "keep_last", "good"), [(12, 2, 12), (8, 2, 16), (5, 2, 20), (1, 1, 23)])
     def test_a_state_too_large_for_a_copy_is_read_from_disk(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interval: int, keep_last: int, good: int
+    ) -> None:
+        """The newest that two ordinary steps followed; saved was also at 24, at 25 when it was ruined, and at 26."""
+        monkeypatch.setattr("tiermesh.kernel.training.guard.IN_MEMORY_BYTES", 0)
+        kept = Checkpoints(tmp_path / "checkpoints", keep_last=keep_last, keep_best=0)
+        run, events = run_of(tmp_path, model, spec_of(save_interval=interval, learning_rate=5e-3), steps=40)
+        run.checkpoints = run.keeping.checkpoints = kept
+        ruin_at(run, 25)
+        assert run.go() == "done"
+        assert [event.to_step for event in events if isinstance(event, RolledBack)] == [good]
+        assert (run.progress.loss or math.nan) < 6
+
+    @pytest.mark.parametrize("where", ["copies in memory", "disk"])
+    @pytest.mark.parametrize("killed_at", [25, 26])
+    def test_a_run_killed_with_a_ruined_checkpoint_finds_the_good_one(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int, where: str
+    ) -> None:
+        """It goes on from the newest, notices, and goes back to the one before."""
+        if where == "disk":
+            monkeypatch.setattr("tiermesh.kernel.training.guard.IN_MEMORY_BYTES", 0)
+        spec = spec_of(save_interval=1, learning_rate=5e-3)
+        killed, _ = run_of(tmp_path, model, spec, steps=40)
+        killed.checkpoints.keep_last = 1
+        ruin_at(killed, 25)
+
+        def kill(event: object) -> None:
+            if isinstance(event, CheckpointSaved) and event.step == killed_at:
+                raise Killed
+
+        listen(killed, kill)
+        with pytest.raises(Killed):
+            killed.go()
+
+        again, events = run_of(tmp_path, model, spec, steps=40)
+        snapshot = again.checkpoints.newest()
+        assert snapshot is not None
+        assert snapshot.step == killed_at
+        again.take_up(snapshot)
+        assert again.go() == "done"
+        (back,) = [event for event in events if isinstance(event, RolledBack)]
+        assert (back.step, back.to_step, back.first_position) == (27, 23, 25 * 4)
+        assert (again.progress.loss or math.nan) < 6
+
+    def test_weights_that_are_no_numbers_and_were_saved_are_not_returned_to(
         self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("tiermesh.kernel.training.guard.IN_MEMORY_BYTES", 0)
-        run, events = run_of(tmp_path, model, spec_of(save_interval=12, learning_rate=5e-3), steps=40)
-        ruin_at(run, 25)
+        run, events = run_of(tmp_path, model, spec_of(save_interval=5), steps=30)
+        ruin_at(run, 20, NAN)
         assert run.go() == "done"
-        assert [event.to_step for event in events if isinstance(event, RolledBack)] == [24]
+        assert [event.to_step for event in events if isinstance(event, RolledBack)] == [15]
+
+    @pytest.mark.parametrize(("saved", "good"), [((4,), 4), ((3, 4), 3)])
+    def test_where_no_checkpoint_is_proven_it_is_the_one_before_the_newest(
+        self, model: Path, tmp_path: Path, saved: tuple[int, ...], good: int
+    ) -> None:
+        """As after an earlier version's, which did not note it."""
+        run, _ = run_of(tmp_path, model, spec_of(), steps=30)
+        for step in saved:
+            run.progress.step = step
+            run.keeping.save(run.progress)
+        found = run.keeping.good()
+        assert found is not None
+        assert found.step == good
 
 
 class TestMemory:
@@ -453,7 +512,7 @@ def kill_at(run: Run, step: int) -> None:
     listen(run, kill)
 
 
-def ruin_at(run: Run, step: int) -> None:
+def ruin_at(run: Run, step: int, factor: float = 6.0) -> None:
     """Ruin the weights once, as a bad update does, after this step."""
     done: list[int] = []
 
@@ -462,6 +521,6 @@ def ruin_at(run: Run, step: int) -> None:
             done.append(step)
             with torch.no_grad():
                 for tensor in run.trainee.trainables.values():
-                    tensor.mul_(6.0)
+                    tensor.mul_(factor)
 
     listen(run, ruin)

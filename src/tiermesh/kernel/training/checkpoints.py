@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,8 @@ class Checkpoints:
     damaged: list[Damaged] = field(default_factory=list, init=False)
     """What `newest` set aside; for the run's events."""
 
-    def save(self, snapshot: Snapshot) -> Path:
-        """Write it, make it the newest, forget what is too old; gives its folder.
+    def save(self, snapshot: Snapshot, *, good_until: int | None = None) -> Path:
+        """Write it, make it the newest, forget what is too old; gives its folder. `good_until`: as for `prune`.
 
         Raises `DiskFull`, or what else `translate` says; then the checkpoints are what they were before.
         """
@@ -105,7 +105,7 @@ class Checkpoints:
         staging.rename(path)
         _sync(self.folder)
         self._point_to(path)
-        self._prune()
+        self.prune(good_until)
         return path
 
     def newest(self) -> Snapshot | None:
@@ -114,18 +114,21 @@ class Checkpoints:
         Raises `CheckpointUnusable` when there were some and none is good, however often it is asked: to begin anew is
         for a person to say.
         """
-        tried = 0
-        for path in self._newest_first():
-            tried += 1
-            try:
-                return _read(path)
-            except (OSError, ValueError, KeyError) as error:
-                if isinstance(error, OSError) and error.errno not in DAMAGE:
-                    raise
-                self._set_aside(path, str(error))
-        if there := tried or len(list(self.folder.glob(f"{DAMAGED}*"))):
+        paths = self._newest_first()
+        if (found := self._first_whole(paths)) is not None:
+            return found
+        if there := len(paths) or len(list(self.folder.glob(f"{DAMAGED}*"))):
             raise CheckpointUnusable(f"none of the {there} checkpoints in {self.folder} can be read; start afresh")
         return None
+
+    def newest_until(self, step: int) -> Snapshot | None:
+        """The newest whole one that is of `step` or an earlier one."""
+        return self._first_whole([path for path in self._newest_first() if _step_of(path)[0] <= step])
+
+    def last_step(self) -> int | None:
+        """Of the newest one, whole or not."""
+        paths = self._newest_first()
+        return _step_of(paths[0])[0] if paths else None
 
     def read(self, path: Path) -> Snapshot:
         """One of them, every byte of it checked. Raises `CheckpointUnusable`."""
@@ -149,6 +152,32 @@ class Checkpoints:
             (self.folder / LATEST).unlink(missing_ok=True)
         for path in later:
             self._remove(path)
+
+    def prune(self, good_until: int | None) -> None:
+        """Forget what is too old. States until `good_until` were proven good: the newest of them is kept whatever its
+        age, for a newer one may be damaged; and the oldest of those, which will be proven next. None: nobody judges."""
+        newest = self._newest_first()
+        # An earlier edition of the same step is the same state, older.
+        latest_editions = list({_step_of(path)[0]: path for path in reversed(newest)}.values())[::-1]
+        kept = {*latest_editions[: max(1, self.keep_last)], *self._best_first()[: self.keep_best]}
+        if good_until is not None:
+            good = [path for path in latest_editions if _step_of(path)[0] <= good_until]
+            doubtful = latest_editions[: len(latest_editions) - len(good)]
+            kept |= {*good[:1], *doubtful[-1:]}
+        for path in newest:
+            if path not in kept:
+                self._remove(path)
+
+    def _first_whole(self, paths: Iterable[Path]) -> Snapshot | None:
+        """The others before it are set aside."""
+        for path in paths:
+            try:
+                return _read(path)
+            except (OSError, ValueError, KeyError) as error:
+                if isinstance(error, OSError) and error.errno not in DAMAGE:
+                    raise
+                self._set_aside(path, str(error))
+        return None
 
     def _newest_first(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -174,15 +203,6 @@ class Checkpoints:
         except OSError as error:
             # The checkpoint itself is whole and found without the pointer.
             log.warning("%s was saved, but %s could not be written: %s", path.name, LATEST, error)
-
-    def _prune(self) -> None:
-        newest = self._newest_first()
-        # An earlier edition of the same step is the same state, older.
-        latest_editions = list({_step_of(path)[0]: path for path in reversed(newest)}.values())[::-1]
-        kept = {*latest_editions[: max(1, self.keep_last)], *self._best_first()[: self.keep_best]}
-        for path in newest:
-            if path not in kept:
-                self._remove(path)
 
     def _remove(self, path: Path) -> None:
         """Renamed first: one that is half removed must not look like one that is damaged."""

@@ -1,4 +1,9 @@
-"""The states that a run may go back to or go on from: the last good one in memory, checkpoints on disk."""
+"""The states that a run may go back to or go on from: the last good one in memory, checkpoints on disk.
+
+A state is good when `PATIENCE` ordinary steps in a row were made of it: what an update has broken is seen by the next
+step, so one that was saved right after its update, or after a suspect step, is not known to be good yet. How far the
+good ones go is one number, which each checkpoint holds: a run that is taken up knows it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tiermesh.core.spikes import PATIENCE
 from tiermesh.kernel.training import guard
 from tiermesh.kernel.training.failures import is_out_of_memory
 from tiermesh.kernel.training.state import capture, restore
@@ -31,6 +37,10 @@ class Keeping:
     facts: Callable[[], Mapping[str, Any]]
     say: Callable[[TrainingEvent], None]
     last_good: guard.LastGood
+    good_until: int = 0
+    """States until this step are good. The one before the first step is: no update has touched it."""
+    _ordinary: int = 0
+    """Steps of that kind in a row, until now."""
     _saved: tuple[int, int | None] | None = None
     """Of the state on disk that this run would find: its step, and when it had been evaluated."""
 
@@ -40,16 +50,32 @@ class Keeping:
             return
         began = time.monotonic()
         self.say(Phase(phase="save", state="started"))
-        path = self.checkpoints.save(self._snapshot(progress, copy=False))
+        path = self.checkpoints.save(self._snapshot(progress, copy=False), good_until=self.good_until)
         self._saved = _state_of(progress)
         size = sum(file.stat().st_size for file in path.iterdir())
         seconds = time.monotonic() - began
         self.say(CheckpointSaved(step=progress.step, name=path.name, seconds=seconds, size_bytes=size))
         self.say(Phase(phase="save", state="completed"))
 
-    def taken_up(self, progress: Progress) -> None:
+    def taken_up(self, progress: Progress, good_until: int) -> None:
         """The run is what is on disk."""
         self._saved = _state_of(progress)
+        self.good_until, self._ordinary = good_until, 0
+
+    def after_step(self, progress: Progress) -> None:
+        """It was an ordinary one."""
+        self.last_good.after_step()
+        self._ordinary += 1
+        if self._ordinary < PATIENCE:
+            return
+        before, self.good_until = self.good_until, max(self.good_until, progress.step - PATIENCE)
+        if self._saved is not None and before < self._saved[0] <= self.good_until:
+            self.checkpoints.prune(self.good_until)
+
+    def doubted(self) -> None:
+        """A step was not ordinary; its update was withheld."""
+        self.last_good.doubted()
+        self._ordinary = 0
 
     def offer(self, progress: Progress) -> None:
         """Keep a copy in memory, if it is time for one and there is room: without it the way back is the disk's."""
@@ -63,8 +89,12 @@ class Keeping:
             self.last_good.allowed = False  # there will be less room, not more
 
     def good(self) -> Snapshot | None:
-        """What was proven by the steps that followed, or else the newest checkpoint."""
-        return self.last_good.good or self.checkpoints.newest()
+        """What was proven by the steps that followed. Where there is no such state, the checkpoint before the newest,
+        or else the newest: it is in doubt, but all that there is."""
+        found = self.last_good.good or self.checkpoints.newest_until(self.good_until)
+        if found is None and (last := self.checkpoints.last_step()) is not None:
+            found = self.checkpoints.newest_until(last - 1) or self.checkpoints.newest()
+        return found
 
     def newest(self) -> Snapshot | None:
         """As `good`, or newer: for when the weights are not in doubt."""
@@ -76,6 +106,11 @@ class Keeping:
         self.checkpoints.forget_after(snapshot.step)
         self.last_good.forget()
         self._saved = None
+        self.went_back(snapshot.step)
+
+    def went_back(self, step: int) -> None:
+        """The run takes the steps from here on again."""
+        self.good_until, self._ordinary = min(self.good_until, step), 0
 
     def _state_bytes(self) -> int:
         """Masters, and two figures for each, which is what most optimizers keep."""

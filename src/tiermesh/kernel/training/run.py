@@ -163,7 +163,8 @@ class Run:
         self._take(snapshot)
         self.relieving.taken = Taken.from_dict(snapshot.facts["relief"])
         self.relieving.apply()
-        self.keeping.taken_up(self.progress)
+        # An earlier version did not say.
+        self.keeping.taken_up(self.progress, snapshot.facts.get("good_until", 0))
 
     def canary_answers(self) -> list[CanaryAnswer] | None:
         """At the end: what the fixed prompts are answered, beside what they were before. None: dropped, to stop."""
@@ -241,6 +242,7 @@ class Run:
             raise refused
         self.relieving.after_refusal(refused, self.progress.step)
         self._take(snapshot)
+        self.keeping.went_back(snapshot.step)
         self.relieving.apply()
         return False
 
@@ -254,13 +256,14 @@ class Run:
         progress = self.progress
         progress.learned(gradient.loss, seconds)
         self._step_s = seconds if self._step_s is None else SPEED_MEMORY * self._step_s + (1 - SPEED_MEMORY) * seconds
-        self.keeping.last_good.after_step()
+        self.keeping.after_step(progress)
         self.keeping.offer(progress)
         if self._due(self.spec.log_interval) or progress.step == self.steps:
             self._tell(gradient, seconds)
 
     def _pass_over_bad(self, gradient: Gradient, first: int, end: int) -> None:
         progress = self.progress
+        self.keeping.doubted()
         progress.bad_in_a_row += 1
         progress.skipped_steps += 1
         progress.skip(first, end)
@@ -272,7 +275,7 @@ class Run:
             self._roll_back(gradient.loss, first, end)
 
     def _pass_over_suspect(self, first: int, end: int) -> None:
-        self.keeping.last_good.doubted()
+        self.keeping.doubted()
         self.progress.suspect_from = first
         self.progress.skipped_steps += 1
         self.progress.skip(first, end)
@@ -309,6 +312,7 @@ class Run:
             "detector": None if self.detector is None else self.detector.to_dict(),
             "precision": self.trainee.precision,
             "conditions": dict(self.conditions),
+            "good_until": self.keeping.good_until,
         }
 
     def _due(self, interval: int | None) -> bool:
