@@ -93,13 +93,17 @@ def new_id() -> str:
 
 
 @asynccontextmanager
-async def opened(tmp_path: Path, cluster: str, token: str = "") -> AsyncIterator[Desk]:
+async def opened(
+    tmp_path: Path, cluster: str, token: str = "", *, name: str = "desk", join: str = ""
+) -> AsyncIterator[Desk]:
+    """`join` is another one's URL, else it is alone and leads."""
     if not (tmp_path / "stub").exists():
         write_model_stub(tmp_path / "stub")
     options = resolve_options(
         Flags(
-            name="desk",
+            name=name,
             cluster=cluster,
+            join=(join.removeprefix("http://"),) if join else (),
             state_dir=tmp_path / "state",
             port=0,
             interface="127.0.0.1",
@@ -115,7 +119,7 @@ async def opened(tmp_path: Path, cluster: str, token: str = "") -> AsyncIterator
         ended = asyncio.ensure_future(daemon.run())
         url = json.loads((tmp_path / "state" / "runtime.json").read_text())["url"]
         async with asyncio.timeout(LIMIT_S):
-            while not daemon._training.scheduler.leads:  # alone, it leads after a moment
+            while not (len(daemon._reactor.view.members) > 1 if join else daemon._training.scheduler.leads):
                 await asyncio.sleep(0.02)
         async with aiohttp.ClientSession() as http:
             yield Desk(http, url, tmp_path / "state", daemon)

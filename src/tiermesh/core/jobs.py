@@ -98,7 +98,8 @@ class Asked:
     priority: int = 0
     """Higher goes first."""
     submitter: str = ""
-    """Among whom the mesh is shared fairly: whoever says so itself, or an address."""
+    """Among whom the mesh is shared fairly: the id of the node at which somebody sits, or the address of whoever asked
+    from elsewhere; behind a blank which key was shown, if one was."""
     open_data: bool = False
     """May data and checkpoints go to other nodes of an open mesh than the one that trains?"""
     gates: Gates = field(default_factory=Gates)

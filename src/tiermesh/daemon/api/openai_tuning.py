@@ -14,6 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from tiermesh.adapters.sent_files import SentFile
 from tiermesh.daemon.api import translate_tuning as told
 from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.callers import submitter_of
 from tiermesh.daemon.api.context import CONTEXT
 from tiermesh.daemon.api.refusing import refused
 from tiermesh.daemon.files import FILES_PATH as PEER_FILES_PATH
@@ -173,7 +174,7 @@ class _Jobs:
             data=data,
             eval_data=held_out or None,
         )
-        return _told(request, await self._desk.submit(order, request.remote or ""))
+        return _told(request, await self._desk.submit(order, submitter_of(request)))
 
     async def list(self, request: web.Request) -> web.Response:
         now = request.app[CONTEXT].wall()

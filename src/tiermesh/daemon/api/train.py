@@ -7,6 +7,7 @@ from aiohttp import web
 from tiermesh.daemon.api.attempts import register_attempts, register_records
 from tiermesh.daemon.api.blobs import register_blobs
 from tiermesh.daemon.api.bodies import read_object
+from tiermesh.daemon.api.callers import submitter_of
 from tiermesh.daemon.api.data import register_data
 from tiermesh.daemon.api.job_report import register_report
 from tiermesh.daemon.api.jobs import register_jobs
@@ -21,7 +22,7 @@ def register_training(app: web.Application, room: TrainingRoom) -> None:
 
     async def train(request: web.Request) -> web.Response:
         asked = validated(TrainRequest, await read_object(request))
-        job = await room.scheduler.submit(asked, submitter=request.remote or "")
+        job = await room.scheduler.submit(asked, submitter=submitter_of(request))
         return web.json_response(room.scheduler.report(job).model_dump(mode="json"))
 
     app.router.add_post("/api/train", train)
