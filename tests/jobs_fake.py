@@ -12,6 +12,7 @@ from aiohttp import web
 from tests.mesh_fake import FakeMesh
 
 from tiermesh.protocol.jobs import (
+    CrashReport,
     DataRef,
     EstimateReport,
     GateReport,
@@ -83,6 +84,8 @@ class FakeDesk:
     holds: bool = False
     """Do jobs stay `running` until they are cancelled?"""
     log: str = "loading\nready\n"
+    crash: CrashReport | None = None
+    """What is kept of the jobs' failure."""
     files: dict[str, bytes] = field(default_factory=lambda: {"adapter.bin": b"weights", "more/card.md": b"# card"})
     claims: list[ResultFile] | None = None
     """What the list of files says, where it lies."""
@@ -106,6 +109,7 @@ class FakeJobs(FakeMesh):
         app.router.add_delete("/api/jobs/{job}", self._remove)
         app.router.add_get("/api/jobs/{job}/events", self._events)
         app.router.add_get("/api/jobs/{job}/logs", self._logs)
+        app.router.add_get("/api/jobs/{job}/crash", self._crash)
         app.router.add_get("/api/jobs/{job}/report", self._page)
         app.router.add_get("/api/jobs/{job}/report.json", self._page_data)
         app.router.add_get("/api/jobs/{job}/report.png", self._picture)
@@ -248,6 +252,12 @@ class FakeJobs(FakeMesh):
         if "after" in request.query:
             text = self.desk.log[int(request.query["after"]) :]
         return web.Response(text=text, headers={"X-Log-Offset": str(len(self.desk.log))})
+
+    async def _crash(self, request: web.Request) -> web.Response:
+        name = self._find(request).report.name
+        if self.desk.crash is None or request.query.get("attempt", "2") != str(self.desk.crash.attempt):
+            return _refused(404, "not_found", f"there is no crash report of job {name}: no attempt left one")
+        return web.json_response(self.desk.crash.model_dump(mode="json"))
 
     async def _page(self, request: web.Request) -> web.Response:
         text = f"# {self._find(request).report.name}\n\n![loss](report.png)\n"

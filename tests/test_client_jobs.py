@@ -12,7 +12,7 @@ from tiermesh.client import Data, TrainingJob, jobs
 from tiermesh.client.job_door import submission
 from tiermesh.client.jobs import Decision, LogText
 from tiermesh.errors import DataUnusable, EngineFailed, NotFound, TiermeshError, Unavailable
-from tiermesh.protocol.jobs import JobReport, ResultReport
+from tiermesh.protocol.jobs import CrashReport, JobReport, ResultReport
 from tiermesh.protocol.training_events import Warned
 
 RUNNING = JobReport(id="1", name="faq", state="running", node="desk")
@@ -47,6 +47,9 @@ class Door:
     async def job_log(
         self, job: str, *, attempt: int | None = None, lines: int | None = None, after: int | None = None
     ) -> LogText:
+        raise NotFound("no")
+
+    async def job_crash(self, job: str, *, attempt: int | None = None) -> CrashReport:
         raise NotFound("no")
 
     async def job_page(self, job: str) -> str:

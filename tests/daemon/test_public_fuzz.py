@@ -58,6 +58,7 @@ READ = (
     "/api/jobs/{name}",
     "/api/jobs/{name}/events",
     "/api/jobs/{name}/logs",
+    "/api/jobs/{name}/crash",
     "/api/jobs/{name}/report",
     "/api/jobs/{name}/report.json",
     "/api/jobs/{name}/report.png",

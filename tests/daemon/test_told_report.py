@@ -9,6 +9,7 @@ from tiermesh.protocol.jobs import EstimateReport, GateReport, HappenedReport, J
 from tiermesh.protocol.training_events import (
     Completed,
     Evaluated,
+    Failed,
     Phase,
     Resumed,
     StepDone,
@@ -110,3 +111,13 @@ def test_a_job_without_events_or_estimate() -> None:
 def test_lines_that_are_no_events_are_passed_over() -> None:
     report = report_of(job(), [(1, b"{"), (2, b'{"event": "later"}'), (3, to_line(step(1, 4.0, 1.0)))], 500.0)
     assert report.curve.losses == ((1, 4.0),)
+
+
+def test_a_failure_says_how_its_crash_report_is_had() -> None:
+    failed = Failed(kind="non_finite", message="NaN", crash="20261122T100000Z-7", at=115.0)
+    unreported = Failed(kind="disk_full", message="full", at=116.0)
+    told = report_of(job(state="failed"), lines(FIRST, [failed, unreported]), 120.0)
+    assert [moment.text for moment in told.timeline if moment.phase == "failed"] == [
+        "non_finite: NaN (the stack: mesh jobs crash faq --attempt 2)",
+        "disk_full: full",
+    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tiermesh.adapters.crash_reports import newest_crash
 from tiermesh.errors import OutOfMemory
 from tiermesh.kernel.training.crash import KEPT, LAST_LINES, write_report
 from tiermesh.protocol.run_folder import RunFolder
@@ -44,6 +45,16 @@ def test_the_report_has_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert lines[-1] == '{"line": 999}'
     assert (place / "worker.log").read_text() == "all is well\n"
     assert (place / "spec.json").read_text() == "{}"
+
+
+def test_what_others_are_told_of_it_is_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "wandb_secret")
+    folder = RunFolder(tmp_path)
+    name = write_report(folder, raised(), OutOfMemory("out of memory"))
+    found = newest_crash(folder)
+    assert found is not None
+    assert (found.name, found.report["kind"], "in raised" in found.stack) == (name, "out_of_memory", True)
+    assert "wandb_secret" not in found.model_dump_json()
 
 
 def test_only_the_last_ones_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,20 @@ def logs(
 
 
 @app.command()
+def crash(
+    job: JobName,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="[default: the newest with one]")] = None,
+    url: connect.UrlOption = None,
+    as_json: connect.JsonOption = False,
+) -> None:
+    """Show what is kept of a job's failure: the stack, memory, the last events."""
+    from tiermesh.cli.crash_view import crash_lines
+
+    found = connect.run(_ask(url, lambda mesh: mesh.job_crash(job, attempt=attempt)))
+    print(found.model_dump_json(indent=2) if as_json else "\n".join(crash_lines(found)))
+
+
+@app.command()
 def results(
     job: JobName,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Fetch its files into this folder.")] = None,

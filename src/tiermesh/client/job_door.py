@@ -18,7 +18,7 @@ from tiermesh.client.jobs import Decision, LogText, TrainingJob
 from tiermesh.client.upload import LOST, Piece, upload
 from tiermesh.errors import TiermeshError, Unavailable
 from tiermesh.protocol.headers import LOG_OFFSET
-from tiermesh.protocol.jobs import DataReport, JobList, JobReport, ResultReport
+from tiermesh.protocol.jobs import CrashReport, DataReport, JobList, JobReport, ResultReport
 from tiermesh.protocol.ulid import CHANCE_BYTES, make_ulid
 
 PATIENCE_S = 60.0
@@ -115,6 +115,12 @@ class JobDoor(Http):
         text, headers = await self._text(f"{_path(job)}/logs?{query}")
         offset = headers.get(LOG_OFFSET, "")
         return LogText(text, int(offset) if offset.isascii() and offset.isdigit() else None)
+
+    async def job_crash(self, job: str, *, attempt: int | None = None) -> CrashReport:
+        """What is kept of its newest failure, or of that of one attempt. Raises `NotFound` where nothing is,
+        `Unavailable` while the node that has it is away."""
+        query = "" if attempt is None else f"?attempt={attempt}"
+        return decoded(CrashReport, await self._json("GET", f"{_path(job)}/crash{query}"))
 
     async def job_page(self, job: str) -> str:
         """Its report in Markdown."""

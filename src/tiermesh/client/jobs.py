@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from tiermesh.client.answers import decoded
 from tiermesh.client.results import ResultDoor, fetch_result
 from tiermesh.errors import DeadlineExceeded, EngineFailed, NotPossibleNow, TiermeshError, Unavailable
-from tiermesh.protocol.jobs import JobReport, ResultReport
+from tiermesh.protocol.jobs import CrashReport, JobReport, ResultReport
 from tiermesh.protocol.training_events import TrainingEvent, from_line
 
 LINE_LIMIT_BYTES = 8 << 20
@@ -47,6 +47,7 @@ class Door(ResultDoor, Protocol):
     async def job_log(
         self, job: str, *, attempt: int | None = None, lines: int | None = None, after: int | None = None
     ) -> LogText: ...
+    async def job_crash(self, job: str, *, attempt: int | None = None) -> CrashReport: ...
     async def job_page(self, job: str) -> str: ...
     async def job_results(self, job: str) -> ResultReport: ...
     def job_chunks(self, job: str, after: int) -> AsyncIterator[bytes]: ...
@@ -142,6 +143,10 @@ class TrainingJob:
             told = await self._door.job_log(self.id, after=told.offset)
             if told.text:
                 yield told.text
+
+    async def crash(self, *, attempt: int | None = None) -> CrashReport:
+        """What is kept of the newest failure: report, stack, last events. Raises `NotFound` where nothing is."""
+        return await self._door.job_crash(self.id, attempt=attempt)
 
     async def page(self) -> str:
         """All of it as a report in Markdown."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiermesh.client.jobs import TrainingJob
 from tiermesh.client.loop_thread import LoopThread
-from tiermesh.protocol.jobs import JobReport, ResultReport
+from tiermesh.protocol.jobs import CrashReport, JobReport, ResultReport
 from tiermesh.protocol.training_events import TrainingEvent
 
 
@@ -71,6 +71,10 @@ class SyncJob:
     def logs(self, *, attempt: int | None = None, lines: int | None = None) -> str:
         """What the worker's libraries said."""
         return self._thread.run(self._job.logs(attempt=attempt, lines=lines))
+
+    def crash(self, *, attempt: int | None = None) -> CrashReport:
+        """What is kept of the newest failure."""
+        return self._thread.run(self._job.crash(attempt=attempt))
 
     def page(self) -> str:
         """All of it as a report in Markdown."""

@@ -1,4 +1,4 @@
-"""The events and the log of a job's runs, wherever in the mesh they are."""
+"""The events, the log and the crash reports of a job's runs, wherever in the mesh they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import astuple
 from pathlib import Path
 
+from tiermesh.adapters.crash_reports import newest_crash
 from tiermesh.adapters.event_lines import ATTEMPT, EventLines, Place
 from tiermesh.adapters.peers import Peers
 from tiermesh.core.attempts import Attempt
@@ -15,11 +16,24 @@ from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.job_messenger import TYPED
 from tiermesh.daemon.scheduler import Scheduler
 from tiermesh.errors import NotFound, TiermeshError, Unavailable
-from tiermesh.protocol.job_orders import EVENTS_PATH, LOG_PATH, LinesAsked, LinesTold, LogAsked, LogTold
+from tiermesh.protocol.job_orders import (
+    CRASH_PATH,
+    EVENTS_PATH,
+    LOG_PATH,
+    CrashAsked,
+    CrashTold,
+    LinesAsked,
+    LinesTold,
+    LogAsked,
+    LogTold,
+)
+from tiermesh.protocol.jobs import CrashReport
 from tiermesh.types import NodeId
 
 LOG_BYTES = 1 << 20
 """Told at once, of a worker's log."""
+CRASHES_SOUGHT = 16
+"""Attempts that are asked for a crash report, the newest first; each may be another node's."""
 
 Line = tuple[int, bytes]
 
@@ -70,13 +84,27 @@ class JobEvents:
     async def log(self, key: str, *, attempt: int | None, lines: int, after: int | None) -> LogTold:
         """Of the newest attempt unless told otherwise. Raises `NotFound`, `Unavailable`."""
         job = await self._scheduler.find(key)
-        found = [each for each in job.attempts if attempt in (None, each.number)]
-        if not found:
-            raise NotFound(f"job {job.name} has no {'attempt yet' if attempt is None else f'attempt {attempt}'}")
-        asked = LogAsked(job=job.id, attempt=found[-1].number, lines=lines, after=after)
-        if found[-1].node == self._me:
+        newest = _meant(job, attempt)[-1]
+        asked = LogAsked(job=job.id, attempt=newest.number, lines=lines, after=after)
+        if newest.node == self._me:
             return await self.log_here(asked)
-        return LogTold.model_validate(await self._ask(found[-1].node, LOG_PATH, asked.model_dump()))
+        return LogTold.model_validate(await self._ask(newest.node, LOG_PATH, asked.model_dump()))
+
+    async def crash(self, key: str, *, attempt: int | None) -> CrashReport:
+        """Of the newest attempt that left one, unless told otherwise. Raises `NotFound`, and `Unavailable` when a node
+        is away before one was found: it may have a newer one."""
+        job = await self._scheduler.find(key)
+        for each in _meant(job, attempt)[: -CRASHES_SOUGHT - 1 : -1]:
+            asked, name = CrashAsked(job=job.id, attempt=each.number), self._scheduler.node_name(each.node)
+            try:
+                kept = (await self._crash_told(asked, each.node)).crash
+            except Unavailable as error:
+                raise Unavailable(f"attempt {each.number} was on node {name}, which can't be asked: {error}") from error
+            if kept is not None:
+                return CrashReport(job=job.id, attempt=each.number, node=name, **kept.model_dump())
+        which = f"attempt {attempt}" if attempt is not None else "no attempt"
+        told = "left none" if attempt is not None else "left one"
+        raise NotFound(f"there is no crash report of job {job.name}: {which} {told}", param="job")
 
     async def lines_here(self, asked: LinesAsked) -> LinesTold:
         """Of a run on this node."""
@@ -89,11 +117,21 @@ class JobEvents:
         path = self._attempts.run_folder(asked.job, asked.attempt).log
         return await asyncio.to_thread(_read_log, path, asked.lines, asked.after)
 
+    async def crash_here(self, asked: CrashAsked) -> CrashTold:
+        """Of a run on this node."""
+        folder = self._attempts.run_folder(asked.job, asked.attempt)
+        return CrashTold(crash=await asyncio.to_thread(newest_crash, folder))
+
     async def told(self, asked: LinesAsked, node: NodeId) -> LinesTold:
         """Of a run on any node. Raises `Unavailable`."""
         if node == self._me:
             return await self.lines_here(asked)
         return LinesTold.model_validate(await self._ask(node, EVENTS_PATH, asked.model_dump()))
+
+    async def _crash_told(self, asked: CrashAsked, node: NodeId) -> CrashTold:
+        if node == self._me:
+            return await self.crash_here(asked)
+        return CrashTold.model_validate(await self._ask(node, CRASH_PATH, asked.model_dump()))
 
     async def _ask(self, node: NodeId, path: str, body: dict[str, object]) -> dict[str, object]:
         member = self._scheduler.member(node)
@@ -130,6 +168,14 @@ class _Reader:
                 for number, line in zip(told.ids, told.lines, strict=True):
                     self._after = number
                     yield number, line.encode()
+
+
+def _meant(job: Job, attempt: int | None) -> list[Attempt]:
+    """All with this number, or all that there are. Raises `NotFound`."""
+    found = [each for each in job.attempts if attempt in (None, each.number)]
+    if not found:
+        raise NotFound(f"job {job.name} has no {'attempt yet' if attempt is None else f'attempt {attempt}'}")
+    return found
 
 
 def _chain(job: Job, known: int) -> list[Attempt]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tiermesh.protocol.cluster import BallotReport
-from tiermesh.protocol.jobs import DataRef, Ulid
+from tiermesh.protocol.jobs import CrashKept, DataRef, Ulid
 from tiermesh.protocol.validation import Wire
 
 JOBS_PATH = "/mesh/v1/jobs"
@@ -18,6 +18,7 @@ TOLD_PATH = f"{ATTEMPTS_PATH}/told"
 STOP_PATH = f"{ATTEMPTS_PATH}/stop"
 EVENTS_PATH = f"{ATTEMPTS_PATH}/events"
 LOG_PATH = f"{ATTEMPTS_PATH}/log"
+CRASH_PATH = f"{ATTEMPTS_PATH}/crash"
 ESTIMATES_PATH = "/mesh/v1/estimates"
 
 AttemptNumber = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -137,6 +138,19 @@ class LogTold(Wire):
 
     text: str
     offset: int
+
+
+class CrashAsked(Wire):
+    """`POST /mesh/v1/attempts/crash`: what is kept of the newest failure of this attempt."""
+
+    job: Ulid
+    attempt: AttemptNumber
+
+
+class CrashTold(Wire):
+    """None: nothing."""
+
+    crash: CrashKept | None = None
 
 
 class MemoryWanted(Wire):

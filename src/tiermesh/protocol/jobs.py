@@ -239,6 +239,28 @@ class ResultReport(Wire):
     files: list[ResultFile] = Field(default_factory=list)
 
 
+class CrashKept(Wire):
+    """What a failure left where it happened: the folder `name` of its run's `crash/`, each part cut to a bound.
+
+    `report` has `kind`, `message`, `at` (Unix seconds), the memory and the machine; `stack` is empty for a worker that
+    was killed; `events` and `log` are the last ones.
+    """
+
+    name: str
+    report: dict[str, Any] = Field(default_factory=dict)
+    stack: str = ""
+    events: list[dict[str, Any]] = Field(default_factory=list)
+    log: str = ""
+
+
+class CrashReport(CrashKept):
+    """`GET /api/jobs/{job}/crash`: of the newest attempt that left one (`?attempt=`: of that one), on `node`."""
+
+    job: str
+    attempt: int
+    node: str
+
+
 class JobList(Wire):
     """`GET /api/jobs`: the newest last; without their specs."""
 

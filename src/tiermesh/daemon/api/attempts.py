@@ -16,6 +16,7 @@ from tiermesh.errors import InvalidInput, TooLarge, Unavailable
 from tiermesh.protocol.artifacts import JobsAsked, JobsEnded
 from tiermesh.protocol.job_orders import (
     ATTEMPTS_PATH,
+    CRASH_PATH,
     ESTIMATES_PATH,
     EVENTS_PATH,
     JOBS_PATH,
@@ -24,6 +25,7 @@ from tiermesh.protocol.job_orders import (
     TOLD_PATH,
     AttemptOrder,
     AttemptsTold,
+    CrashAsked,
     EstimateTold,
     JobDecision,
     JobKey,
@@ -73,11 +75,15 @@ def register_attempts(app: web.Application, room: TrainingRoom) -> None:
     async def log(request: web.Request) -> web.Response:
         return _told(await room.events.log_here(validated(LogAsked, await read_object(request))))
 
+    async def crash(request: web.Request) -> web.Response:
+        return _told(await room.events.crash_here(validated(CrashAsked, await read_object(request))))
+
     app.router.add_post(ATTEMPTS_PATH, take)
     app.router.add_post(STOP_PATH, stop)
     app.router.add_post(ESTIMATES_PATH, estimate)
     app.router.add_post(EVENTS_PATH, events)
     app.router.add_post(LOG_PATH, log)
+    app.router.add_post(CRASH_PATH, crash)
 
 
 def register_records(app: web.Application, room: TrainingRoom) -> None:

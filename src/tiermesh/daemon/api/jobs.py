@@ -84,6 +84,10 @@ def register_jobs(app: web.Application, room: TrainingRoom) -> None:
         )
         return web.Response(text=told.text, content_type="text/plain", headers={LOG_OFFSET: str(told.offset)})
 
+    async def crash(request: web.Request) -> web.Response:
+        found = await room.events.crash(request.match_info["job"], attempt=_number(request, "attempt", 8))
+        return web.json_response(found.model_dump(mode="json"))
+
     async def results(request: web.Request) -> web.Response:
         found = await room.results.report(request.match_info["job"])
         return web.json_response(found.model_dump(mode="json"))
@@ -111,6 +115,7 @@ def register_jobs(app: web.Application, room: TrainingRoom) -> None:
     app.router.add_delete("/api/jobs/{job}", forget)
     app.router.add_get("/api/jobs/{job}/events", events)
     app.router.add_get("/api/jobs/{job}/logs", logs)
+    app.router.add_get("/api/jobs/{job}/crash", crash)
     app.router.add_get("/api/jobs/{job}/results", results)
     app.router.add_get("/api/jobs/{job}/results/{name:.+}", result_file)
     deciding("cancel")

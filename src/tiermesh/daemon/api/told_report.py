@@ -43,7 +43,7 @@ class _Run:
 
 def report_of(job: JobReport, lines: Iterable[tuple[int, bytes]], now: float) -> Report:
     """`lines`: the run's events with their ids, as far as they can be had; `now` is Unix time."""
-    run = _read(lines)
+    run = _read(lines, job.name)
     attempts = tuple(_tried(tried, run) for tried in job.attempts)
     happened = [Moment(at=each.at, phase=each.kind, text=each.text) for each in job.happened]
     return Report(
@@ -132,16 +132,18 @@ def _tried(tried: TriedReport, run: _Run) -> Tried:
     )
 
 
-def _read(lines: Iterable[tuple[int, bytes]]) -> _Run:
+def _read(lines: Iterable[tuple[int, bytes]], name: str) -> _Run:
     run = _Run()
     times: defaultdict[int, list[float]] = defaultdict(list)
     for ident, line in lines:
         if (event := from_line(line)) is None:
             continue
-        times[max(1, ident // ATTEMPT_STRIDE)].append(event.at)
+        attempt = max(1, ident // ATTEMPT_STRIDE)
+        times[attempt].append(event.at)
         _take(run, event)
         if (text := _moment(event)) is not None:
-            run.moments.append(Moment(at=event.at, phase=event.event, text=text))
+            more = f" (the stack: mesh jobs crash {name} --attempt {attempt})" * bool(_crash(event))
+            run.moments.append(Moment(at=event.at, phase=event.event, text=text + more))
     run.spans = {attempt: (min(ats), max(ats)) for attempt, ats in times.items()}
     return run
 
@@ -185,6 +187,10 @@ def _moment(event: TrainingEvent) -> str | None:
         case Completed():
             return f"after {event.step} steps"
     return None
+
+
+def _crash(event: TrainingEvent) -> str | None:
+    return event.crash if isinstance(event, Failed) else None
 
 
 def _last(points: dict[int, float]) -> float | None:
