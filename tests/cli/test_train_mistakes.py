@@ -1,4 +1,4 @@
-"""Bad specs: one clear error each, no traceback, and nothing half-written."""
+"""Bad specs, bad data: one clear error each, no traceback, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Mesh
+from tests.tiny_model import CONTEXT_LENGTH, build_folder
 from tests.training_runs import write_data, write_model_stub, write_spec
 
 GOOD = {"model_name": "model", "dataset_path": "data.jsonl"}
@@ -134,6 +135,43 @@ ARGUMENTS: list[tuple[tuple[str, ...], str]] = [
     ((), "model_name is missing: which model is to be trained?; dataset_path is missing"),
 ]
 
+GOOD_LINE = b'{"prompt": "a", "completion": "b c"}\n'
+DATA: list[tuple[str, bytes, dict[str, Any], str]] = [
+    ("bad.jsonl", GOOD_LINE + b"no json\n" * 3, {"max_bad_records": 2}, "is 2, but 3 records of"),
+    ("bad.jsonl", GOOD_LINE + b"no json\n", {"max_bad_records": 0}, "is 0, but 1 record of"),
+    ("bad.jsonl", GOOD_LINE + b"no json\n" * 3, {"max_bad_records": 2}, "; line 2 is not JSON"),
+    ("bad.jsonl", b"no json\n" * 3, {}, "has no record that can be used; line 1 is not JSON"),
+    ("cut.jsonl", GOOD_LINE + GOOD_LINE[:20], {"max_bad_records": 0}, "line 2 is not JSON"),
+    ("bad.jsonl", GOOD_LINE + b'{"other": 1}\n', {"max_bad_records": 0}, "line 2 has no text"),
+    (
+        "bad.jsonl",
+        GOOD_LINE + b'{"prompt": 3, "completion": []}\n',
+        {"max_bad_records": 0},
+        "line 2 prompt: is a number",
+    ),
+    ("bad.jsonl", GOOD_LINE + b'{"text": null}\n', {"max_bad_records": 0}, "line 2 has no text"),
+    ("bad.jsonl", GOOD_LINE + b"[1]\n", {"max_bad_records": 0}, "line 2 is a list, not an object"),
+    ("bad.json", b'{"prompt": "a"}', {}, "item 1 has no text, prompt and completion"),
+    ("bad.jsonl", GOOD_LINE + b'{"text": "\xff\xfe"}\n', {"max_bad_records": 0}, "line 2 is not JSON"),
+    ("latin.txt", "größe\n".encode("latin-1") * 3, {"format": "text"}, "is not valid UTF-8"),
+    ("empty.jsonl", b"", {}, "empty.jsonl, which is empty"),
+    ("blank.jsonl", b"\n\n", {}, "blank.jsonl"),
+    ("folder", b"", {}, "folder, which is a folder; name the file in it"),
+    ("noise.bin", bytes(range(256)) * 9, {}, "noise.bin"),
+    ("a.csv", b"question,answer\na,b\n", {"fields": {"prompt": "q"}}, "line 2 has no q"),
+    ("a.csv", b"prompt,completion\na,b\na\n", {"max_bad_records": 0}, "line 3 has 1 columns, and line 1 names 2"),
+    ("a.csv", b"prompt,prompt\na,b\n", {}, "line 1 names a column twice"),
+    ("a.parquet", b"PAR1" + b"x" * 99 + b"PAR1", {}, "is not Parquet"),
+    ("a.parquet", b"PAR1", {}, "is not Parquet"),
+    (
+        "chat.jsonl",
+        GOOD_LINE + b'{"messages": [{"role": "user", "content": "hi"}]}\n',
+        {"max_bad_records": 0},
+        "line 2 has no turn of the assistant",
+    ),
+    ("bad.jsonl", GOOD_LINE + b"x\n" * 99, {"max_bad_records": 9}, "and 18 more: `mesh train validate` lists them"),
+]
+
 
 @pytest.fixture
 def desk(home: Path) -> Path:
@@ -152,6 +190,19 @@ def desk(home: Path) -> Path:
 def test_a_wrong_field(alone: Mesh, desk: Path, fields: dict[str, Any], told: str) -> None:
     write_spec(desk / "wrong.json", **GOOD | fields)
     _refused(alone, desk, ("wrong.json",), told)
+
+
+@pytest.mark.parametrize(("name", "content", "options", "told"), DATA)
+def test_bad_data(alone: Mesh, desk: Path, name: str, content: bytes, options: dict[str, Any], told: str) -> None:
+    (desk / name).mkdir() if name == "folder" else (desk / name).write_bytes(content)
+    write_spec(desk / "wrong.json", **GOOD | {"dataset_path": name, "data": options})
+    _refused(alone, desk, ("wrong.json",), told)
+
+
+def test_bad_data_in_the_held_out_file(alone: Mesh, desk: Path) -> None:
+    (desk / "held_out.jsonl").write_bytes(b"no json\n")
+    write_spec(desk / "wrong.json", **GOOD | {"eval_path": "held_out.jsonl"})
+    _refused(alone, desk, ("wrong.json",), "; eval_path line 1 is not JSON")
 
 
 @pytest.mark.parametrize(("text", "told"), FILES)
@@ -177,6 +228,90 @@ def test_all_problems_are_told_at_once(alone: Mesh, desk: Path) -> None:
     report = json.loads(alone("train", "validate", "wrong.json", "--json").stdout)
     assert report["valid"] is False
     assert [problem["path"] for problem in report["problems"]] == [line.split()[0] for line in told]
+
+
+def test_one_validation_tells_of_fields_machine_model_and_data(alone: Mesh, desk: Path) -> None:
+    """What is wrong with one of them hides nothing of the others."""
+    build_folder(desk / "tiny")
+    long = json.dumps({"text": "the quick brown fox " * 5000})
+    (desk / "data.jsonl").write_text("\n".join([long, "no json", '{"other": 1}', *["[]"] * 43]))
+    (desk / "held_out.jsonl").write_text('{"prompt": "what?"}\n' + long)
+    wrong = {
+        "model_name": "tiny",
+        "dataset_path": "data.jsonl",
+        "eval_path": "held_out.jsonl",
+        "eval_fraction": 0.1,
+        "seq_len": 100_000,
+        "lora": {"r": 0, "targets": ["q_proj", "nothing"]},
+        "attention": "flash",
+        "optimizer": "lion",
+        "epochs": 3,
+        "data": {"max_bad_records": 2},
+    }
+    write_spec(desk / "wrong.json", **wrong)
+    before = sorted(desk.rglob("*"))
+    done = alone("train", "validate", "wrong.json")
+    assert (done.exit_code, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:8]] == [
+        "lora.r",
+        "epochs",
+        "eval_fraction",
+        "optimizer",
+        "attention",
+        "lora.targets",
+        "data.max_bad_records",
+        "line",
+    ]
+    assert "has nothing, but tiny has as linear layers: down_proj, gate_proj, k_proj" in lines[5]
+    assert lines[6] == f"data.max_bad_records is 2, but 45 records of {desk / 'data.jsonl'} are bad"
+    assert lines[7].startswith("line 2 is not JSON")
+    assert lines[8].startswith("line 3 has no text")
+    assert lines[27] == "and 25 more records are bad"
+    assert lines[28].startswith("seq_len is 100,000, and the data has ")
+    assert lines[28].endswith(f"but tiny was made for {CONTEXT_LENGTH:,}; set it to {CONTEXT_LENGTH}")
+    assert lines[29].startswith("left out: eval_path line 1 has no text, prompt and completion")
+    assert len(lines) == 30
+    assert sorted(desk.rglob("*")) == before
+    report = json.loads(alone("train", "validate", "wrong.json", "--json").stdout)
+    assert [len(report[part]) for part in ("problems", "left_out", "unseen")] == [29, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        # without the model, or with a file that is missing, the other files are looked at
+        ({"model_name": "nobody"}, ["model_name", "line 2"]),
+        ({"eval_path": "no.jsonl"}, ["eval_path", "line 2"]),
+        ({"dataset_path": "no.jsonl", "eval_path": "bad.jsonl"}, ["dataset_path", "eval_path line 2"]),
+        ({"dataset_path": 7, "eval_path": "bad.jsonl"}, ["dataset_path", "eval_path line 2"]),
+        # without the task, for the one that the records fit
+        ({"task": "train"}, ["task", "line 2"]),
+        # but not without knowing how they are to be read
+        ({"data": {"fields": {"question": "q"}}}, ["data.fields.question", "data: without data.fields.question"]),
+        ({"data": {"formt": "csv"}}, ["data.formt", "data: without data.formt it is not known how to read it"]),
+        ({"data": {"max_bad_records": -1}}, ["data.max_bad_records", "line 2"]),
+    ],
+    ids=str,
+)
+def test_what_is_there_is_looked_at(alone: Mesh, desk: Path, fields: dict[str, Any], told: list[str]) -> None:
+    (desk / "model" / "tokenizer.json").touch()
+    (desk / "bad.jsonl").write_bytes(GOOD_LINE + b"no json\n")
+    write_spec(desk / "wrong.json", **{"model_name": "nobody", "dataset_path": "bad.jsonl"} | fields)
+    shown = alone("train", "validate", "wrong.json").stdout.splitlines()
+    said = [line for line in shown if not line.startswith("model_name") or told[0] == "model_name"]
+    assert len(said) == len(told), shown
+    for line, beginning in zip(said, told, strict=True):
+        assert line.removeprefix("left out: ").removeprefix("not looked at: the ").startswith(beginning)
+
+
+def test_an_adapter_is_no_model_yet(alone: Mesh, desk: Path) -> None:
+    (desk / "adapter").mkdir()
+    (desk / "adapter" / "adapter_config.json").write_text("{}")
+    write_spec(desk / "wrong.json", **GOOD | {"model_name": "adapter"})
+    _refused(
+        alone, desk, ("wrong.json",), "holds an adapter, not a model: put it into its base first, with `mesh model"
+    )
 
 
 def test_a_folder_of_something_else_is_left_alone(alone: Mesh, desk: Path) -> None:

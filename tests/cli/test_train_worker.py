@@ -97,6 +97,14 @@ def test_from_a_spec_to_an_adapter_that_is_better(desk: Path) -> None:
     assert found["loss"] == pytest.approx(completed["held_out_loss"], abs=1e-4)
     assert found["samples"][0]["prompt"] == "what comes after 3?"
 
+    code, out, said = mesh(desk, "eval", "runs/spec", "--best", "--json")
+    assert (code, said) == (0, "")
+    evaluated = [event for event in events(desk) if event["event"] == "evaluated" and event["step"] > 0]
+    best = min(evaluated, key=lambda event: event["loss"])
+    found = json.loads(out)
+    assert found["step"] == best["step"]
+    assert found["loss"] == pytest.approx(best["loss"], abs=1e-4)
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -120,12 +128,11 @@ def test_data_that_can_not_be_used_is_one_line(desk: Path) -> None:
     (desk / "data.jsonl").write_text("\n".join([*lines, "no json", '{"other": 1}']))
     arguments = ("spec.json", "--set", "data.max_bad_records=1")
     code, out, said = mesh(desk, "run", *arguments, "--local")
-    assert (code, said.count("\n")) == (1, 1)
-    assert said.startswith("mesh: bad_data: ")
+    assert (code, out, said.count("\n")) == (2, "", 1)
+    assert said.startswith(f"mesh: data.max_bad_records is 1, but 2 records of {desk / 'data.jsonl'} are bad; ")
     assert "line 201 is not JSON" in said
     assert "line 202 has no text" in said
-    assert not (desk / "runs" / "spec" / "result").exists()
-    assert not (desk / "runs" / "spec" / "checkpoints").exists()
+    assert not (desk / "runs").exists()
 
     code, out, said = mesh(desk, "validate", *arguments)
     assert (code, said) == (1, "")
@@ -180,3 +187,15 @@ def wait_for_step(path: Path, step: int) -> None:
     while not (path.exists() and f'"event":"step","step":{step},' in path.read_text()):
         assert time.monotonic() < deadline, path.read_text() if path.exists() else path
         time.sleep(0.01)
+
+
+def test_a_run_says_what_it_leaves_out_and_its_result_is_there(desk: Path) -> None:
+    with (desk / "data.jsonl").open("a") as file:
+        file.write("no json\n")
+    options = ("--max-steps", "1", "--merge", "--set", "samples=[]")
+    code, out, said = mesh(desk, "run", "spec.json", "--local", *options)
+    assert (code, said) == (0, ""), out + said
+    assert "left out: line 201 is not JSON" in out
+    assert next(event for event in events(desk) if event["event"] == "data")["bad"][0].startswith("line 201 is not")
+    assert "left out: line 201 is not JSON" in (desk / "runs" / "spec" / "worker.log").read_text()
+    assert (desk / "runs" / "spec" / "result" / "model.safetensors").exists()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tiermesh.adapters.data_inspector import inspect_data
 from tiermesh.adapters.model_cache import sha256_of
@@ -16,6 +19,19 @@ from tiermesh.protocol.training_problems import Problem
 
 LIBRARIES = ("torch", "transformers", "peft")
 """Without these nothing is trained; the others are asked for by what needs them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataLook:
+    """What is wrong with a run's data; the records that will be left out, by line; and what the kernel told of each
+    file that it could read (`inspect_data`): the one learnt from, then the one held out."""
+
+    problems: tuple[Problem, ...] = ()
+    left_out: tuple[Problem, ...] = ()
+    told: tuple[Mapping[str, Any], ...] = ()
+
+    def __add__(self, other: DataLook) -> DataLook:
+        return DataLook(self.problems + other.problems, self.left_out + other.left_out, self.told + other.told)
 
 
 def machine_problems(spec: TrainingSpec) -> list[Problem]:
@@ -41,20 +57,35 @@ def plan_of(spec: TrainingSpec) -> RunPlan:
     )
 
 
-def data_problems(spec: TrainingSpec, tokenizer: Path | None = None) -> tuple[list[Problem], list[Problem]]:
-    """What is wrong with the data, and the records that will be left out, by line; for a spec that is right otherwise.
+def look_at_data(spec: TrainingSpec, tokenizer: Path | None = None) -> DataLook:
+    """At all of the data of a spec that is right otherwise; nothing of a plugin's format, which only the run knows.
 
     With a `tokenizer`'s folder the data is tokenised, which the run then need not do again. Raises `EnvironmentUnfit`
     when it can't be looked at.
     """
     if spec.data.format not in READER_FORMATS:
-        return [], []  # a plugin's format is only known to the run
+        return DataLook()
     check_libraries()
-    problems, left_out = _looked_at(spec, spec.dataset_path, "dataset_path", tokenizer)
-    if spec.eval_path is not None:
-        more = _looked_at(spec, spec.eval_path, "eval_path", tokenizer)
-        problems, left_out = problems + more[0], left_out + more[1]
-    return problems, left_out
+    look = look_at_file(spec, "dataset_path", spec.dataset_path, tokenizer)
+    return look if spec.eval_path is None else look + look_at_file(spec, "eval_path", spec.eval_path, tokenizer)
+
+
+def look_at_file(spec: TrainingSpec, field: str, path: str, tokenizer: Path | None = None) -> DataLook:
+    """The same of one file, which `field` names, of a format that is built in."""
+    try:
+        told = inspect_data(Path(path), tokenizer=tokenizer, spec=spec.model_dump(mode="json"))
+    except BadData as error:
+        return DataLook(problems=(Problem(field, f"is {path}: {error}"),))
+    left_out = tuple(_lines(told, "" if field == "dataset_path" else f"{field} "))
+    count, bound = told["bad_records"], spec.data.max_bad_records
+    if not told["records"]:
+        wrong = Problem(field, f"is {path}, which has no record that can be used")
+    elif count > bound:
+        many = f"1 record of {path} is" if count == 1 else f"{count:,} records of {path} are"
+        wrong = Problem("data.max_bad_records", f"is {bound}, but {many} bad")
+    else:
+        return DataLook(left_out=left_out, told=(told,))
+    return DataLook(problems=(wrong, *left_out), told=(told,))
 
 
 def check_libraries() -> None:
@@ -65,28 +96,23 @@ def check_libraries() -> None:
 
 def trainable_model(name: str) -> LocalModel:
     """The model of this name, here and as files that can be trained. Raises `UnknownModel`, `ModelSourceFailed`."""
+    if (Path(name).expanduser() / "adapter_config.json").exists():
+        raise ModelSourceFailed(
+            f"{name} holds an adapter, not a model: put it into its base first, with `mesh model export NAME --to DIR "
+            "--merge` or by training with --merge"
+        )
     model = resolve(name)
     if model.path.is_file():
         raise ModelSourceFailed(f"{model.path} is a GGUF file, which can't be trained; take the model as safetensors")
     return model
 
 
-def _looked_at(
-    spec: TrainingSpec, path: str, field: str, tokenizer: Path | None
-) -> tuple[list[Problem], list[Problem]]:
-    options = spec.model_dump(mode="json")
-    try:
-        told = inspect_data(Path(path), tokenizer=tokenizer, spec=options)
-    except BadData as error:
-        return [Problem(field, f"is {path}: {error}")], []
-    where = "" if field == "dataset_path" else f"{field} "
-    left_out = [Problem(f"{where}{told['unit']} {one['line']}", one["reason"]) for one in told["bad"]]
-    if not told["records"]:
-        return [Problem(field, f"is {path}, which has no record that can be used"), *left_out], []
-    count, bound = told["bad_records"], spec.data.max_bad_records
-    if count <= bound:
-        return [], left_out
-    return [Problem("data.max_bad_records", f"is {bound}, but {count:,} records of {path} are bad"), *left_out], []
+def _lines(told: Mapping[str, Any], where: str) -> Iterator[Problem]:
+    """The first bad records, and how many more there are."""
+    for bad in told["bad"]:
+        yield Problem(f"{where}{told['unit']} {bad['line']}", bad["reason"])
+    if more := told["bad_records"] - len(told["bad"]):
+        yield Problem(where.strip(), f"and {more:,} more {'record is' if more == 1 else 'records are'} bad")
 
 
 def _files(spec: TrainingSpec) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from tiermesh.cli import connect, names
 from tiermesh.cli.outcome import FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tiermesh.protocol.run_folder import RunPlan
     from tiermesh.protocol.training import TrainingSpec
@@ -45,6 +45,9 @@ app = typer.Typer(cls=RunByDefault, help=HELP, no_args_is_help=True, rich_markup
 RUNS = Path("runs")
 """Where runs go that are told no --out: below the folder that the command is called in."""
 
+TOLD_AT_ONCE = 4
+"""Problems that a refused run names in its one line: what is wrong with the data, and its first lines."""
+
 SpecFile = Annotated[Path | None, typer.Argument(help="A training spec, YAML or JSON. Options win over it.")]
 What = Annotated[
     list[str] | None,
@@ -69,6 +72,7 @@ Batch = Annotated[int | None, typer.Option("--batch", help="micro_batch_size.")]
 Accumulate = Annotated[int | None, typer.Option("--accumulate", help="gradient_accumulation_steps.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="learning_rate.")]
 Length = Annotated[int | None, typer.Option("--seq-len", help="seq_len, in tokens.")]
+Merge = Annotated[bool, typer.Option("--merge", help="merge: a whole model instead of an adapter.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field of the spec, e.g. lora.r=8.")
 ]
@@ -97,6 +101,7 @@ def run(
     accumulate: Accumulate = None,
     lr: Rate = None,
     seq_len: Length = None,
+    merge: Merge = False,
     settings: Settings = None,
     threads: Threads = None,
     yes: Annotated[
@@ -140,6 +145,7 @@ def run(
         "gradient_accumulation_steps": accumulate,
         "learning_rate": lr,
         "seq_len": seq_len,
+        "merge": merge or None,
     }
     if not local and (out is not None or fresh or threads is not None):
         raise InvalidSpec("--out, --fresh and --threads go with --local: a node of the mesh decides itself")
@@ -177,16 +183,22 @@ def validate(
     settings: Settings = None,
     as_json: connect.JsonOption = False,
 ) -> None:
-    """List everything that is wrong with a spec, and the lines of its data that can't be used. Nothing is written."""
-    problems, left_out = _problems(_spec_data(spec_file, {}, settings))
+    """List everything that is wrong with a spec, and the lines of its data that can't be used. Nothing is begun.
+
+    Only a run can tell whether memory suffices, whether the model's weights are good, and whether plugins take their
+    options and data of their formats.
+    """
+    from tiermesh.adapters.spec_check import check
+
+    found = check(_spec_data(spec_file, {}, settings))
     if as_json:
-        print(json.dumps({"valid": not problems, "problems": _plain(problems), "left_out": _plain(left_out)}, indent=2))
-    elif problems:
-        print("\n".join(map(str, problems)))
+        told = {"problems": _plain(found.problems), "left_out": _plain(found.left_out), "unseen": found.unseen}
+        print(json.dumps({"valid": not found.problems, **told}, indent=2))
     else:
-        print("nothing is wrong with it")
-        print("".join(f"left out: {problem}\n" for problem in left_out), end="")
-    if problems:
+        lines = [str(problem) for problem in found.problems] or ["nothing is wrong with it"]
+        lines += [f"left out: {record}" for record in found.left_out]
+        print("\n".join([*lines, *(f"not looked at: {what}" for what in found.unseen)]))
+    if found.problems:
         raise typer.Exit(FAILED)
 
 
@@ -220,11 +232,12 @@ def estimate(
 
 @app.command("eval")
 def evaluate(
-    run_folder: Annotated[Path, typer.Argument(help="A run's folder, done or on its way.")],
+    run_folder: Annotated[Path, typer.Argument(help="A run's folder, done or stopped; not one where a worker trains.")],
+    best: Annotated[bool, typer.Option("--best", help="Its checkpoint of the lowest held-out loss.")] = False,
     threads: Threads = None,
     as_json: connect.JsonOption = False,
 ) -> None:
-    """Look at the held-out records with a run's newest checkpoint, and answer its samples."""
+    """Look at the held-out records with a run's newest checkpoint, or its best one, and answer its samples."""
     from tiermesh.adapters.run_plan import check_libraries
     from tiermesh.cli import local_run
     from tiermesh.cli.estimate_view import show_evaluation
@@ -237,7 +250,7 @@ def evaluate(
     if plan is None:
         raise InvalidSpec(f"{run_folder} holds no run", param="run")
     check_libraries()
-    found = local_run.ask_worker(folder, plan, "evaluate", folder.evaluation, threads)
+    found = local_run.ask_worker(folder, plan, "evaluate_best" if best else "evaluate", folder.evaluation, threads)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -273,7 +286,8 @@ def script(
 def _run_here(spec: TrainingSpec, out: Path, *, fresh: bool, threads: int | None, as_json: bool) -> None:
     """Begin the run in `out`, or go on with it."""
     from tiermesh.adapters.run_events import completion
-    from tiermesh.adapters.run_plan import check_libraries, plan_of
+    from tiermesh.adapters.run_plan import check_libraries, plan_of, trainable_model
+    from tiermesh.adapters.spec_check import obstacles
     from tiermesh.adapters.trainer import Launch
     from tiermesh.cli import local_run
     from tiermesh.errors import InvalidSpec
@@ -285,6 +299,8 @@ def _run_here(spec: TrainingSpec, out: Path, *, fresh: bool, threads: int | None
         raise InvalidSpec(f"{folder.path} holds a run; delete it, or take another --out", param="fresh")
     check_libraries()
     plan = plan_of(spec)
+    if begun is None and (wrong := obstacles(spec, trainable_model(spec.model_name))):
+        raise InvalidSpec(_told(wrong), param=wrong[0].path or None)
     if plan == begun and folder.result.exists() and completion(folder.events):
         local_run.say_done_already(folder, as_json=as_json)
         return
@@ -317,21 +333,12 @@ def _default_out(file: Path | None, spec: TrainingSpec) -> Path:
     return RUNS / (file.stem if file else f"{Path(spec.dataset_path).stem}-{spec.method}")
 
 
-def _problems(data: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
-    """Of the document, of this machine, and of the data when all else is right; and the records to be left out."""
-    from tiermesh.adapters.run_plan import data_problems, machine_problems, trainable_model
-    from tiermesh.protocol.training import TrainingSpec
-    from tiermesh.protocol.training_problems import spec_problems
-
-    found = spec_problems(data)
-    if isinstance(found, TrainingSpec):
-        lacking = machine_problems(found)
-        return (lacking, []) if lacking else data_problems(found, trainable_model(found.model_name).path)
-    # What the document names can be looked for all the same.
-    names = {name: data[name] for name in ("model_name", "dataset_path", "eval_path") if data.get(name)}
-    named = spec_problems(names)
-    return found + (machine_problems(named) if isinstance(named, TrainingSpec) else []), []
+def _told(problems: Sequence[Problem]) -> str:
+    """In one line; the first ones, where there are many."""
+    more = len(problems) - TOLD_AT_ONCE
+    rest = f"; and {more} more: `mesh train validate` lists them" if more > 0 else ""
+    return "; ".join(map(str, problems[:TOLD_AT_ONCE])) + rest
 
 
-def _plain(problems: list[Problem]) -> list[dict[str, str]]:
+def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:
     return [{"path": problem.path, "message": problem.message} for problem in problems]
