@@ -7,10 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from tests.tiny_model import CONTEXT_LENGTH, build_folder
 
-from tiermesh.errors import BadSpec
-from tiermesh.kernel.training.assembly import assemble
+from tiermesh.errors import BadSpec, CheckpointUnusable
+from tiermesh.kernel.training.assembly import assemble, chosen
+from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
 from tiermesh.kernel.training.data.corpus import NAMED_BAD
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training import TrainingSpec
@@ -53,3 +55,21 @@ def test_records_left_out_are_named_in_the_event_and_the_log(tmp_path: Path, cap
     assert (first.cached, again.cached) == (False, True)
     assert again.bad == first.bad
     assert f"left out: {first.bad[1]}" in caplog.messages
+
+
+def test_the_best_checkpoint_is_begun_with_where_it_is_asked_for(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    for step, loss in ((1, 3.0), (2, 1.0), (3, None)):
+        kept.save(Snapshot(step=step, position=step, tensors={"one": torch.ones(1)}, facts={}, loss=loss))
+    best, newest = chosen(kept, best=True), chosen(kept, best=False)
+    assert best is not None
+    assert best.step == 2
+    assert newest is not None
+    assert newest.step == 3
+
+
+def test_without_an_evaluated_checkpoint_there_is_no_best(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    kept.save(Snapshot(step=1, position=1, tensors={"one": torch.ones(1)}, facts={}))
+    with pytest.raises(CheckpointUnusable, match="leave --best out"):
+        chosen(kept, best=True)

@@ -32,8 +32,15 @@ def of(model: Path, folder: Path, *, eval_interval: int | None, save_interval: i
 @pytest.mark.parametrize(("eval_interval", "save_interval"), [(None, 1000), (3, 4), (5, 7), (12, 12), (1, 1), (13, 13)])
 @pytest.mark.parametrize("stopped_at", [0, 6])
 def test_evaluations_and_saves_are_counted_as_the_loop_makes_them(
-    model: Path, tmp_path: Path, eval_interval: int | None, save_interval: int, stopped_at: int
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    eval_interval: int | None,
+    save_interval: int,
+    stopped_at: int,
 ) -> None:
+    """The held-out rows are those that are learned: each evaluation is the best until then."""
+    monkeypatch.setattr("tiermesh.kernel.training.keeping.QUICK_S", math.inf)
     if stopped_at:
         begun, _ = of(model, tmp_path, eval_interval=eval_interval, save_interval=save_interval)
         begun.stopping = lambda: begun.progress.step == stopped_at
@@ -41,7 +48,7 @@ def test_evaluations_and_saves_are_counted_as_the_loop_makes_them(
     run, events = of(model, tmp_path, eval_interval=eval_interval, save_interval=save_interval)
     if snapshot := run.checkpoints.newest():
         run.take_up(snapshot)
-    evaluations, saves = duration._evaluations(run), duration._saves(run)
+    evaluations, saves = duration._evaluations(run), duration._saves(run) + duration._best_saves(run)
     assert run.go() == "done"
     # One that the order to stop came before, or was made just before it, may be made again or not.
     close = bool(stopped_at)
@@ -65,6 +72,17 @@ def test_all_that_a_run_does_is_in_the_sum(model: Path, tmp_path: Path, monkeypa
     assert found.evaluation_s >= 4 * 2
     assert found.seconds == pytest.approx(7.0 + STEPS * found.step_s + found.evaluation_s + found.saving_s)
     assert list(tmp_path.glob(".probe*")) == []
+
+
+def test_saves_of_the_best_take_a_tenth_of_the_time_at_most(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duration, "_step_times", lambda run: [1.0] * 12)
+    monkeypatch.setattr(duration, "_evaluation_s", lambda run: 2.0)
+    monkeypatch.setattr(duration, "_saving_s", lambda run: 60.0)
+    run, _ = of(model, tmp_path, eval_interval=1, save_interval=1000)
+    found = estimate_duration(run, loading_s=0.0)
+    assert found.saving_s == pytest.approx(2 * 60.0 + 0.1 * (STEPS * 1.0 + (STEPS + 1) * 2.0))
 
 
 def test_what_was_tried_changes_no_weight_and_leaves_no_event(model: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from tiermesh.kernel.training.models import Trainee
 from tiermesh.kernel.training.optimizers import Groups, grouped, open_state
 from tiermesh.kernel.training.progress import Progress
 from tiermesh.kernel.training.run import Run
+from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_events import (
     CheckpointSaved,
     Evaluated,
@@ -447,6 +450,63 @@ def test_an_early_stop_ends_a_run_whose_held_out_loss_rises(model: Path, tmp_pat
     found = evaluation.held_out(run.trainee, TokenLoss(), Rows(6, seed=9), 2)
     assert found is not None
     assert found.loss == pytest.approx(best, rel=1e-5), "the result is not the best state"
+
+
+class TestBest:
+    """Rows that are learned, and others of which less and less is known."""
+
+    def fields(self, **more: object) -> TrainingSpec:
+        return spec_of(eval_interval=2, keep_last=1, learning_rate=1e-2, guard={"spike_z": None}, **more)
+
+    def saved(self, events: list[TrainingEvent]) -> list[int]:
+        return [event.step for event in events if isinstance(event, CheckpointSaved)]
+
+    def new_bests(self, events: list[TrainingEvent]) -> list[int]:
+        return [event.step for event in events if isinstance(event, Evaluated) and event.best and event.step > 0]
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tiermesh.kernel.training.keeping.QUICK_S", math.inf)
+
+    def test_a_new_best_is_saved_and_kept_and_the_result_is_the_last_state(self, model: Path, tmp_path: Path) -> None:
+        best_at = 6
+
+        def worse_later(call: int, loss: torch.Tensor) -> torch.Tensor:
+            return loss if torch.is_grad_enabled() else loss * (1.0 + 0.2 * abs(run.progress.step - best_at))
+
+        run, events = run_of(tmp_path, model, self.fields(), steps=13, held_out=Rows(6), objective=Spoiled(worse_later))
+        digests = digests_by_step(run)
+        assert run.go() == "done"
+        assert self.new_bests(events)[-1] == best_at
+        assert self.saved(events) == [*self.new_bests(events), 13]
+        best = run.checkpoints.best()
+        assert best is not None
+        assert best.name == f"step-{best_at:08d}"
+        assert digest_of(run) == digests[13]
+
+    def test_a_save_at_the_same_step_is_one_save(self, model: Path, tmp_path: Path) -> None:
+        run, events = run_of(tmp_path, model, self.fields(save_interval=4), steps=8, held_out=Rows(6))
+        assert run.go() == "done"
+        assert self.new_bests(events) == [2, 4, 6, 8]
+        assert self.saved(events) == [2, 4, 6, 8]
+
+    @pytest.mark.parametrize("held_out", [None, Rows(6)])
+    def test_where_none_is_kept_none_is_saved(self, model: Path, tmp_path: Path, held_out: Rows | None) -> None:
+        keep_best = 0 if held_out else 1
+        run, events = run_of(tmp_path, model, self.fields(keep_best=keep_best), steps=8, held_out=held_out)
+        assert run.go() == "done"
+        assert self.saved(events) == [8]
+
+    def test_slow_saves_are_made_seldom(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that takes a second is made after ten others at the soonest."""
+        monkeypatch.setattr("tiermesh.kernel.training.keeping.QUICK_S", 0.0)
+        seconds = itertools.count()
+        run, events = run_of(tmp_path, model, self.fields(), steps=12, held_out=Rows(6))
+        clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+        monkeypatch.setattr("tiermesh.kernel.training.keeping.time", clock)
+        assert run.go() == "done"
+        assert self.new_bests(events) == [2, 4, 6, 8, 10, 12]
+        assert self.saved(events) == [2, 12]
 
 
 def test_evaluating_changes_nothing(model: Path, tmp_path: Path) -> None:

@@ -175,6 +175,21 @@ def test_what_can_differ_is_told(now: Conditions, told: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"method": "lora", "lora": {"dropout": 0.0}}, "losses may differ in their last digits"),
+        ({"method": "lora", "lora": {"dropout": 0.05}}, "other inputs are dropped (lora.dropout) from here"),
+        ({"method": "full_finetune", "lora": {"dropout": 0.05}}, "losses may differ in their last digits"),
+    ],
+    ids=["without dropout", "with dropout", "without an adapter"],
+)
+def test_the_split_changes_more_than_digits_where_inputs_are_dropped(more: dict[str, Any], told: str) -> None:
+    then = replace(THEN, spec={**SPEC, **more})
+    now = replace(then, spec={**then.spec, "micro_batch_size": 8, "gradient_accumulation_steps": 1})
+    assert [sentence.partition(": ")[2] for sentence in differences(then, now)] == [told] * 2
+
+
+@pytest.mark.parametrize(
     ("now", "told"),
     [
         (replace(THEN, model_digest="n"), "the model's weights"),

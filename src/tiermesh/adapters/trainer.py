@@ -43,7 +43,7 @@ from tiermesh.protocol.training_events import (
     TrainingEvent,
 )
 
-Mode = Literal["train", "estimate", "evaluate"]
+Mode = Literal["train", "estimate", "evaluate", "evaluate_best"]
 OnEvent = Callable[[TrainingEvent], None]
 OnRecord = Callable[[ProcessRecord | None], None]
 """Hears which process the worker is, and None when it has ended."""
@@ -56,7 +56,12 @@ STOP_GRACE_S = 120.0
 MAX_RESTARTS = 3
 """After kills for lack of memory, each of a worker that takes less: what dies a fourth time is too large for this
 machine."""
-_ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {"train": (), "estimate": ("--estimate",), "evaluate": ("--evaluate",)}
+_ARGUMENTS: Mapping[Mode, tuple[str, ...]] = {
+    "train": (),
+    "estimate": ("--estimate",),
+    "evaluate": ("--evaluate",),
+    "evaluate_best": ("--evaluate", "--best"),
+}
 
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 

@@ -138,9 +138,12 @@ class GuardOptions(Part):
     max_bad_steps: int = Field(10, ge=0, le=10_000)
     """Steps in a row with NaN or Inf in loss or gradients. Each changes no weight."""
     spike_z: float | None = Field(6.0, gt=1)
-    """A loss this many standard deviations above its moving mean is a spike. None: spikes are not looked for."""
+    """A step is suspect when its loss, or the logarithm of its gradient's norm, is this many standard deviations above
+    its moving mean, and at least 0.5 nats, or four times the norm. A suspect step is withheld; two in a row are a spike
+    and end in a return. None: spikes are not looked for."""
     max_rollbacks: int = Field(5, ge=0, le=1000)
-    """Returns to the last good state after spikes, in the whole run. The data that led there is skipped."""
+    """Returns to the last good state, one that two ordinary steps followed, after spikes or NaN in the weights, in the
+    whole run. The data that led there is skipped."""
 
 
 class TrainingSpec(Part):
@@ -166,7 +169,8 @@ class TrainingSpec(Part):
     max_steps: int | None = Field(None, ge=1)
     """Steps at most, whatever `num_epochs` says. None: `num_epochs` decides."""
     micro_batch_size: int = Field(4, ge=1, le=4096)
-    """Rows computed at once. The main lever on memory; it changes no result, only the time it takes."""
+    """Rows computed at once. The main lever on memory. Where nothing is dropped (`lora.dropout: 0`) it changes no
+    result, only the time it takes; with dropout, which inputs are dropped depends on it."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=65_536)
     """Micro-batches in one step. The effective batch is `micro_batch_size` x this, and never changes during a run."""
     seq_len: int = Field(512, ge=8, le=1_048_576)
@@ -225,14 +229,18 @@ class TrainingSpec(Part):
     sample_tokens: int = Field(64, ge=1, le=4096)
     """Tokens of such an answer, at most."""
     early_stop: EarlyStop | None = None
-    """Needs `eval_interval`. None: never."""
+    """Needs `eval_interval`. The result is then the state of the lowest held-out loss. None: never, and the result is
+    the state after the last step."""
 
     save_interval: int = Field(100, ge=1)
     """Steps between checkpoints: what a power cut costs at most."""
     keep_last: int = Field(2, ge=1, le=1000)
-    """Checkpoints kept, counted from the newest."""
+    """Checkpoints kept, counted from the newest. The newest that later steps have proven good is never among those let
+    go of."""
     keep_best: int = Field(1, ge=0, le=1000)
-    """Checkpoints kept besides, counted from the lowest held-out loss."""
+    """Checkpoints kept besides, counted from the lowest held-out loss. Each evaluation that finds a lower one saves, as
+    long as these saves take less than a tenth of the time. `mesh train eval RUN --best` looks at the best; the result is
+    the last state all the same, unless `early_stop` is set."""
     merge: bool = False
     """Add the adapter to the model's weights at the end, and write a whole model instead of an adapter."""
 

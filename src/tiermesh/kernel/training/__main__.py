@@ -49,6 +49,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--estimate", action="store_true", help="write estimate.json and exit")
     what.add_argument("--evaluate", action="store_true", help="write evaluation.json and exit")
+    parser.add_argument("--best", action="store_true", help="to evaluate: the checkpoint of the lowest held-out loss")
     options = parser.parse_args()
     folder = RunFolder(options.folder.resolve())
     faulthandler.enable()
@@ -111,7 +112,7 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
         write_estimate(folder, plan, events, orders, limit)
         return DONE
     cgroup = None if limit is None else limits.apply(limit).cgroup
-    parts = assemble(folder, plan, events.say)
+    parts = assemble(folder, plan, events.say, best=options.best)
     if options.evaluate:
         return _evaluate(folder, parts, orders)
     memory = Memory(limit, parts.trainee.device, cgroup)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tiermesh.core.spikes import Detector, Sensitivity
-from tiermesh.errors import BadSpec
+from tiermesh.errors import BadSpec, CheckpointUnusable
 from tiermesh.kernel.training import models, plugins
 from tiermesh.kernel.training.canary import Canary
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
@@ -74,12 +74,14 @@ class Assembly:
         return Provenance(plan, progress, self.data.train.digest, self.data.report, self.trainee.precision)
 
 
-def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], None]) -> Assembly:
-    """Load model and data, and the newest checkpoint. Raises the failures of `tiermesh.errors`, and what
-    `failures.translate` makes failures of."""
+def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], None], *, best: bool = False) -> Assembly:
+    """Load model and data, and the newest checkpoint or the `best` one. Raises the failures of `tiermesh.errors`, and
+    what `failures.translate` makes failures of."""
     spec, model_folder = plan.spec, Path(plan.model_path)
-    checkpoints = Checkpoints(folder.checkpoints, keep_last=spec.keep_last, keep_best=spec.keep_best)
-    begun = checkpoints.newest()
+    # The result of an early stop is the best.
+    keep_best = spec.keep_best if spec.early_stop is None else max(1, spec.keep_best)
+    checkpoints = Checkpoints(folder.checkpoints, keep_last=spec.keep_last, keep_best=keep_best)
+    begun = chosen(checkpoints, best=best)
     for damaged in checkpoints.damaged:
         say(Warned(message=f"{damaged.path.name}: {damaged.reason}; an earlier checkpoint is used"))
     objective, readers = objective_of(spec), plugins.readers_for(spec)  # a wrong name fails before anything is loaded
@@ -114,6 +116,16 @@ def assemble(folder: RunFolder, plan: RunPlan, say: Callable[[TrainingEvent], No
         begun=begun,
         checkpoints=checkpoints,
     )
+
+
+def chosen(checkpoints: Checkpoints, *, best: bool) -> Snapshot | None:
+    """The newest, or the one of the lowest held-out loss; None: there is none at all."""
+    if not best:
+        return checkpoints.newest()
+    path = checkpoints.best()
+    if path is None:
+        raise CheckpointUnusable(f"no checkpoint in {checkpoints.folder} has a held-out loss: leave --best out")
+    return checkpoints.read(path)
 
 
 def ready(parts: Assembly, events: Events, orders: Orders, memory: Memory, *, tighten: int = 0) -> Run:

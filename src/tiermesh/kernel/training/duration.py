@@ -9,6 +9,7 @@ disk is. A run that is asked about is thrown away afterwards: its steps learn no
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from tiermesh.core.evaluation import CANARY_PROMPTS, CANARY_TOKENS
 from tiermesh.kernel.training import evaluation, guard
 from tiermesh.kernel.training.checkpoints import Checkpoints, Snapshot
 from tiermesh.kernel.training.evaluation import moved
+from tiermesh.kernel.training.keeping import BEST_SHARE, QUICK_S
 from tiermesh.kernel.training.state import capture
 
 if TYPE_CHECKING:
@@ -64,7 +66,11 @@ def estimate_duration(run: Run, loading_s: float) -> Duration:
     step_s = statistics.median(times[WARM_STEPS:] or times)
     stepping_s = step_s * left + sum(max(0.0, one - step_s) for one in times[:WARM_STEPS])
     evaluation_s = _evaluations(run) * _evaluation_s(run)
-    saving_s = (_saves(run) + 1) * _saving_s(run)  # the result is one more
+    save_s = _saving_s(run)
+    best_s = _best_saves(run) * save_s
+    if save_s > QUICK_S and run.spec.early_stop is None:
+        best_s = min(best_s, BEST_SHARE * (stepping_s + evaluation_s))
+    saving_s = (_saves(run) + 1) * save_s + best_s  # the result is one more
     seconds = loading_s + stepping_s + evaluation_s + _canary_s(run) + saving_s
     return Duration(
         steps=left,
@@ -119,6 +125,19 @@ def _saves(run: Run) -> int:
     if interval is None:
         return 1
     return _multiples(interval, max(1, run.progress.step), run.steps) + (run.steps % interval != 0)
+
+
+def _best_saves(run: Run) -> int:
+    """Besides, if each evaluation is better than all before it."""
+    spec, first, last = run.spec, run.progress.step, run.steps
+    if run.held_out is None or (spec.early_stop is None and spec.keep_best == 0):
+        return 0
+    before = first == 0 and spec.early_stop is not None
+    if spec.eval_interval is None:
+        return int(before)
+    saved_anyway = _multiples(math.lcm(spec.eval_interval, spec.save_interval), max(1, first), last)
+    at_last = last % spec.eval_interval == 0 and last % spec.save_interval != 0
+    return before + _multiples(spec.eval_interval, max(1, first), last) - saved_anyway - at_last
 
 
 def _multiples(of: int, first: int, last: int) -> int:

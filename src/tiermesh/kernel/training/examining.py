@@ -60,9 +60,11 @@ class Examining:
             self.say(Phase(phase="evaluate", state="completed", detail="canary"))
 
     def has_new_best(self, progress: Progress) -> bool:
-        """Whether a state that an early stop may come back to is this one."""
-        found = progress.evaluated_at == progress.step and progress.evaluations_since_best == 0
-        return self.spec.early_stop is not None and found
+        """Whether this state is the best until now and to be kept for that. Before the first step it is the model as it
+        came, which only an early stop comes back to."""
+        if progress.best is None or progress.evaluated_at != progress.step or progress.evaluations_since_best > 0:
+            return False
+        return self.spec.early_stop is not None or (self.spec.keep_best > 0 and progress.step > 0)
 
     def is_past_best(self, progress: Progress) -> bool:
         """Whether to stop early."""

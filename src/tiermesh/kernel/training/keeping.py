@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from tiermesh.kernel.training.progress import Progress
     from tiermesh.protocol.training_events import TrainingEvent
 
+QUICK_S = 1.0
+"""A save that takes no longer is made whenever there is a reason."""
+BEST_SHARE = 0.1
+"""Of the time at most goes into saves that are made only because a state is the best until now."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Keeping:
@@ -39,6 +44,9 @@ class Keeping:
     last_good: guard.LastGood
     good_until: int = 0
     """States until this step are good. The one before the first step is: no update has touched it."""
+    _save_s: float = 0.0
+    """What the last save took."""
+    _save_ended: float = 0.0
     _ordinary: int = 0
     """Steps of that kind in a row, until now."""
     _saved: tuple[int, int | None] | None = None
@@ -53,9 +61,14 @@ class Keeping:
         path = self.checkpoints.save(self._snapshot(progress, copy=False), good_until=self.good_until)
         self._saved = _state_of(progress)
         size = sum(file.stat().st_size for file in path.iterdir())
-        seconds = time.monotonic() - began
-        self.say(CheckpointSaved(step=progress.step, name=path.name, seconds=seconds, size_bytes=size))
+        self._save_ended = time.monotonic()
+        self._save_s = self._save_ended - began
+        self.say(CheckpointSaved(step=progress.step, name=path.name, seconds=self._save_s, size_bytes=size))
         self.say(Phase(phase="save", state="completed"))
+
+    def is_cheap(self) -> bool:
+        """Whether one more save now keeps within `BEST_SHARE` of the time, as far as the last one tells."""
+        return self._save_s <= QUICK_S or time.monotonic() - self._save_ended >= self._save_s / BEST_SHARE
 
     def taken_up(self, progress: Progress, good_until: int) -> None:
         """The run is what is on disk."""

@@ -15,7 +15,8 @@ neither the micro-batch nor the packing changes what is learned. Between the gra
 | a spike again at the next step | put back | to the last good state, past the examples of both; too often: Diverged |
 | the run is to stop | untouched | saved as after the step before |
 
-Dropout's random numbers are keyed by seed and position, so that a step that is begun again is the same step.
+Dropout's random numbers are keyed by seed and position, so that a step that is begun again is the same step. Which
+inputs they fall on depends on the micro-batch: with dropout, and only then, that changes what is learned.
 """
 
 from __future__ import annotations
@@ -327,8 +328,9 @@ class Run:
             raise NonFinite(f"none of the {self.progress.step} steps was finite and ordinary: nothing was learned")
 
     def _saving_due(self) -> bool:
-        due = self._finished() or self._due(self.spec.save_interval)
-        return self.examining.has_new_best(self.progress) or (self.progress.step > 0 and due)
+        if self.examining.has_new_best(self.progress) and (self.spec.early_stop or self.keeping.is_cheap()):
+            return True
+        return self.progress.step > 0 and (self._finished() or self._due(self.spec.save_interval))
 
     def _take_best(self) -> None:
         """A run that may stop early gives the weights of its lowest held-out loss, not those of its end."""

@@ -35,7 +35,7 @@ FREE = frozenset(
 )
 """Fields that change no weight. Of model and data the digests count, not where they lie. All others: allowed, told."""
 ROUNDING = frozenset({*BATCH, "compile"})
-"""Fields by which sums are made in another order."""
+"""Fields by which sums are made in another order; and with dropout, by those of the batch, other inputs are dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +206,16 @@ def _told(then: Conditions, now: Conditions) -> Iterator[str]:
             yield f"{name} {before or 'absent'} then, {after or 'absent'} now: {last_bits}"
     for name in _changed(then.spec, now.spec):
         if name not in FIXED | FREE:
-            effect = last_bits if name in ROUNDING else "the run changes from here"
+            effect = "the run changes from here"
+            if name in BATCH and _drops(now.spec):
+                effect = "other inputs are dropped (lora.dropout) from here"
+            elif name in ROUNDING:
+                effect = last_bits
             yield f"{name} was {_short(then.spec.get(name))}, is {_short(now.spec.get(name))}: {effect}"
+
+
+def _drops(spec: Mapping[str, Json]) -> bool:
+    return spec.get("method") != "full_finetune" and spec.get("lora", {}).get("dropout", 0) > 0
 
 
 def _changed(then: Mapping[str, Json], now: Mapping[str, Json]) -> list[str]:
