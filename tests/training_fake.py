@@ -7,6 +7,8 @@ one a start, the last one again and again), each a list of acts:
 - `{"signal": n}` ends it by that signal, `{"exit": n}` by that code; `{"print": text}` is its last words;
 - `{"until_told": true}` waits for SIGTERM; `{"until": name}` for a file in the folder.
 
+Where the folder has none, its script is `script-FOLDER.json` beside it: a folder that is there has begun.
+
 It appends its arguments to `RUN_FOLDER/started`, a line a start.
 """
 
@@ -28,6 +30,11 @@ def write_script(folder: Path, *lines: list[dict[str, Any]]) -> None:
     (folder / "script.json").write_text(json.dumps(lines))
 
 
+def write_later_script(folder: Path, *lines: list[dict[str, Any]]) -> None:
+    """For a folder that is not there yet."""
+    _later(folder).write_text(json.dumps(lines))
+
+
 def starts(folder: Path) -> list[list[str]]:
     """The arguments of each start, without the folder."""
     path = folder / "started"
@@ -46,7 +53,8 @@ def main() -> None:
     before = len(starts(folder))
     with (folder / "started").open("a") as file:
         file.write(json.dumps(sys.argv[2:]) + "\n")
-    lines = json.loads((folder / "script.json").read_text())
+    script = folder / "script.json"
+    lines = json.loads((script if script.exists() else _later(folder)).read_text())
     for act in lines[min(before, len(lines) - 1)]:
         match act:
             case {"say": event}:
@@ -66,6 +74,10 @@ def main() -> None:
                 os.kill(os.getpid(), number)
             case {"exit": code}:
                 sys.exit(code)
+
+
+def _later(folder: Path) -> Path:
+    return folder.with_name(f"script-{folder.name}.json")
 
 
 def _append(folder: Path, text: str) -> None:

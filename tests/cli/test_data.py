@@ -10,7 +10,7 @@ import pytest
 from tests import tiny_model
 from tests.cli.conftest import Mesh
 
-from tiermesh.adapters.run_plan import data_problems
+from tiermesh.adapters.run_plan import look_at_data
 from tiermesh.protocol.training_problems import read_spec
 
 RECORDS = (
@@ -96,10 +96,11 @@ def test_pairs_for_a_task_that_needs_none_are_refused_before_anything_runs(
     path = tmp_path / "pairs.jsonl"
     path.write_text(f"{json.dumps(pair)}\n" * 3)
     spec = read_spec({"model_name": "tiny", "dataset_path": str(path)})
-    (problem, *lines), _ = data_problems(spec)
+    problem, *lines = look_at_data(spec).problems
     assert (problem.path, len(lines)) == ("dataset_path", 3)
     assert "is a pair of answers, one of them preferred" in str(lines[0])
-    assert data_problems(spec.model_copy(update={"task": "preference"})) == ([], [])
+    look = look_at_data(spec.model_copy(update={"task": "preference"}))
+    assert (look.problems, look.left_out) == ((), ())
 
 
 def test_without_a_model_tokens_are_unknown_and_not_guessed(alone: Mesh, data: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.training_fake import PROGRAM, write_script
+from tests.training_fake import PROGRAM, write_later_script, write_script
 from tests.training_runs import write_model_stub
 
 from tiermesh.adapters.estimator import Estimator
@@ -59,13 +59,23 @@ class Desk:
         async with self.http.request(method, self.url + path, data=sent, headers=headers or JSON) as response:
             return response.status, json.loads(await response.read())
 
-    async def train(self, *script: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        """Submit a job whose workers play `script`."""
+    async def train(
+        self, *script: list[dict[str, Any]], attempts: Mapping[int, list[dict[str, Any]]] | None = None, **fields: Any
+    ) -> dict[str, Any]:
+        """Submit a job whose workers play `script`, those of later `attempts` by their numbers what is said there."""
         body = {"id": new_id(), "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}} | fields
         write_script(self.run(body["id"]), *script)
+        for number, later in (attempts or {}).items():
+            write_later_script(self.run(body["id"], number), later)
         status, report = await self.ask("POST", "/api/train", body)
         assert status == 200, report
         return dict(report)
+
+    async def page(self, job: str) -> str:
+        """Its report."""
+        async with self.http.get(f"{self.url}/api/jobs/{job}/report") as response:
+            assert (response.status, response.content_type) == (200, "text/markdown")
+            return await response.text()
 
     async def until(self, job: str, *states: str) -> dict[str, Any]:
         async with asyncio.timeout(LIMIT_S):

@@ -73,8 +73,9 @@ class Foreman:
     # Inputs of people
 
     def submit(self, now: float, wall: float, job: Job) -> list[JobEffect]:
-        """A person wants this: ends with `Acknowledge` or `Decline`, perhaps of a later call. `job` has its id and
-        what is asked for; its name is made unique and its time is set here. The same job again is one job."""
+        """A person wants this: ends with `Acknowledge` or `Decline`, perhaps of a later call. `job` has its id, what is
+        asked for, and `data` that happened where that was looked at; its name is made unique and its time is set here.
+        The same job again is one job."""
         self._at(now, wall)
         known = self._records.get(job.id)
         if (error := self._refusal(job, known)) is not None:
@@ -83,7 +84,9 @@ class Foreman:
         if known is None:
             name = unique_name(job.name, (each.name for each in self._records.values() if not each.forgotten))
             asked = replace(job.asked, name=name, submitted_at=wall)
-            self._reign.put(replace(job, asked=asked, happened=(Happened(wall, "submit"),)))
+            seen = next((each.text for each in job.happened if each.kind == "data"), "")
+            job = replace(job, asked=asked, happened=(Happened(wall, "submit"),))
+            self._reign.put(job.noting(wall, "data", seen) if seen else job)
         self._unanswered.add(job.id)
         self._reign.safer.add(job.id)
         return self._done()

@@ -78,8 +78,8 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Happened:
-    """One event of a job. `at` is Unix seconds; `kind` is a `JobEvent`, or `submit`, `order`, `gate`, `estimate`,
-    `result`, ..."""
+    """One event of a job. `at` is Unix seconds; `kind` is a `JobEvent`, or `submit`, `data`, `order`, `gate`,
+    `estimate`, `result`, ..."""
 
     at: float
     kind: str

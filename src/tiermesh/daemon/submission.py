@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from pathlib import Path
 
 from tiermesh.adapters.blobs import Blobs, safe_name
 from tiermesh.adapters.catalogue import CATALOGUE
-from tiermesh.adapters.run_plan import data_problems
 from tiermesh.config import PolicyDocument
-from tiermesh.core.jobs import Asked, Dataset, Job, JobId
+from tiermesh.core.jobs import Asked, Dataset, Happened, Job, JobId
+from tiermesh.daemon.data_looks import DataLooks
 from tiermesh.daemon.groundwork import is_public
-from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec, NameTaken
+from tiermesh.errors import DataUnusable, InvalidSpec, NameTaken
 from tiermesh.protocol.jobs import GivenData, TrainRequest
-from tiermesh.protocol.training import TrainingSpec
 from tiermesh.protocol.training_problems import read_spec
 from tiermesh.protocol.ulid import CHANCE_BYTES, make_ulid
 from tiermesh.types import NodeId, View
-
-OF_DATA = {"task", "data"}
-"""Fields of a spec that decide which records can be used: a sweep over seeds and rates is one look."""
-LOOKS_KEPT = 256
-"""Data that was looked at with these options is not looked at again: two hundred equal submissions cost one look."""
 
 
 class Submissions:
@@ -42,7 +30,7 @@ class Submissions:
         *,
         me: NodeId,
         blobs: Blobs,
-        folder: Path,
+        looks: DataLooks,
         models: Iterable[str],
         view: Callable[[], View],
         policy: Callable[[], PolicyDocument],
@@ -50,12 +38,11 @@ class Submissions:
     ) -> None:
         self._me = me
         self._blobs = blobs
-        self._folder = folder
+        self._looks = looks
         self._models = frozenset(models)
         self._view = view
         self._policy = policy
         self._taken = taken
-        self._looks: dict[str, asyncio.Task[str]] = {}
 
     async def job(self, request: TrainRequest, submitter: str) -> Job:
         """What is asked for, checked. Its data is on this node. Raises `InvalidSpec`, `DataUnusable`, `NameTaken`."""
@@ -75,7 +62,7 @@ class Submissions:
                 param="wandb",
             )
         self._check_model(spec.model_name)
-        await self._look(spec, data, held_out)
+        seen = await self._looks.look(spec, data, held_out)
         now = time.time()
         gates = self._policy().evaluation.gates(request.gates.said())
         asked = Asked(
@@ -92,7 +79,8 @@ class Submissions:
             submitted_at=now,
         )
         made = request.id or make_ulid(int(now * 1000), secrets.token_bytes(CHANCE_BYTES))
-        return Job(id=JobId(made), asked=asked, holders=(self._me,))
+        happened = (Happened(now, "data", seen),) if seen else ()
+        return Job(id=JobId(made), asked=asked, happened=happened, holders=(self._me,))
 
     async def _given(self, given: GivenData, field: str) -> Dataset:
         """Data that came within the request goes where it would have been uploaded to."""
@@ -122,40 +110,3 @@ class Submissions:
             "Face hub. A folder is trained where it is, with --local, or by the node that serves it (--model FOLDER)",
             param="model_name",
         )
-
-    async def _look(self, spec: TrainingSpec, data: Dataset, held_out: Dataset | None) -> None:
-        """At all of the data, once. Raises `DataUnusable`."""
-        options = spec.model_dump(mode="json", include=OF_DATA)
-        told = json.dumps([options, asdict(data), held_out and asdict(held_out)], sort_keys=True)
-        key = hashlib.sha256(told.encode()).hexdigest()
-        look = self._looks.get(key)
-        if look is None or (look.done() and (look.cancelled() or look.exception() is not None)):
-            look = asyncio.create_task(
-                asyncio.to_thread(self._problems, key, spec, data, held_out), name="look at data"
-            )
-            self._looks[key] = look
-            for old in list(self._looks)[:-LOOKS_KEPT]:
-                del self._looks[old]
-        if problems := await asyncio.shield(look):
-            raise DataUnusable(problems, param="data")
-
-    def _problems(self, key: str, spec: TrainingSpec, data: Dataset, held_out: Dataset | None) -> str:
-        """What is wrong with it, in a sentence; nothing, where this machine can't look. Blocks."""
-        folder = self._folder / f"look-{key[:16]}"
-        try:
-            paths = {"dataset_path": self._linked(data, folder / "data")}
-            if held_out is not None:
-                paths["eval_path"] = self._linked(held_out, folder / "eval")
-            placed = spec.model_copy(update={name: str(path) for name, path in paths.items()})
-            problems, _ = data_problems(placed)
-        except EnvironmentUnfit:
-            return ""
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        told = "; ".join(map(str, problems))
-        return told.replace(f"{folder / 'data'}/", "").replace(f"{folder / 'eval'}/", "")
-
-    def _linked(self, data: Dataset, folder: Path) -> Path:
-        if (path := self._blobs.link(data.sha256, data.name, folder)) is None:
-            raise DataUnusable(f"this node does not have the data {data.name} any more; send it again", param="data")
-        return path

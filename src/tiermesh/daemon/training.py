@@ -20,6 +20,7 @@ from tiermesh.core.jobs import Job
 from tiermesh.daemon.appraisal import Appraisal
 from tiermesh.daemon.attempts import Attempts
 from tiermesh.daemon.copies import Copies
+from tiermesh.daemon.data_looks import DataLooks
 from tiermesh.daemon.data_spreading import DataSpreading
 from tiermesh.daemon.events import JobEvents
 from tiermesh.daemon.files import FileDesk
@@ -154,7 +155,13 @@ class TrainingRoom:
             copies=self.copies,
             spreading=self._spreading,
             submissions=Submissions(
-                me=me, blobs=self.blobs, folder=folder, models=models, view=view, policy=self._policy, taken=taken
+                me=me,
+                blobs=self.blobs,
+                looks=DataLooks(self.blobs, folder),
+                models=models,
+                view=view,
+                policy=self._policy,
+                taken=taken,
             ),
             view=view,
         )

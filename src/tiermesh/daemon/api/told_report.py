@@ -10,6 +10,7 @@ from tiermesh.core.report import Curve, Moment, Range, Report, Summary, Tried
 from tiermesh.protocol.jobs import EstimateReport, JobReport, TriedReport
 from tiermesh.protocol.training_events import (
     Completed,
+    DataReady,
     Evaluated,
     Failed,
     Phase,
@@ -170,6 +171,8 @@ def _moment(event: TrainingEvent) -> str | None:
     match event:
         case Phase(state="started" | "completed" | "failed" | "interrupted", done=0):
             return f"{event.phase} {event.state}" + (f": {event.detail}" if event.detail else "")
+        case DataReady():
+            return _data(event)
         case Resumed():
             return f"after step {event.step}, from {event.checkpoint}"
         case RolledBack():
@@ -187,6 +190,13 @@ def _moment(event: TrainingEvent) -> str | None:
         case Completed():
             return f"after {event.step} steps"
     return None
+
+
+def _data(event: DataReady) -> str:
+    told = [f"{event.records:,} records, {event.tokens:,} tokens in {event.rows:,} rows"]
+    if event.length_p50 is not None:
+        told.append(f"lengths {event.length_p50} (half), {event.length_p95} (95 %), {event.length_max} (longest)")
+    return ", ".join(told)
 
 
 def _crash(event: TrainingEvent) -> str | None:
