@@ -12,7 +12,11 @@ from tests.mesh_fake import FakeMesh
 @pytest.mark.parametrize(
     ("order", "said"),
     [
-        ("drain", "alpha one takes no new work; what runs there is finished\n"),
+        (
+            "drain",
+            "alpha one takes no new work; prompts there are finished, and a job that trains there stops at a "
+            "checkpoint and goes on elsewhere\n",
+        ),
         ("resume", "alpha one takes work again\n"),
         ("remove", "alpha one is removed\n"),
     ],

@@ -13,13 +13,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Let one node rest, work again, or go.", no_args_is_help=True, rich_markup_mode=None)
 
+DRAINED = "prompts there are finished, and a job that trains there stops at a checkpoint and goes on elsewhere"
+
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The node's name, or its id.")]
 
 
 @app.command()
 def drain(name: NameArgument, as_json: connect.JsonOption = False, url: connect.UrlOption = None) -> None:
-    """Send a node no new prompts. What runs there is finished, and it stays in the mesh until `mesh node resume`."""
-    _give("drain", name, url, as_json, "{} takes no new work; what runs there is finished")
+    """Send a node no new work until `mesh node resume`; it stays in the mesh. Prompts that it answers are finished. A
+    job that trains there stops at a checkpoint, and goes on at another node, or waits for one."""
+    _give("drain", name, url, as_json, f"{{}} takes no new work; {DRAINED}")
 
 
 @app.command()
