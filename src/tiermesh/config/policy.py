@@ -175,8 +175,9 @@ class Jobs(Section):
     """Other nodes that get a copy of every checkpoint, on a mesh with a token or for jobs with open data. With 0 a job
     whose node dies begins anew."""
     lease_s: float = Field(5.0, ge=0.5, le=3600)
-    """A node that has told nothing of its training for so long is taken for dead, and its job goes on elsewhere. Lower,
-    and a node that is merely busy loses its work; higher, and a dead one's job waits."""
+    """A node that is down and has told nothing of its training for so long loses its job, which goes on elsewhere; one
+    that is up is asked again then, and loses it after three times as long. Lower, and a node that is merely busy loses
+    its work; higher, and a dead one's job waits."""
     max_retries: int = Field(3, ge=0, le=10)
     """Attempts after the first one that follow a failure of the job's own. A death of its node is none."""
     queue_length: int = Field(10_000, ge=1, le=100_000)
