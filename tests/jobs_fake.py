@@ -12,6 +12,7 @@ from aiohttp import web
 from tests.mesh_fake import FakeMesh
 
 from tiermesh.protocol.jobs import (
+    LISTED,
     CrashReport,
     DataRef,
     EstimateReport,
@@ -174,7 +175,11 @@ class FakeJobs(FakeMesh):
         return f"{name}-2" if any(job.report.name == name for job in self.desk.jobs.values()) else name
 
     async def _jobs(self, request: web.Request) -> web.Response:
-        return web.json_response({"jobs": [job.report.model_dump(mode="json") for job in self.desk.jobs.values()]})
+        limit = int(request.query.get("limit", LISTED))
+        over = [job.report.id for job in self.desk.jobs.values() if job.report.is_over]
+        left_out = over[: max(0, len(over) - limit)]
+        told = [job.report.model_dump(mode="json") for key, job in self.desk.jobs.items() if key not in left_out]
+        return web.json_response({"jobs": told, "more": len(left_out)})
 
     def _find(self, request: web.Request) -> FakeJob:
         key = request.match_info["job"]

@@ -197,13 +197,25 @@ async def test_logs_are_read_and_followed(mesh: FakeJobs, client: RemoteClient) 
     assert "".join(read) == "loading\nready\nstep\n"
 
 
+async def test_more_jobs_are_asked_for(mesh: FakeJobs, client: RemoteClient) -> None:
+    for name in ("one", "two", "three"):
+        mesh.has(name, "completed")
+    mesh.has("now", "running")
+    assert [job.name for job in await client.jobs(1)] == ["three", "now"]
+    told = await client.job_list(2)
+    assert ([job.name for job in told.jobs], told.more) == (["two", "three", "now"], 1)
+    assert (await client.job_list()).more == 0
+
+
 def test_a_script_needs_no_await(tmp_path: Path) -> None:
     with FakeJobs() as mesh, SyncClient(mesh.url) as client:
         job = client.train(SPEC, FAQ, name="faq")
         assert [event.step for event in job.events() if isinstance(event, StepDone)] == [1, 2]
         assert (job.wait(5).state, client.job("faq").refresh().state) == ("completed", "completed")
         assert [report.name for report in client.jobs()] == ["faq"]
+        assert (client.jobs(0), client.job_list(0).more) == ([], 1)
         assert len(job.results(tmp_path).files) == len([path for path in tmp_path.rglob("*") if path.is_file()])
         assert (job.page()[:6], job.logs(lines=1)) == ("# faq\n", "ready\n")
+        assert "".join(job.follow_logs()) == "loading\nready\n"
         with pytest.raises(NotPossibleNow):
             job.approve()

@@ -23,7 +23,8 @@ from typer.testing import CliRunner, Result
 
 from tiermesh.cli import names
 from tiermesh.cli.main import app
-from tiermesh.protocol.jobs import GateReport, HappenedReport, Progress, TriedReport
+from tiermesh.daemon.api.jobs import LOG_LINES
+from tiermesh.protocol.jobs import LISTED, MAX_LISTED, GateReport, HappenedReport, Progress, TriedReport
 
 DEADLINE_S = 100.0
 
@@ -347,7 +348,7 @@ def test_the_list(mesh: Mesh, jobs: FakeJobs) -> None:
     assert mesh("jobs").stdout == "no training jobs; `mesh train SPEC` makes one\n"
     facts = {"model": "m", "method": "lora"}
     jobs.has("old", "completed", ended_at=1_780_003_600.0, reason="all is well", **facts)
-    jobs.has("big", "queued", reason="needs 9.1 GB, the largest free is 7.4 on gpu1", **facts)
+    jobs.has("big", "queued", reason="needs 9.1 GB, the largest node, gpu1, has 7.4", **facts)
     now = Progress(phase="train", step=12, steps=120, loss=2.34567, tokens_per_s=312.4, eta_s=180.0)
     jobs.has("new", "running", progress=now, **facts)
     jobs.has("again", "running", progress=now, attempt=3, retries=1, **facts)
@@ -358,7 +359,7 @@ def test_the_list(mesh: Mesh, jobs: FakeJobs) -> None:
         lines = mesh(*command).stdout.splitlines()
         assert lines[0].split() == ["job", "state", "model", "method", "node", "elapsed"]
         assert lines[1].split() == ["old", "completed", "m", "lora", "gpu1", "60", "min"]
-        assert lines[2].endswith("needs 9.1 GB, the largest free is 7.4 on gpu1")
+        assert lines[2].endswith("needs 9.1 GB, the largest node, gpu1, has 7.4")
         assert lines[3].endswith("  step 12/120, loss 2.3457, 312 tokens/s, 3 min left")
         assert lines[4].endswith("  retry 1, step 12/120, loss 2.3457, 312 tokens/s, 3 min left")
         assert lines[5].endswith("  step 120/120, loss 2.3457, judging the result")
@@ -433,6 +434,8 @@ def test_logs_and_the_report(mesh: Mesh, jobs: FakeJobs, home: Path) -> None:
     jobs.has("faq", "completed")
     assert mesh("jobs", "logs", "faq").stdout == "loading\nready\n"
     assert mesh("jobs", "logs", "faq", "-n", "1").stdout == "ready\n"
+    assert mesh("jobs", "logs", "faq", "-n", "0").stdout == "loading\nready\n"
+    assert f"[default: {LOG_LINES}]" in " ".join(mesh("jobs", "logs", "--help").stdout.split())
     text, jobs.desk.log = jobs.desk.log, ""
     done = mesh("jobs", "logs", "faq")
     assert (done.exit_code, done.stdout, done.stderr) == (
@@ -448,6 +451,23 @@ def test_logs_and_the_report(mesh: Mesh, jobs: FakeJobs, home: Path) -> None:
     assert (home / "report.png").read_bytes() == b"PNG"
     done = mesh("jobs", "report", "faq", "--out", "no/such/page.md")
     assert (done.exit_code, done.stderr) == (1, "mesh: can't write no/such/page.md: no such file or directory\n")
+
+
+def test_a_long_list_says_that_it_is_not_whole(mesh: Mesh, jobs: FakeJobs) -> None:
+    jobs.has("old", "running")
+    for index in range(LISTED + 2):
+        jobs.has(f"done-{index}", "completed")
+    told = mesh("jobs").stdout.splitlines()
+    assert (len(told), told[1].split()[0]) == (1 + 1 + LISTED + 1, "old"), "what is not over is always there"
+    assert told[-1] == "2 more that are over, and ended before these; `mesh jobs --all` lists them"
+    assert len(mesh("jobs", "--all").stdout.splitlines()) == 1 + 1 + LISTED + 2
+    assert mesh("jobs", "list", "--limit", "0").stdout.splitlines()[1].split()[0] == "old"
+    helped = " ".join(mesh("jobs", "--help").stdout.split())
+    assert (f"[default: {LISTED}]" in helped, f"{MAX_LISTED:,} that are over" in helped) == (True, True)
+    done = mesh("jobs", "list", "--limit", "1", "--json")
+    assert [job["name"] for job in json.loads(done.stdout)] == ["old", f"done-{LISTED + 1}"]
+    said = f"mesh: {LISTED + 1} more that are over, and ended before these; `mesh jobs --all` lists them\n"
+    assert done.stderr == said
 
 
 def test_jobs_that_are_over_are_forgotten(mesh: Mesh, jobs: FakeJobs) -> None:

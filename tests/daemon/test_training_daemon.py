@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -192,3 +196,31 @@ async def test_a_token_is_demanded_everywhere(tmp_path: Path, model: Path) -> No
             with pytest.raises(Unauthenticated):
                 await stranger.job("any")
         assert await client.jobs() == []
+
+
+@pytest.mark.long
+async def test_a_cancelled_job_is_taken_up_by_hand(tmp_path: Path, model: Path) -> None:
+    """As docs/training.md tells: a copy of its run's folder is a run of this machine."""
+    async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
+        job = await client.train(ENDLESS | {"save_interval": 10}, data(), name="faq")
+        await until_step(job, 25)
+        await job.cancel()
+        assert (await job.wait()).state == "cancelled"
+        stopped_at = max(desk.losses(job))
+        mine = tmp_path / "answers"
+        shutil.copytree(desk.run(job), mine)
+        await client.remove_job(job.id)
+        kept = mine / "input-data" / "faq.jsonl"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tiermesh.cli.main", "train", "run", "--local", "--out", str(mine)),
+            *("--model", str(model), "--data", str(kept), "--set", "num_epochs=2", "--json"),
+            env=os.environ | {"TIERMESH_CACHE": str(tmp_path / "cache")},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, said = await process.communicate()
+        assert process.returncode == 0, said.decode()
+        told = [json.loads(line) for line in out.splitlines()]
+        steps = [event["step"] for event in told if event["event"] == "step"]
+        assert steps[0] == stopped_at + 1, "nothing is done again: it stopped after a checkpoint"
+        assert (mine / "result" / "adapter_model.safetensors").exists()

@@ -36,10 +36,15 @@ from tiermesh.adapters.passport import Passport
 from tiermesh.adapters.trainer import Launch
 from tiermesh.core.admission import GIB, Machine
 from tiermesh.core.job_rules import MAX_INTERRUPTIONS
+from tiermesh.core.jobs import Asked, Course, Dataset, Job, JobId
 from tiermesh.daemon import attempts, groundwork
+from tiermesh.daemon.api.jobs import listed
 from tiermesh.daemon.job_reactor import JobReactor
 from tiermesh.errors import InvalidSpec
+from tiermesh.protocol.headers import LOG_OFFSET
 from tiermesh.protocol.job_orders import ATTEMPTS_PATH, JOBS_PATH
+from tiermesh.protocol.jobs import LISTED
+from tiermesh.protocol.run_folder import RunFolder
 from tiermesh.types import NodeId, SessionId
 
 pytest.importorskip("torch")
@@ -78,6 +83,40 @@ async def test_a_job_is_accepted_done_and_listed(desk: Desk) -> None:
     assert (plan["data_digest"], plan["spec"]["model_name"]) == (f"sha256:{DIGEST}", "stub")
 
 
+async def test_of_the_jobs_that_are_over_the_last_ones_are_listed_and_of_the_others_all(desk: Desk) -> None:
+    desk.daemon._nodes.drain_here(True)  # they wait
+    jobs = [(await desk.train(DONE, name=name))["id"] for name in ("waits", "first", "second", "third")]
+    for job in (jobs[2], jobs[1], jobs[3]):
+        await desk.ask("POST", f"/api/jobs/{job}/cancel")
+        await desk.until(job, "cancelled")
+
+    async def asked(query: str) -> tuple[list[str], int]:
+        _, told = await desk.ask("GET", f"/api/jobs{query}")
+        return [job["name"] for job in told["jobs"]], told["more"]
+
+    assert await asked("") == (["waits", "first", "second", "third"], 0)
+    assert await asked("?limit=2") == (["waits", "first", "third"], 1), "the last two that ended"
+    assert await asked("?limit=0") == (["waits"], 3)
+    assert await asked("?limit=99999") == (["waits", "first", "second", "third"], 0)
+    for wrong in ("-1", "x", "9" * 9):
+        assert (await desk.ask("GET", f"/api/jobs?limit={wrong}"))[1]["error"]["param"] == "limit"
+
+
+def test_what_is_listed_unasked_leaves_no_job_out_that_is_not_over() -> None:
+    data = Dataset("a" * 64, "faq.jsonl")
+    jobs = [
+        Job(
+            id=JobId(f"J{index:04}"),
+            asked=Asked(name=f"j{index}", spec={}, data=data, submitted_at=float(index)),
+            course=Course(state="cancelled" if index % 2 else "queued"),
+        )
+        for index in range(1000)
+    ]
+    told, more = listed(jobs, LISTED)
+    assert [job.id for job in told] == [job.id for job in jobs if job.state == "queued" or job.submitted_at >= 600]
+    assert more == 300
+
+
 async def test_the_same_id_is_the_same_job(desk: Desk) -> None:
     accepted = await desk.train(DONE)
     body = {"id": accepted["id"], "spec": SPEC, "data": {"name": "faq.jsonl", "text": TEXT}}
@@ -101,7 +140,7 @@ async def test_while_nobody_leads_a_job_is_refused_for_now_and_taken_when_sent_a
         async with desk.http.post(desk.url + "/api/train", json=body) as response:
             assert (response.status, response.headers["Retry-After"]) == (503, "1")
             assert "no coordinator just now; try again" in (await response.json())["error"]["message"]
-    assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": []}
+    assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": [], "more": 0}
     assert (await desk.ask("POST", "/api/train", body))[0] == 200
     await desk.until(job, "completed")
     assert len(starts(desk.run(job))) == 1
@@ -158,7 +197,7 @@ async def test_what_is_wrong_is_one_clear_answer_and_leaves_nothing(
     assert (got, told["error"]["param"] or "") == (status, param), told
     assert says in told["error"]["message"], told
     assert str(desk.state) not in told["error"]["message"]
-    assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": []}
+    assert (await desk.ask("GET", "/api/jobs"))[1] == {"jobs": [], "more": 0}
     assert not list((desk.state / "jobs").glob("*"))
 
 
@@ -329,6 +368,24 @@ async def test_events_are_streamed_from_any_number(desk: Desk) -> None:
     for wrong in ("-1", "x", "1e3", "9" * 40):
         assert (await desk.ask("GET", f"/api/jobs/{job['id']}/events?after={wrong}"))[0] == 400
     assert (await desk.ask("GET", "/api/jobs/nobody/events"))[0] == 404
+
+
+async def test_a_log_is_told_from_its_end_or_whole(desk: Desk) -> None:
+    job = await desk.train(DONE)
+    await desk.until(job["id"], "completed")
+    run = RunFolder(desk.run(job["id"]))
+    run.older_log.write_text("".join(f"{index}\n" for index in range(100)))
+    run.log.write_text("".join(f"{index}\n" for index in range(100, 120)))
+
+    async def told(query: str) -> tuple[list[int], str]:
+        async with desk.http.get(f"{desk.url}/api/jobs/{job['id']}/logs{query}") as response:
+            return [int(line) for line in (await response.text()).split()], response.headers[LOG_OFFSET]
+
+    end = str(run.log.stat().st_size)
+    assert await told("") == ([*range(70, 120)], end)
+    assert await told("?lines=3") == ([117, 118, 119], end)
+    assert await told("?lines=0") == ([*range(120)], end)
+    assert await told(f"?after={end}") == ([], end)
 
 
 async def test_jobs_outlive_the_daemon(tmp_path: Path, cluster: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.network.job_mesh import SPEC, JobMesh, job_mesh, new_id, results, tried_model
+from tests.network.job_mesh import SPEC, JobMesh, Refused, job_mesh, new_id, results, tried_model
 from tests.network.lan import Lan
 
 pytest.importorskip("torch")
@@ -37,6 +37,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 async def test_a_job_runs_anywhere_and_every_node_tells_of_it(tmp_path: Path, model: Path) -> None:
     async with job_mesh(tmp_path, model) as jobs:
+        for node in range(3):
+            with pytest.raises(Refused, match="no node is called nobody; there are n0, n1, n2;") as why:
+                await jobs.submit(node, SPEC | {"target_gpu": "nobody"})
+            assert (why.value.status, "'param': 'target_gpu'" in str(why.value)) == (400, True)
         job = await jobs.submit(0, SPEC, name="faq")
         report = await jobs.until_over(job, OVER_S)
         assert (report["state"], results(report)) == ("completed", [1]), report

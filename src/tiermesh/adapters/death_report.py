@@ -46,7 +46,7 @@ def write_death_report(folder: RunFolder, death: Death) -> str | None:
         place = folder.crash / name
         place.mkdir(parents=True, exist_ok=True)
         (place / "report.json").write_text(json.dumps(_report(death), indent=1) + "\n", "utf-8")
-        for source in (folder.events, folder.log, folder.log.with_name(folder.log.name + ".1")):
+        for source in (folder.events, folder.log, folder.older_log):
             _copy_end(source, place / source.name)
         if folder.plan.exists():
             shutil.copyfile(folder.plan, place / folder.plan.name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Training jobs of the mesh.", rich_markup_mode=None)
 
+LINES_HELP = "The last ones only; 0: all that its node keeps, which is the last 1 to 2 MiB. [default: 50]"
 FETCH_S = 600.0
 """Of silence, in which a node may be fetching a result from another one."""
 
@@ -28,17 +29,35 @@ T = TypeVar("T")
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="Its name or id.", autocompletion=names.jobs)]
 
 
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=0, help="Jobs that are over, at most; all others are always listed. [default: 200]"),
+]
+AllOption = Annotated[bool, typer.Option("--all", help="As many as a node lists, which is 10,000 that are over.")]
+
+
 @app.callback(invoke_without_command=True)
-def everything(ctx: typer.Context, url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
+def everything(
+    ctx: typer.Context,
+    limit: LimitOption = None,
+    all_: AllOption = False,
+    url: connect.UrlOption = None,
+    as_json: connect.JsonOption = False,
+) -> None:
     """List training jobs, the newest last."""
     if ctx.invoked_subcommand is None:
-        _list(url, as_json=as_json)
+        _list(url, limit, all_=all_, as_json=as_json)
 
 
 @app.command("list")
-def list_(url: connect.UrlOption = None, as_json: connect.JsonOption = False) -> None:
+def list_(
+    limit: LimitOption = None,
+    all_: AllOption = False,
+    url: connect.UrlOption = None,
+    as_json: connect.JsonOption = False,
+) -> None:
     """List training jobs, the newest last."""
-    _list(url, as_json=as_json)
+    _list(url, limit, all_=all_, as_json=as_json)
 
 
 @app.command()
@@ -63,7 +82,7 @@ def logs(
     job: JobName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
     attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="[default: the newest]")] = None,
-    lines: Annotated[int | None, typer.Option("--lines", "-n", min=1, help="The last ones only.")] = None,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help=LINES_HELP)] = None,
     url: connect.UrlOption = None,
 ) -> None:
     """Show what a job's worker and its libraries said."""
@@ -185,16 +204,22 @@ def rm(
     connect.run(_ask(url, work))
 
 
-def _list(url: str | None, *, as_json: bool) -> None:
+def _list(url: str | None, limit: int | None, *, all_: bool, as_json: bool) -> None:
     from tiermesh.cli.job_view import table
+    from tiermesh.protocol.jobs import MAX_LISTED
 
-    jobs = connect.run(_ask(url, lambda mesh: mesh.jobs()))
+    asked = MAX_LISTED if all_ else limit
+    found = connect.run(_ask(url, lambda mesh: mesh.job_list(asked)))
     if as_json:
-        print(json.dumps([job.model_dump(mode="json") for job in jobs], indent=2))
-    elif not jobs:
+        print(json.dumps([job.model_dump(mode="json") for job in found.jobs], indent=2))
+    elif not found.jobs and not found.more:
         print("no training jobs; `mesh train SPEC` makes one")
     else:
-        print("\n".join(table(jobs, time.time())))
+        print("\n".join(table(found.jobs, time.time())))
+    if found.more:
+        how = "" if asked is not None and asked >= MAX_LISTED else "; `mesh jobs --all` lists them"
+        left_out = f"{found.more} more that are over, and ended before these{how}"
+        say_error(left_out) if as_json else print(left_out)
 
 
 def _decide(job: str, decision: Decision, url: str | None, *, as_json: bool) -> None:

@@ -86,9 +86,15 @@ class JobDoor(Http):
                 await self.turn()
         return TrainingJob(self, decoded(JobReport, told))
 
-    async def jobs(self) -> list[JobReport]:
-        """The mesh's training jobs, the newest last."""
-        return decoded(JobList, await self._json("GET", "/api/jobs")).jobs
+    async def jobs(self, limit: int | None = None) -> list[JobReport]:
+        """The mesh's training jobs, the newest last: all that are not over, and the `limit` others that ended last
+        (None: 200; 10,000 at most). `job_list` tells how many others there are."""
+        return (await self.job_list(limit)).jobs
+
+    async def job_list(self, limit: int | None = None) -> JobList:
+        """As `jobs`, with how many are left out, in `more`."""
+        query = "" if limit is None else f"?limit={limit}"
+        return decoded(JobList, await self._json("GET", f"/api/jobs{query}"))
 
     async def job(self, job: str) -> TrainingJob:
         """One of them, by name or id. Raises `NotFound`."""
@@ -109,7 +115,8 @@ class JobDoor(Http):
     async def job_log(
         self, job: str, *, attempt: int | None = None, lines: int | None = None, after: int | None = None
     ) -> LogText:
-        """What the worker of an attempt (None: the newest) said, its last `lines`, or what came `after` an offset."""
+        """What the worker of an attempt (None: the newest) said, its last `lines` (0: all that is kept), or what came
+        `after` an offset."""
         asked = {"attempt": attempt, "lines": lines, "after": after}
         query = "&".join(f"{name}={value}" for name, value in asked.items() if value is not None)
         text, headers = await self._text(f"{_path(job)}/logs?{query}")

@@ -125,8 +125,8 @@ class TrainingJob:
             await asyncio.sleep(AGAIN_S)
 
     async def logs(self, *, attempt: int | None = None, lines: int | None = None) -> str:
-        """The last `lines` (None: as many as the node gives) of what the worker's libraries said, in the newest attempt
-        unless another is named."""
+        """The last `lines` (None: 50; 0: all that its node keeps, the last 1 to 2 MiB) of what the worker's libraries
+        said, in the newest attempt unless another is named."""
         return (await self._door.job_log(self.id, attempt=attempt, lines=lines)).text
 
     async def follow_logs(self, *, lines: int | None = None) -> AsyncGenerator[str, None]:

@@ -15,7 +15,7 @@ from tiermesh.client.stream import Stream
 from tiermesh.client.sync_job import SyncJob
 from tiermesh.protocol.cluster import ClusterReport, HealthReport
 from tiermesh.protocol.complete import CompleteResponse
-from tiermesh.protocol.jobs import JobReport
+from tiermesh.protocol.jobs import JobList, JobReport
 from tiermesh.protocol.openai import ModelCard
 
 
@@ -86,9 +86,13 @@ class SyncClient:
         sent = self._client.train(spec, data, eval_data=eval_data, job_id=job_id, **options)
         return SyncJob(self._thread.run(sent), self._thread)
 
-    def jobs(self) -> list[JobReport]:
-        """The mesh's training jobs, the newest last."""
-        return self._thread.run(self._client.jobs())
+    def jobs(self, limit: int | None = None) -> list[JobReport]:
+        """The mesh's training jobs, the newest last, as `RemoteClient.jobs`."""
+        return self._thread.run(self._client.jobs(limit))
+
+    def job_list(self, limit: int | None = None) -> JobList:
+        """As `jobs`, with how many are left out, in `more`."""
+        return self._thread.run(self._client.job_list(limit))
 
     def job(self, job: str) -> SyncJob:
         """One of them, by name or id. Raises `NotFound`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from tiermesh.client.jobs import TrainingJob
 from tiermesh.client.loop_thread import LoopThread
 from tiermesh.protocol.jobs import CrashReport, JobReport, ResultReport
 from tiermesh.protocol.training_events import TrainingEvent
+
+T = TypeVar("T")
 
 
 class SyncJob:
@@ -44,13 +47,7 @@ class SyncJob:
 
     def events(self) -> Iterator[TrainingEvent | JobReport]:
         """What has happened and what happens, until it is over."""
-        events = self._job.events()
-        try:
-            while (event := self._thread.run(anext(events, None))) is not None:
-                yield event
-        finally:
-            if self._thread.running:
-                self._thread.run(events.aclose())
+        return self._each(self._job.events())
 
     def results(self, folder: Path | str | None = None) -> ResultReport:
         """How it ended and what it left; its files too, where a `folder` is given. Raises as `TrainingJob.results`."""
@@ -69,8 +66,12 @@ class SyncJob:
         return self._thread.run(self._job.cancel())
 
     def logs(self, *, attempt: int | None = None, lines: int | None = None) -> str:
-        """What the worker's libraries said."""
+        """What the worker's libraries said, as `TrainingJob.logs`."""
         return self._thread.run(self._job.logs(attempt=attempt, lines=lines))
+
+    def follow_logs(self, *, lines: int | None = None) -> Iterator[str]:
+        """The newest attempt's log as it grows, until the job is over. Raises as `TrainingJob.follow_logs`."""
+        return self._each(self._job.follow_logs(lines=lines))
 
     def crash(self, *, attempt: int | None = None) -> CrashReport:
         """What is kept of the newest failure."""
@@ -79,3 +80,12 @@ class SyncJob:
     def page(self) -> str:
         """All of it as a report in Markdown."""
         return self._thread.run(self._job.page())
+
+    def _each(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
+        """None is none of them."""
+        try:
+            while (each := self._thread.run(anext(source, None))) is not None:
+                yield each
+        finally:
+            if self._thread.running:
+                self._thread.run(source.aclose())

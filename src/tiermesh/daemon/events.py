@@ -10,6 +10,7 @@ from pathlib import Path
 from tiermesh.adapters.crash_reports import newest_crash
 from tiermesh.adapters.event_lines import ATTEMPT, EventLines, Place
 from tiermesh.adapters.peers import Peers
+from tiermesh.adapters.run_log import read_after, read_last_lines
 from tiermesh.core.attempts import Attempt
 from tiermesh.core.jobs import Job
 from tiermesh.daemon.attempts import Attempts
@@ -30,8 +31,6 @@ from tiermesh.protocol.job_orders import (
 from tiermesh.protocol.jobs import CrashReport
 from tiermesh.types import NodeId
 
-LOG_BYTES = 1 << 20
-"""Told at once, of a worker's log."""
 CRASHES_SOUGHT = 16
 """Attempts that are asked for a crash report, the newest first; each may be another node's."""
 
@@ -114,8 +113,10 @@ class JobEvents:
 
     async def log_here(self, asked: LogAsked) -> LogTold:
         """Of a run on this node."""
-        path = self._attempts.run_folder(asked.job, asked.attempt).log
-        return await asyncio.to_thread(_read_log, path, asked.lines, asked.after)
+        folder = self._attempts.run_folder(asked.job, asked.attempt)
+        if asked.after is not None:
+            return await asyncio.to_thread(read_after, folder, asked.after)
+        return await asyncio.to_thread(read_last_lines, folder, asked.lines)
 
     async def crash_here(self, asked: CrashAsked) -> CrashTold:
         """Of a run on this node."""
@@ -207,20 +208,3 @@ def _read_lines(path: Path, after: int, place: Place | None) -> LinesTold:
         place=list(astuple(lines.place)),
         more=bool(found) and lines.has_more(),
     )
-
-
-def _read_log(path: Path, lines: int, after: int | None) -> LogTold:
-    """Whole lines where it is cut at its beginning."""
-    try:
-        with path.open("rb") as file:
-            end = file.seek(0, 2)
-            start = max(0, end - LOG_BYTES) if after is None else min(after, end)
-            file.seek(start)
-            block = file.read(LOG_BYTES)
-    except FileNotFoundError:
-        return LogTold(text="", offset=0)
-    offset = start + len(block)
-    if after is None:
-        kept = block.split(b"\n")
-        block = b"\n".join(kept[-lines - 1 :] if block.endswith(b"\n") else kept[-lines:]) if lines else b""
-    return LogTold(text=block.decode("utf-8", "replace"), offset=offset)

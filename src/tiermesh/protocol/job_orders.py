@@ -58,6 +58,8 @@ class WorkAsked(Wire):
     eval_data: DataAsked | None = None
     canary: bool = False
     """Are fixed prompts to be answered before and after?"""
+    needs_bytes: int | None = Field(None, ge=0)
+    """Memory that must be free now, by its estimate: it is to begin at once. None: unknown, or it is not."""
 
 
 class AttemptOrder(WorkAsked):
@@ -125,7 +127,8 @@ class LinesTold(Wire):
 
 
 class LogAsked(Wire):
-    """`POST /mesh/v1/attempts/log`: what follows byte `after` of the worker's log, or the last `lines` of it."""
+    """`POST /mesh/v1/attempts/log`: what follows byte `after` of the worker's log, or the last `lines` of it; 0:
+    all that is kept."""
 
     job: Ulid
     attempt: AttemptNumber

@@ -14,6 +14,10 @@ from tiermesh.types import JobState
 
 NAME_LIMIT = 100
 """Characters of a job's name, and of a dataset's."""
+LISTED = 200
+"""Jobs that are over in a list, where nobody asks for more; others are asked for by name."""
+MAX_LISTED = 10_000
+"""Of them, at most: some megabytes."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
@@ -159,7 +163,7 @@ class GateReport(Wire):
 
 
 class TriedReport(Wire):
-    """One attempt of a job. `cause` is first, moved, retried or optimized; `why` says it in words."""
+    """One attempt of a job. `cause` is first, moved or retried; `why` says it in words."""
 
     number: int
     node: str
@@ -262,6 +266,8 @@ class CrashReport(CrashKept):
 
 
 class JobList(Wire):
-    """`GET /api/jobs`: the newest last; without their specs."""
+    """`GET /api/jobs`: the newest last; without their specs. All that are not over, and of the others the `limit` that
+    ended last; `more` is how many of those are left out."""
 
     jobs: list[JobReport]
+    more: int = 0

@@ -2,8 +2,9 @@
 
 spec.json            what is run: the spec, and which files it was resolved to (`RunPlan`)
 events.jsonl         what happened, appended to; never rewritten
-worker.log           what the worker wrote besides
+worker.log           what the worker wrote besides; `worker.log.1` is what came before, of one that wrote much
 lock                 held (flock) while a worker trains here
+pause                while it is there, the worker waits at the end of its step
 checkpoints/         step-00000120/ and so on; `latest` holds the name of the newest whole one
 result/              the adapter or the model, once the run is done
 tensorboard/         curves, when asked for
@@ -69,9 +70,19 @@ class RunFolder:
         return self.path / "worker.log"
 
     @property
+    def older_log(self) -> Path:
+        """What `log` was until it had grown too long."""
+        return self.path / "worker.log.1"
+
+    @property
     def lock(self) -> Path:
         """Of whoever trains."""
         return self.path / "lock"
+
+    @property
+    def pause(self) -> Path:
+        """Whoever makes it pauses the run, and goes on by removing it."""
+        return self.path / "pause"
 
     @property
     def checkpoints(self) -> Path:

@@ -15,6 +15,7 @@ nothing.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
 from pathlib import Path
@@ -28,10 +29,10 @@ from tiermesh.daemon.api.relay import hang_up, send, stream_response
 from tiermesh.daemon.training import TrainingRoom
 from tiermesh.errors import InvalidInput, TiermeshError, Unavailable
 from tiermesh.protocol.headers import LOG_OFFSET
-from tiermesh.protocol.jobs import JobList, JobReport
+from tiermesh.protocol.jobs import LISTED, MAX_LISTED, JobReport
 
-LISTED = 200
-"""The newest jobs of the list; others are asked for by name."""
+LISTED_AT_ONCE = 100
+"""Then others have a turn: ten thousand jobs take most of a second."""
 WATCHERS = 64
 """Streams at once: each looks at a file again and again."""
 SIGN_OF_LIFE_S = 10.0
@@ -46,9 +47,14 @@ def register_jobs(app: web.Application, room: TrainingRoom) -> None:
     watching, scheduler = 0, room.scheduler
 
     async def everything(request: web.Request) -> web.Response:
-        del request
-        jobs = [scheduler.report(job, brief=True) for job in (await scheduler.all())[-LISTED:]]
-        return web.json_response(JobList(jobs=jobs).model_dump(mode="json"))
+        limit = _number(request, "limit", 6)
+        jobs, more = listed(await scheduler.all(), LISTED if limit is None else min(limit, MAX_LISTED))
+        told: list[str] = []
+        for job in jobs:
+            told.append(scheduler.report(job, brief=True).model_dump_json())
+            if len(told) % LISTED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return web.json_response(text=f'{{"jobs": [{", ".join(told)}], "more": {more}}}')
 
     async def show(request: web.Request) -> web.Response:
         return _told(scheduler.report(await scheduler.find(request.match_info["job"])))
@@ -122,6 +128,13 @@ def register_jobs(app: web.Application, room: TrainingRoom) -> None:
     deciding("approve")
     deciding("optimize")
     deciding("retry")
+
+
+def listed(jobs: list[Job], limit: int) -> tuple[list[Job], int]:
+    """All that are not over, and of the others the `limit` that ended last, in their order; how many are left out."""
+    over = sorted((job for job in jobs if job.is_over), key=lambda job: (job.ended_at or job.submitted_at, job.id))
+    left_out = {job.id for job in over[: max(0, len(over) - limit)]}
+    return [job for job in jobs if job.id not in left_out], len(left_out)
 
 
 async def _follow(request: web.Request, room: TrainingRoom, key: str, after: int) -> web.StreamResponse:
