@@ -4,6 +4,7 @@ are tried again with what `core.remediation` says, until they end well."""
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -118,6 +119,30 @@ async def test_refused_memory_heals_by_half_the_batch(tmp_path: Path, model: Pat
     sizes = [(spec["micro_batch_size"], spec.get("gradient_accumulation_steps", 1)) for spec in life.tried]
     assert sizes == [(128, 1), (64, 2)]
     assert life.completed.step == FIELDS["max_steps"]
+
+
+async def test_a_record_that_spoils_a_step_costs_that_step_alone(tmp_path: Path, model: Path) -> None:
+    """Its weight leaves the range of the numbers that are computed with: the loss of its step is none."""
+    rows = [{"text": f"what comes after {n} is {n + 1}, said the quick brown fox", "weight": 1.0} for n in range(32)]
+    rows[13]["weight"] = 1e300
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    life = Life(tmp_path, model, data)
+    await life.lead(
+        {
+            **FIELDS,
+            "seq_len": 32,
+            "packing": False,
+            "micro_batch_size": 4,
+            "max_steps": None,
+            "num_epochs": 1,
+            "data": {"fields": {"weight": "weight"}},
+        }
+    )
+    assert life.completed is not None, (life.failures, life.why)
+    assert len(life.tried) == 1
+    assert (life.completed.step, life.completed.skipped_steps) == (8, 1)
+    assert life.completed.loss is not None
 
 
 @pytest.mark.long
