@@ -32,6 +32,7 @@ from tiermesh.protocol.training_events import (
     Phase,
     Relieved,
     RolledBack,
+    Sampled,
     StepDone,
     StepSkipped,
     TrainingEvent,
@@ -289,6 +290,36 @@ class TestMemory:
         relieved = [event for event in events if isinstance(event, Relieved)]
         assert [(event.step, event.micro_batch_size) for event in relieved] == [(0, 4), (0, 2)]
         assert len([event for event in events if isinstance(event, Evaluated)]) == 2
+
+    def test_an_answer_that_is_refused_is_given_again_when_there_is_room(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once before anything is told, and once when a part of the samples was."""
+        spec = spec_of(micro_batch_size=8, gradient_accumulation_steps=1, samples=["one", "two"], sample_tokens=3)
+        run, events = run_of(tmp_path, model, spec, steps=1)
+        generate, calls = run.trainee.model.generate, itertools.count(1)
+
+        def refused(**asked: object) -> object:
+            if next(calls) in (1, 3):
+                raise RuntimeError(self.REFUSED)
+            return generate(**asked)
+
+        monkeypatch.setattr(run.trainee.model, "generate", refused)
+        assert run.go() == "done"
+        assert [event.micro_batch_size for event in events if isinstance(event, Relieved)] == [4, 2]
+        told = [(event.step, event.prompt) for event in events if isinstance(event, Sampled)]
+        assert told == [(0, "one"), (0, "two"), (1, "one"), (1, "two")]
+
+    def test_all_held_out_rows_are_looked_at_with_fewer_at_once(self, model: Path) -> None:
+        trainee, rows = models.load(spec_of(), model), Rows(8)
+        found = evaluation.whole_held_out(trainee, self.refusing(2), rows, 8)
+        wanted = evaluation.held_out(trainee, TokenLoss(), rows, 8)
+        assert found is not None
+        assert wanted is not None
+        assert found.loss == pytest.approx(wanted.loss, rel=1e-5)
+        with pytest.raises(RuntimeError) as caught:
+            evaluation.whole_held_out(trainee, self.refusing(0), rows, 8)
+        assert isinstance(translate(caught.value), OutOfMemory)
 
     def test_when_nothing_is_left_it_fails_by_name(self, model: Path, tmp_path: Path) -> None:
         run, events = run_of(tmp_path, model, spec_of(micro_batch_size=8), steps=10, objective=self.refusing(0))

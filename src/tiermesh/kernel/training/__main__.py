@@ -28,9 +28,11 @@ from tiermesh.protocol.training_events import Completed, Failed, Phase, Started,
 if TYPE_CHECKING:
     from tiermesh.errors import Stalled, TrainingFailure
     from tiermesh.kernel.training.assembly import Assembly
+    from tiermesh.kernel.training.checkpoints import Snapshot
     from tiermesh.kernel.training.events import Events
     from tiermesh.kernel.training.run import Run
     from tiermesh.kernel.training.watchdog import Watchdog
+    from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_events import CanaryAnswer
 
 log = logging.getLogger(__name__)
@@ -167,8 +169,8 @@ def _evaluate(folder: RunFolder, parts: Assembly, orders: Orders) -> int:
 
     found = None
     if source is not None:
-        size = spec.micro_batch_size
-        found = evaluation.held_out(trainee, parts.objective, source, size, limit=None, stopping=stopping)
+        size = spec.micro_batch_size if parts.begun is None else _micro_batch(spec, parts.begun)
+        found = evaluation.whole_held_out(trainee, parts.objective, source, size, stopping=stopping)
     asked = evaluation.answers(trainee, parts.tokenizer, spec.samples, spec.sample_tokens, stopping=stopping)
     told = {
         "step": 0 if parts.begun is None else parts.begun.step,
@@ -181,6 +183,13 @@ def _evaluate(folder: RunFolder, parts: Assembly, orders: Orders) -> int:
         return STOPPED
     (folder.path / EVALUATION).write_text(json.dumps(told) + "\n", "utf-8")
     return DONE
+
+
+def _micro_batch(spec: TrainingSpec, begun: Snapshot) -> int:
+    """As small as the run had become."""
+    from tiermesh.core.relief import Taken
+
+    return Taken.from_dict(begun.facts["relief"]).split(spec.micro_batch_size, spec.gradient_accumulation_steps)[0]
 
 
 def _completed(run: Run, folder: RunFolder, seconds: float, canary: list[CanaryAnswer]) -> Completed:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tiermesh.kernel.training.memory import trim
+from tiermesh.kernel.training.relieving import refusal
+
 if TYPE_CHECKING:
     from tiermesh.kernel.training.data.batches import Source
     from tiermesh.kernel.training.loss import Objective
@@ -61,6 +64,26 @@ def held_out(
             total += float(objective.summed(trainee, batch))
     targets = source.targets(chosen)
     return HeldOut(total / targets if targets else math.nan, targets, len(chosen))
+
+
+def whole_held_out(
+    trainee: Trainee,
+    objective: Objective,
+    source: Source[Any],
+    micro_batch: int,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> HeldOut | None:
+    """`held_out` over all rows, again with half of them at once as often as memory is refused."""
+    while True:
+        try:
+            return held_out(trainee, objective, source, micro_batch, limit=None, stopping=stopping)
+        except (RuntimeError, MemoryError) as error:
+            refused = refusal(error)
+        if micro_batch == 1:
+            raise refused
+        micro_batch //= 2
+        trim()
 
 
 def answers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tiermesh.kernel.training import evaluation, telling
@@ -43,10 +44,9 @@ class Examining:
         """Do it, and note it in `progress`; false when it was dropped because the run is to stop."""
         if self.source is not None and not self._look(self.source, progress):
             return False
-        for prompt, text in evaluation.answers(
-            self.trainee, self.tokenizer, self.spec.samples, self.spec.sample_tokens, stopping=self.stopping
-        ):
-            self.say(Sampled(step=progress.step, prompt=prompt, text=text))
+        for sample in self.spec.samples:
+            for prompt, text in self.relieving.retried(partial(self._answer, sample), progress.step):
+                self.say(Sampled(step=progress.step, prompt=prompt, text=text))
         if self.stopping():
             return False
         progress.evaluated_at = progress.step
@@ -82,6 +82,11 @@ class Examining:
         self.say(telling.evaluated(progress, found))
         self.say(Phase(phase="evaluate", state="completed"))
         return True
+
+    def _answer(self, prompt: str) -> list[tuple[str, str]]:
+        """With its prompt; nothing when the run is to stop."""
+        tokens = self.spec.sample_tokens
+        return list(evaluation.answers(self.trainee, self.tokenizer, [prompt], tokens, stopping=self.stopping))
 
     def _held_out(self, source: Source[Any]) -> evaluation.HeldOut | None:
         size = self.relieving.micro_batch
