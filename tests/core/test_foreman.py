@@ -26,7 +26,7 @@ from tiermesh.core.job_effects import (
     Stop,
 )
 from tiermesh.core.job_rules import COLLECT_S, JobRules
-from tiermesh.core.jobs import Job, JobId
+from tiermesh.core.jobs import Happened, Job, JobId
 from tiermesh.errors import InvalidSpec, JobExists, NotFound, NotPossibleNow, Unavailable
 from tiermesh.types import Ballot, Health, NodeId, View
 
@@ -63,6 +63,15 @@ class TestSubmission:
         stage.member(A, "down")
         stage.member(A, session="2")  # with an empty disk, as `Stage` answers
         assert [(effect.job.id, effect.node) for effect in stage.seen(Copy)] == [("J1", A)]
+
+    def test_what_was_seen_of_its_data_stays_in_its_record_and_nothing_else_that_it_came_with(self) -> None:
+        """The node that took it may not be the one that leads; what it saw has this one's time."""
+        came = (Happened(1.0, "admit", "by me"), Happened(2.0, "data", "faq.jsonl, 2 records"))
+        stage = Stage(A).lead()
+        stage.foreman.submit(100.0, 50.0, replace(job(), happened=came))
+        told = [(round(event.at), event.kind, event.text) for event in stage.job().happened[:2]]
+        assert told == [(50, "submit", ""), (50, "data", "faq.jsonl, 2 records")]
+        assert "by me" not in [event.text for event in stage.job().happened]
 
     def test_sent_again_it_is_the_same_job(self) -> None:
         stage = Stage(A).lead()
