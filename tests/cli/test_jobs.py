@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -73,6 +74,8 @@ async def test_a_job_is_sent_and_followed_to_its_end(desk: Desk) -> None:
     assert (code, out.splitlines()[1].split()[:5]) == (0, ["faq", "completed", "tiny", "lora", "desk"])
     code, out, _ = await desk.mesh("jobs", "show", "faq")
     assert (code, "  held-out    " in out, "data        faq.jsonl" in out) == (0, True, True)
+    assert "log         of attempt 1, on desk: mesh jobs logs faq\n" in out
+    assert re.search(r"^checkpoint  after step \d+, saved on desk$", out, re.MULTILINE)
     code, out, _ = await desk.mesh("jobs", "results", "faq", "--out", "got")
     assert (code, "adapter_model.safetensors" in out, (desk.folder / "got" / "adapter_config.json").exists()) == (
         0,

@@ -96,6 +96,8 @@ def job_lines(job: JobReport, now: float) -> list[str]:
         "model": f"{job.model}, {job.method}",
         "data": job.data.name if job.data else "",
         "progress": progress(job),
+        "checkpoint": _checkpoint(job),
+        "log": _log(job),
         "submitted": clock(job.submitted_at),
         "started": clock(job.started_at),
         "ended": clock(job.ended_at),
@@ -122,6 +124,8 @@ def ended_lines(job: JobReport) -> list[str]:
         "job": job.name,
         "state": f"{job.state}{kind}{f': {job.reason}' * bool(job.reason)}",
         "elapsed": elapsed(job, 0.0),
+        "checkpoint": _checkpoint(job),
+        "log": _log(job),
     }
     return [*labelled(how), *result_lines(job)]
 
@@ -129,6 +133,7 @@ def ended_lines(job: JobReport) -> list[str]:
 def result_lines(job: JobReport) -> list[str]:
     """How good it is by now."""
     held_out, before = job.result.get("held_out_loss"), job.result.get("held_out_loss_before")
+    used = job.result.get("gpu_use")
     served = f"{job.name} on {', '.join(job.served)}" if job.served else ""
     return labelled(
         {
@@ -136,6 +141,7 @@ def result_lines(job: JobReport) -> list[str]:
             "held-out": "" if held_out is None else f"{_figure(held_out)}, {_figure(before)} before",
             "perplexity": "" if held_out is None else _perplexity(held_out),
             "steps": str(job.result.get("step", "")),
+            "GPU busy": f"{used:.0%} of the time" if isinstance(used, int | float) else "",
             "served as": served,
         }
     )
@@ -199,6 +205,22 @@ class JobChanges:
 def _result_part(job: JobReport) -> list[str]:
     lines = result_lines(job) if job.is_over else []
     return ["", "result", *(f"  {line}" for line in lines)] if lines else []
+
+
+def _checkpoint(job: JobReport) -> str:
+    """Where it was saved, not where it is: nodes remove it some time after the job's end."""
+    if job.checkpoint is None:
+        return ""
+    nodes = ", ".join(job.checkpoint.nodes)
+    return f"after step {job.checkpoint.step}" + f", saved on {nodes}" * bool(nodes)
+
+
+def _log(job: JobReport) -> str:
+    """Where it is, and how it is read; of a failure there may be more."""
+    if job.log is None:
+        return ""
+    more = f"; why it failed: mesh jobs crash {job.name}" * any(one.failure for one in job.attempts)
+    return f"of attempt {job.log.attempt}, on {job.log.node}: mesh jobs logs {job.name}{more}"
 
 
 def _row(job: JobReport, now: float) -> tuple[str, ...]:

@@ -8,11 +8,13 @@ from tiermesh.core.attempts import Attempt
 from tiermesh.core.evaluation import demands
 from tiermesh.core.jobs import Dataset, Job
 from tiermesh.protocol.jobs import (
+    CheckpointReport,
     DataRef,
     EstimateReport,
     GateReport,
     HappenedReport,
     JobReport,
+    LogReport,
     Progress,
     TriedReport,
 )
@@ -43,6 +45,8 @@ def report_of(
         started_at=job.started_at,
         ended_at=job.ended_at,
         progress=_progress(shown),
+        checkpoint=None if brief else _checkpoint(job, name_of),
+        log=None if brief else _log(job, name_of),
         result=dict(told.result) if told is not None and job.state == "completed" else {},
         spec={} if brief else dict(job.spec),
         data=None if brief else _data(job.data),
@@ -68,6 +72,19 @@ def _progress(attempt: Attempt | None) -> Progress:
         tokens_per_s=told.tokens_per_s,
         eta_s=told.eta_s,
     )
+
+
+def _checkpoint(job: Job, name_of: Callable[[NodeId], str]) -> CheckpointReport | None:
+    saved = job.checkpoint
+    return None if saved is None else CheckpointReport(step=saved.step, nodes=[name_of(each) for each in saved.holders])
+
+
+def _log(job: Job, name_of: Callable[[NodeId], str]) -> LogReport | None:
+    if not job.attempts:
+        return None
+    last = job.attempts[-1]
+    path = f"/api/jobs/{job.id}/logs?attempt={last.number}"
+    return LogReport(attempt=last.number, node=name_of(last.node), path=path)
 
 
 def _data(data: Dataset) -> DataRef:

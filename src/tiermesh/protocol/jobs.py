@@ -179,6 +179,21 @@ class TriedReport(Wire):
     steps: int = 0
 
 
+class CheckpointReport(Wire):
+    """A saved state, and the names of the nodes that had it whole when they told of it."""
+
+    step: int
+    nodes: list[str] = Field(default_factory=list)
+
+
+class LogReport(Wire):
+    """Where the newest attempt's log is: on `node`, and to be had from every node at `path`."""
+
+    attempt: int
+    node: str
+    path: str
+
+
 class HappenedReport(Wire):
     """Something in the life of a job."""
 
@@ -205,6 +220,10 @@ class JobReport(Wire):
     started_at: float | None = None
     ended_at: float | None = None
     progress: Progress = Progress()
+    checkpoint: CheckpointReport | None = None
+    """The one furthest on; None: none was saved, or told of yet. Nodes remove it some time after the job's end."""
+    log: LogReport | None = None
+    """None: no attempt was made."""
     result: dict[str, Any] = Field(default_factory=dict)
     spec: dict[str, Any] = Field(default_factory=dict)
     data: DataRef | None = None

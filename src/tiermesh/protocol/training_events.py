@@ -137,6 +137,8 @@ class StepDone(Event):
     """Share of the positions computed that hold a token."""
     step_s: Figure = None
     memory_bytes: int | None = None
+    gpu_use: Figure = None
+    """Share of the moment before in which the GPU computed; None without one, or where its driver doesn't say."""
     eta_s: Figure = None
     skipped_steps: int = 0
     rollbacks: int = 0
@@ -290,6 +292,8 @@ class Completed(Event):
     held_out_loss_before: Figure = None
     seconds: float = 0.0
     tokens: int = 0
+    gpu_use: Figure = None
+    """Mean of the looks at each step that was told."""
     skipped_steps: int = 0
     rollbacks: int = 0
     canary: list[CanaryAnswer] = Field(default_factory=list)

@@ -205,6 +205,7 @@ def _completed(run: Run, folder: RunFolder, seconds: float, canary: list[CanaryA
         held_out_loss_before=progress.loss_before,
         seconds=seconds,
         tokens=progress.tokens,
+        gpu_use=progress.gpu_use,
         skipped_steps=progress.skipped_steps,
         rollbacks=progress.rollbacks,
         canary=canary,

@@ -21,6 +21,7 @@ STEP_CURVES = (
     "tokens_per_s",
     "utilisation",
     "memory_bytes",
+    "gpu_use",
     "skipped_steps",
     "rollbacks",
 )

@@ -31,7 +31,8 @@ class Progress:
 
     `skipped` ranges of positions are passed over when the run comes by (again). `loss_before` and `held_out` are
     held-out losses, before the first step and the latest; `first_loss` is that of the first step, `losses` are those of
-    the newest, `canary` is what was answered before the first one, by prompt.
+    the newest, `canary` is what was answered before the first one, by prompt. `gpu_used` sums up the `gpu_looks` at how
+    busy the GPU was.
     """
 
     step: int = 0
@@ -52,6 +53,8 @@ class Progress:
     evaluations_since_best: int = 0
     evaluated_at: int | None = None
     seconds: float = 0.0
+    gpu_used: float = 0.0
+    gpu_looks: int = 0
 
     def next_position(self) -> int:
         """Behind what is skipped."""
@@ -66,6 +69,16 @@ class Progress:
         """The mean loss of the last steps; None: none went well."""
         last = self.losses[-min(MAX_LAST_STEPS, max(1, self.step // LAST_SHARE)) :]
         return sum(last) / len(last) if last else None
+
+    @property
+    def gpu_use(self) -> float | None:
+        """The mean share of the time in which the GPU computed; None: nobody could tell."""
+        return self.gpu_used / self.gpu_looks if self.gpu_looks else None
+
+    def looked_at_gpu(self, use: float | None) -> None:
+        """How busy it was; None: unknown."""
+        if use is not None:
+            self.gpu_used, self.gpu_looks = self.gpu_used + use, self.gpu_looks + 1
 
     def learned(self, loss: float, seconds: float) -> None:
         """A step went well."""

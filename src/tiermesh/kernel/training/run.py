@@ -33,6 +33,7 @@ from tiermesh.core.spikes import Detector, Verdict
 from tiermesh.errors import Diverged, NonFinite
 from tiermesh.kernel.training import guard, telling
 from tiermesh.kernel.training.examining import Examining
+from tiermesh.kernel.training.gpu_use import gpu_use
 from tiermesh.kernel.training.gradients import Gradient, added_up, seed_of
 from tiermesh.kernel.training.keeping import Keeping
 from tiermesh.kernel.training.progress import Progress
@@ -341,6 +342,8 @@ class Run:
 
     def _tell(self, gradient: Gradient, seconds: float) -> None:
         assert self._step_s is not None
+        busy = gpu_use(self.trainee.device)
+        self.progress.looked_at_gpu(busy)
         self.say(
             telling.step_done(
                 self.progress,
@@ -351,5 +354,6 @@ class Run:
                 seconds=seconds,
                 usual_s=self._step_s,
                 memory_bytes=self.look().used_bytes,
+                gpu_use=busy,
             )
         )

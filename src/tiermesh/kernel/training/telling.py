@@ -23,6 +23,7 @@ def step_done(
     seconds: float,
     usual_s: float,
     memory_bytes: int,
+    gpu_use: float | None,
 ) -> StepDone:
     """Of the step that took `seconds`; `usual_s` is what one takes on average, `rate` what it learned at."""
     return StepDone(
@@ -38,6 +39,7 @@ def step_done(
         utilisation=gradient.tokens / gradient.positions,
         step_s=seconds,
         memory_bytes=memory_bytes,
+        gpu_use=gpu_use,
         eta_s=usual_s * (steps - progress.step),
         skipped_steps=progress.skipped_steps,
         rollbacks=progress.rollbacks,
