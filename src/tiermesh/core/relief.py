@@ -6,7 +6,7 @@ costs least comes first:
 | level | from | what is done |
 |---|---|---|
 | calm | 0 | nothing |
-| watchful | 0.72 | nothing; it is told |
+| watchful | 0.72 | nothing; it is told, once |
 | high | 0.85 | freed memory is given back to the system, if that was not just tried |
 | severe | 0.92 | the same, and when that was just tried, the next step of the ladder |
 | critical | 0.97, or an allocation was refused | the next step of the ladder at once |

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from tiermesh.core.relief import Action, Level, Possible, Taken, next_action, tightened
+from tiermesh.core.relief import SHARES, Action, Level, Possible, Taken, next_action, tightened
 from tiermesh.kernel.training.failures import is_out_of_memory
 from tiermesh.kernel.training.offload import MIN_SPARED_SHARE, MappedState, offload, state_bytes
 from tiermesh.kernel.training.optimizers import close_state, open_state
-from tiermesh.protocol.training_events import Relieved
+from tiermesh.protocol.training_events import Relieved, Warned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +41,7 @@ class Relieving:
     say: Callable[[TrainingEvent], None]
     taken: Taken = field(default_factory=Taken)
     _mapped: MappedState | None = None
+    _was_watchful: bool = False
 
     @property
     def micro_batch(self) -> int:
@@ -82,6 +83,9 @@ class Relieving:
     def look_after(self, step: int) -> None:
         """After each step: do what is to be done at this level, if anything."""
         usage = self.look()
+        if usage.level is Level.WATCHFUL and not self._was_watchful:
+            self._was_watchful = True
+            self.say(Warned(message=_told_of(usage)))
         self._relieve(usage.level, usage.share, step)
 
     def tighten(self, step: int) -> None:
@@ -134,6 +138,13 @@ class Relieving:
             offload=state_bytes(self.optimizer) > worth_bytes,
             forget=self.last_good.size_bytes > worth_bytes,
         )
+
+
+def _told_of(usage: Usage) -> str:
+    return (
+        f"memory: {usage.share:.0%} of what may be used is taken; from {SHARES[Level.HIGH]:.0%} on the run gives back "
+        f"what is free, from {SHARES[Level.SEVERE]:.0%} on it computes fewer rows at once"
+    )
 
 
 def refusal(error: Exception) -> Exception:
