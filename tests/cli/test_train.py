@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -291,3 +292,33 @@ def test_a_folder_that_can_not_be_written_is_one_line(alone: Mesh, desk: Path) -
     assert found.exit_code == 1
     assert "can't be written: not a directory" in found.stderr
     assert "internal" not in found.stderr
+
+
+def test_only_a_run_that_goes_on_can_be_paused(alone: Mesh, desk: Path) -> None:
+    folder = begin(alone, desk, [{"say": COMPLETED}])
+    again = f"`mesh train run --local --out {folder}` goes on with it"
+    refused = alone("train", "pause", "runs/spec")
+    assert (refused.exit_code, refused.stderr) == (1, f"mesh: runs/spec: no worker trains there now; {again}\n")
+    refused = alone("train", "resume", "runs/spec")
+    assert (refused.exit_code, "runs/spec is not paused" in refused.stderr) == (1, True)
+    for name in ("nothing", "model"):
+        for command in ("pause", "resume"):
+            assert alone("train", command, name).exit_code == 2
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert alone("train", "pause", "runs/spec").exit_code == 0
+    assert (folder / "pause").exists()
+    assert alone("train", "resume", "runs/spec").stdout == f"no worker trains there now; {again}\n"
+    assert not (folder / "pause").exists()
+
+
+def test_who_calls_a_paused_run_again_wants_it_to_go_on(alone: Mesh, desk: Path) -> None:
+    folder = begin(alone, desk, [{"say": COMPLETED}])
+    (folder / "pause").touch()
+    assert alone("train", "run", "spec.json", "--local").exit_code == 0
+    assert not (folder / "pause").exists()
+
+
+def test_a_merged_model_is_asked_for_by_an_option(alone: Mesh, desk: Path) -> None:
+    alone("train", "run", "spec.json", "--local", "--merge")
+    assert RunFolder(desk / "runs" / "spec").read_plan().spec.merge

@@ -183,8 +183,12 @@ def _is_free(file: IO[str]) -> bool:
 
 
 def wait_for_step(path: Path, step: int) -> None:
+    wait_for_line(path, f'"event":"step","step":{step},')
+
+
+def wait_for_line(path: Path, part: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not (path.exists() and f'"event":"step","step":{step},' in path.read_text()):
+    while not (path.exists() and part in path.read_text()):
         assert time.monotonic() < deadline, path.read_text() if path.exists() else path
         time.sleep(0.01)
 
@@ -199,3 +203,23 @@ def test_a_run_says_what_it_leaves_out_and_its_result_is_there(desk: Path) -> No
     assert next(event for event in events(desk) if event["event"] == "data")["bad"][0].startswith("line 201 is not")
     assert "left out: line 201 is not JSON" in (desk / "runs" / "spec" / "worker.log").read_text()
     assert (desk / "runs" / "spec" / "result" / "model.safetensors").exists()
+
+
+def test_a_paused_run_does_nothing_until_it_may_go_on(desk: Path) -> None:
+    write_spec(desk / "spec.json", **FIELDS | {"num_epochs": 500, "save_interval": 1000, "samples": []})
+    process = start(desk, "run", "spec.json", "--local")
+    told = desk / "runs" / "spec" / "events.jsonl"
+    try:
+        wait_for_step(told, 3)
+        code, out, said = mesh(desk, "pause", "runs/spec")
+        assert (code, "`mesh train resume runs/spec` lets it go on" in out, said) == (0, True, "")
+        wait_for_line(told, '"event":"paused"')
+        assert mesh(desk, "pause", "runs/spec")[:2] == (0, "it is paused already\n")
+        assert events(desk)[-1]["event"] == "paused"
+        assert mesh(desk, "resume", "runs/spec") == (0, "it goes on\n", "")
+        wait_for_step(told, events(desk)[-1]["step"] + 2)
+        assert [event["event"] for event in events(desk)].count("continued") == 1
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130

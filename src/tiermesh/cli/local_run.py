@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,42 @@ from tiermesh.cli.outcome import FAILED, INTERRUPTED, say_error
 if TYPE_CHECKING:
     from tiermesh.adapters.trainer import Ending, Launch, Mode
     from tiermesh.protocol.run_folder import RunFolder, RunPlan
+    from tiermesh.protocol.training import TrainingSpec
     from tiermesh.protocol.training_events import TrainingEvent
+    from tiermesh.protocol.training_problems import Problem
+
+TOLD_AT_ONCE = 4
+"""Problems that a refused run names in its one line: what is wrong with the data, and its first lines."""
+
+
+def run_here(spec: TrainingSpec, out: Path, *, fresh: bool, threads: int | None, as_json: bool) -> None:
+    """Begin the run in `out`, or go on with it, as this command's work."""
+    from tiermesh.adapters.run_events import completion
+    from tiermesh.adapters.run_plan import check_libraries, plan_of
+    from tiermesh.adapters.trainer import Launch
+    from tiermesh.cli import pausing
+    from tiermesh.cli.run_plan import begun_plan
+    from tiermesh.errors import InvalidSpec
+    from tiermesh.protocol.run_folder import RunFolder
+
+    folder = RunFolder(out.absolute())
+    begun = begun_plan(folder)
+    if fresh and begun is not None:
+        raise InvalidSpec(f"{folder.path} holds a run; delete it, or take another --out", param="fresh")
+    check_libraries()
+    plan = plan_of(spec)
+    if begun is None:
+        _refuse_hopeless(spec)
+    if plan == begun and folder.result.exists() and completion(folder.events):
+        say_done_already(folder, as_json=as_json)
+        return
+    if folder.pause.exists() and not pausing.is_training(folder):
+        pausing.lift(folder)  # who calls it again wants it to go on
+    launch = Launch(folder=folder, plan=plan, threads=threads, memory_limit_bytes=spec.memory_limit)
+    ending = train(launch, as_json=as_json)
+    if begun is not None and is_refusal(ending):
+        folder.write_plan(begun)  # the run that is there is as it was
+    end(ending, folder, f"mesh train run --local --out {shlex.quote(str(folder.path))}")
 
 
 def train(launch: Launch, *, as_json: bool) -> Ending:
@@ -94,3 +130,20 @@ def say_done_already(folder: RunFolder, *, as_json: bool) -> None:
         print(json.dumps({"event": "completed", "result": str(folder.result)}))
     else:
         print(f"this run is done; its result is {folder.result}. --fresh with another --out begins a new one")
+
+
+def _refuse_hopeless(spec: TrainingSpec) -> None:
+    """Before anything is written. Raises `InvalidSpec`."""
+    from tiermesh.adapters.run_plan import trainable_model
+    from tiermesh.adapters.spec_check import obstacles
+    from tiermesh.errors import InvalidSpec
+
+    if wrong := obstacles(spec, trainable_model(spec.model_name)):
+        raise InvalidSpec(_one_line(wrong), param=wrong[0].path or None)
+
+
+def _one_line(problems: Sequence[Problem]) -> str:
+    """The first ones, where there are many."""
+    more = len(problems) - TOLD_AT_ONCE
+    rest = f"; and {more} more: `mesh train validate` lists them" if more > 0 else ""
+    return "; ".join(map(str, problems[:TOLD_AT_ONCE])) + rest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,9 +44,6 @@ app = typer.Typer(cls=RunByDefault, help=HELP, no_args_is_help=True, rich_markup
 RUNS = Path("runs")
 """Where runs go that are told no --out: below the folder that the command is called in."""
 
-TOLD_AT_ONCE = 4
-"""Problems that a refused run names in its one line: what is wrong with the data, and its first lines."""
-
 SpecFile = Annotated[Path | None, typer.Argument(help="A training spec, YAML or JSON. Options win over it.")]
 What = Annotated[
     list[str] | None,
@@ -72,6 +68,7 @@ Batch = Annotated[int | None, typer.Option("--batch", help="micro_batch_size.")]
 Accumulate = Annotated[int | None, typer.Option("--accumulate", help="gradient_accumulation_steps.")]
 Rate = Annotated[float | None, typer.Option("--lr", help="learning_rate.")]
 Length = Annotated[int | None, typer.Option("--seq-len", help="seq_len, in tokens.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A local run's folder.")]
 Merge = Annotated[bool, typer.Option("--merge", help="merge: a whole model instead of an adapter.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field of the spec, e.g. lora.r=8.")
@@ -128,7 +125,7 @@ def run(
     With --local this machine does it at once. A run that was stopped or died goes on from its last checkpoint when the
     same is called again. Ctrl-C stops it after a checkpoint; a second one stops it at once.
     """
-    from tiermesh.cli import submit, words
+    from tiermesh.cli import local_run, submit, words
     from tiermesh.cli.spec_file import gates_of, name_of
     from tiermesh.errors import InvalidSpec
     from tiermesh.protocol.training_problems import read_spec
@@ -163,8 +160,8 @@ def run(
         name = name or said.value("name")
         max_usd = said.value("max_usd") if max_usd is None else max_usd
     if local:
-        _run_here(spec, out or _default_out(file, spec), fresh=fresh, threads=threads, as_json=as_json)
-        return
+        out = out or _default_out(file, spec)
+        return local_run.run_here(spec, out, fresh=fresh, threads=threads, as_json=as_json)
     order = submit.Order(
         name=name,
         yes=yes,
@@ -174,7 +171,7 @@ def run(
         open_data=open_data,
         detach=detach,
     )
-    submit.submit(spec, asked, order, url=url, as_json=as_json)
+    return submit.submit(spec, asked, order, url=url, as_json=as_json)
 
 
 @app.command()
@@ -258,6 +255,22 @@ def evaluate(
 
 
 @app.command()
+def pause(run_folder: RunPath) -> None:
+    """Let a run on this machine wait at the end of its step, with all that it has in memory."""
+    from tiermesh.cli import pausing
+
+    print(pausing.pause(run_folder))
+
+
+@app.command()
+def resume(run_folder: RunPath) -> None:
+    """Let a run go on that was told to wait."""
+    from tiermesh.cli import pausing
+
+    print(pausing.resume(run_folder))
+
+
+@app.command()
 def script(
     spec_file: SpecFile = None,
     model: Model = None,
@@ -283,34 +296,6 @@ def script(
         raise StateUnwritable(f"can't write {out}: {(error.strerror or 'unknown reason').lower()}") from error
 
 
-def _run_here(spec: TrainingSpec, out: Path, *, fresh: bool, threads: int | None, as_json: bool) -> None:
-    """Begin the run in `out`, or go on with it."""
-    from tiermesh.adapters.run_events import completion
-    from tiermesh.adapters.run_plan import check_libraries, plan_of, trainable_model
-    from tiermesh.adapters.spec_check import obstacles
-    from tiermesh.adapters.trainer import Launch
-    from tiermesh.cli import local_run
-    from tiermesh.errors import InvalidSpec
-    from tiermesh.protocol.run_folder import RunFolder
-
-    folder = RunFolder(out.absolute())
-    begun = _begun(out)
-    if fresh and begun is not None:
-        raise InvalidSpec(f"{folder.path} holds a run; delete it, or take another --out", param="fresh")
-    check_libraries()
-    plan = plan_of(spec)
-    if begun is None and (wrong := obstacles(spec, trainable_model(spec.model_name))):
-        raise InvalidSpec(_told(wrong), param=wrong[0].path or None)
-    if plan == begun and folder.result.exists() and completion(folder.events):
-        local_run.say_done_already(folder, as_json=as_json)
-        return
-    launch = Launch(folder=folder, plan=plan, threads=threads, memory_limit_bytes=spec.memory_limit)
-    ending = local_run.train(launch, as_json=as_json)
-    if begun is not None and local_run.is_refusal(ending):
-        folder.write_plan(begun)  # the run that is there is as it was
-    local_run.end(ending, folder, f"mesh train run --local --out {shlex.quote(str(folder.path))}")
-
-
 def _begun(out: Path | None) -> RunPlan | None:
     """The plan of the run that is there."""
     from tiermesh.cli.run_plan import begun_plan
@@ -331,13 +316,6 @@ def _spec_data(
 
 def _default_out(file: Path | None, spec: TrainingSpec) -> Path:
     return RUNS / (file.stem if file else f"{Path(spec.dataset_path).stem}-{spec.method}")
-
-
-def _told(problems: Sequence[Problem]) -> str:
-    """In one line; the first ones, where there are many."""
-    more = len(problems) - TOLD_AT_ONCE
-    rest = f"; and {more} more: `mesh train validate` lists them" if more > 0 else ""
-    return "; ".join(map(str, problems[:TOLD_AT_ONCE])) + rest
 
 
 def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:

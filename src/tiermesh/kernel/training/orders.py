@@ -23,9 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tiermesh.protocol.run_folder import STOPPED
-
-PAUSE_FILE = "pause"
+from tiermesh.protocol.run_folder import STOPPED, RunFolder
 
 ORPHAN_GRACE_S = 4.5
 """Five seconds after a daemon's death there are no orphans."""
@@ -50,7 +48,7 @@ class Orders:
         """Why it stops, for the last event."""
         self._stop = threading.Event()
         self._paused_by_signal = False
-        self._file = run_folder / PAUSE_FILE
+        self._file = RunFolder(run_folder).pause
         self._grace_s = grace_s
         self._parent = os.getppid()
         self._is_orphan = False
