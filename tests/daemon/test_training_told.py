@@ -13,6 +13,7 @@ import pytest
 from tests.daemon.training_desk import LONG, SPEC, STEP, TEXT, Desk, opened, play_scripts
 from tests.training_fake import starts
 
+from tiermesh.adapters import loss_picture
 from tiermesh.core.remediation import MAX_RETRIES
 
 pytest.importorskip("torch")
@@ -115,6 +116,7 @@ class TestHealing:
 
 class TestReport:
     async def test_a_job_that_is_done_has_a_page_and_a_picture(self, desk: Desk) -> None:
+        pytest.importorskip("matplotlib")
         job = await desk.train([{"say": DATA}, *GOOD], name="faq")
         await desk.until(job["id"], "completed")
         page = await desk.page("faq")
@@ -129,6 +131,18 @@ class TestReport:
         async with desk.http.get(f"{desk.url}/api/jobs/faq/report.png") as response:
             assert (response.status, response.content_type) == (200, "image/png")
             assert (await response.read()).startswith(PNG)
+
+    async def test_where_nothing_draws_the_page_has_a_table_and_says_why(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loss_picture, "obstacle", lambda: loss_picture.ADVICE)
+        job = await desk.train(GOOD, name="faq")
+        await desk.until(job["id"], "completed")
+        page = await desk.page("faq")
+        assert "There is no picture: matplotlib is not installed on this node" in page
+        assert "| 7 | 1.25 |  |" in page
+        _, told = await desk.ask("GET", "/api/jobs/faq/report.png")
+        assert (told["error"]["type"], told["error"]["message"]) == ("environment_unfit", loss_picture.ADVICE)
 
     async def test_one_whose_result_is_not_good_enough_says_so(self, desk: Desk) -> None:
         bad = [{"say": STEP}, {"say": COMPLETED | {"train_loss": 3.0}}]
