@@ -153,7 +153,15 @@ class TestTold:
         progress = Progress(step=30, position=120, tokens=9000, skipped_steps=2, rollbacks=1)
         gradient = Gradient(loss=math.log(8.0), norm=0.5, tokens=300, positions=400)
         told = telling.step_done(
-            progress, gradient, steps=50, rows=80, rate=3e-4, seconds=1.5, usual_s=2.0, memory_bytes=1 << 30
+            progress,
+            gradient,
+            steps=50,
+            rows=80,
+            rate=3e-4,
+            seconds=1.5,
+            usual_s=2.0,
+            memory_bytes=1 << 30,
+            gpu_use=0.5,
         )
         assert told.perplexity == pytest.approx(8.0)
         assert told.loss == pytest.approx(math.log(8.0))
@@ -168,6 +176,7 @@ class TestTold:
             "utilisation": 0.75,
             "step_s": 1.5,
             "memory_bytes": 1 << 30,
+            "gpu_use": 0.5,
             "eta_s": 40.0,
             "skipped_steps": 2,
             "rollbacks": 1,
@@ -176,7 +185,15 @@ class TestTold:
     def test_a_loss_without_an_exponential_has_no_perplexity(self) -> None:
         gradient = Gradient(loss=1000.0, norm=0.5, tokens=1, positions=1)
         told = telling.step_done(
-            Progress(step=1), gradient, steps=2, rows=1, rate=1.0, seconds=1.0, usual_s=1.0, memory_bytes=0
+            Progress(step=1),
+            gradient,
+            steps=2,
+            rows=1,
+            rate=1.0,
+            seconds=1.0,
+            usual_s=1.0,
+            memory_bytes=0,
+            gpu_use=None,
         )
         assert (told.loss, told.perplexity) == (1000.0, None)
 
