@@ -73,3 +73,17 @@ def test_without_an_evaluated_checkpoint_there_is_no_best(tmp_path: Path) -> Non
     kept.save(Snapshot(step=1, position=1, tensors={"one": torch.ones(1)}, facts={}))
     with pytest.raises(CheckpointUnusable, match="leave --best out"):
         chosen(kept, best=True)
+
+
+def test_records_left_out_of_the_held_out_file_are_told_too(tmp_path: Path) -> None:
+    data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
+    data.write_text("".join(json.dumps({"text": f"the quick brown fox {n}"}) + "\n" for n in range(8)))
+    held_out.write_text('no json\n{"text": "a lazy dog, the quick fox"}')
+    spec = TrainingSpec(model_name="tiny", dataset_path=str(data), eval_path=str(held_out), precision="fp32")
+    model = build_folder(tmp_path / "model")
+    plan = RunPlan(spec=spec, model_path=str(model), data_path=str(data), eval_path=str(held_out))
+    said: list[TrainingEvent] = []
+    assemble(RunFolder(tmp_path / "run"), plan, said.append)
+    (ready,) = (event for event in said if isinstance(event, DataReady))
+    assert (ready.bad_records, len(ready.bad)) == (1, 1)
+    assert ready.bad[0].startswith("eval_path line 1 is not JSON")

@@ -83,7 +83,8 @@ class DataReady(Event):
     length_p95: int | None = None
     length_max: int | None = None
     bad: list[str] = Field(default_factory=list)
-    """The first of the bad records, each with its line and what is wrong with it; all of them are counted."""
+    """The first of the bad records, each with its line and what is wrong with it; all of them are counted, those of the
+    held-out file too."""
     cached: bool = False
     """Were the tokens there, from an earlier run or look at the data?"""
 

@@ -268,7 +268,7 @@ def _told(data: Dataset) -> DataReady:
     lengths = report["lengths"]
     return DataReady(
         records=report["records"],
-        bad_records=report["bad_records"],
+        bad_records=report["bad_records"] + report["held_out_bad_records"],
         held_out_records=report["held_out"],
         tokens=report["tokens"],
         rows=data.train.rows,
@@ -276,7 +276,10 @@ def _told(data: Dataset) -> DataReady:
         length_p50=lengths["p50"],
         length_p95=lengths["p95"],
         length_max=lengths["max"],
-        bad=[f"{report['unit']} {bad['line']} {bad['reason']}" for bad in report["bad"]],
+        bad=[
+            *(f"{report['unit']} {bad['line']} {bad['reason']}" for bad in report["bad"]),
+            *(f"eval_path {report['held_out_unit']} {bad['line']} {bad['reason']}" for bad in report["held_out_bad"]),
+        ],
         cached=data.corpus.cached,
     )
 

@@ -18,7 +18,7 @@ from tiermesh.kernel.training.data.coding import job_of
 from tiermesh.kernel.training.data.corpus import Corpus, OnProgress, open_corpus
 from tiermesh.kernel.training.data.plan import Plan, cached_plan, long_for, plan_rows
 from tiermesh.kernel.training.data.readers import NO_PLUGINS, Reader
-from tiermesh.kernel.training.data.report import report
+from tiermesh.kernel.training.data.report import named_bad, report
 from tiermesh.kernel.training.data.splitting import held_out, repeated
 from tiermesh.protocol.training import TrainingSpec
 
@@ -82,6 +82,9 @@ def open_dataset(
         "held_out": 0 if held is None else len(sides.held_out),
         "duplicates": sides.duplicates,
         "withheld": sides.withheld,
+        "held_out_bad_records": 0 if away is None else away.facts.bad_records,
+        "held_out_unit": "" if away is None else away.facts.unit,
+        "held_out_bad": [] if away is None else named_bad(away),
     }
     return Dataset(train, held, told, corpus)
 

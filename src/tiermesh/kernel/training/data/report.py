@@ -25,7 +25,7 @@ def report(corpus: Corpus, plans: Sequence[Plan]) -> dict[str, Any]:
         "shapes": facts.shapes,
         "fields": facts.fields,
         "bad_records": facts.bad_records,
-        "bad": [{"line": line, "reason": reason} for line, reason in facts.bad],
+        "bad": named_bad(corpus),
         "tokens": int(lengths.sum()),
         "targets": sum(float(plan.row_targets.sum()) for plan in plans),
         "lengths": {"p50": int(p50), "p95": int(p95), "max": int(lengths.max()), "mean": float(lengths.mean())},
@@ -36,3 +36,8 @@ def report(corpus: Corpus, plans: Sequence[Plan]) -> dict[str, Any]:
         "unlearnable": sum(plan.unlearnable for plan in plans),
         "digest": facts.digest,
     }
+
+
+def named_bad(corpus: Corpus) -> list[dict[str, Any]]:
+    """The first bad records of a file."""
+    return [{"line": line, "reason": reason} for line, reason in corpus.facts.bad]
