@@ -25,6 +25,7 @@ from tiermesh.errors import (
     InvalidInput,
     TiermeshError,
     Unavailable,
+    Unreachable,
     WrongCluster,
 )
 from tiermesh.types import Address, NodeId, SessionId
@@ -381,6 +382,14 @@ async def test_a_small_question_is_answered_refused_or_unanswerable() -> None:
             await a.peers.ask(NodeId("c" * 32), (b.address,), "/mesh/v1/question", {"n": 1})
         with pytest.raises(Unavailable, match="can't be reached"):
             await a.peers.ask(b.id, (nowhere(),), "/mesh/v1/question", {"n": 1})
+
+
+async def test_who_has_left_reaches_nobody_and_knows_why() -> None:
+    """As a node that ends does, which has something left to tell."""
+    async with end() as a, end() as b:
+        await a.peers.close()
+        with pytest.raises(Unreachable, match="has left"):
+            await a.peers.ask(b.id, (b.address,), "/mesh/v1/question", {"n": 1})
 
 
 MINE = Passport("home", NodeId("a" * 32), SessionId("s"))

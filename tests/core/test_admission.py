@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tiermesh.core.admission import GIB, RUNTIME_BYTES, Machine, judge_memory, least_bytes
+from tiermesh.core.admission import GIB, RUNTIME_BYTES, Judgement, Machine, judge_free, judge_memory, least_bytes
 
 ROWS = [
     (2 * GIB, Machine(8 * GIB, 4 * GIB), None, "fits", ""),
@@ -26,3 +26,24 @@ def test_what_is_trained_weighs_most() -> None:
     billion = 10**9
     qlora, lora, full = (least_bytes(billion, method) for method in ("qlora", "lora", "full_finetune"))
     assert RUNTIME_BYTES < qlora < lora < full == RUNTIME_BYTES + 16 * billion
+
+
+@pytest.mark.parametrize(
+    ("needed", "machine", "judgement"),
+    [
+        (9 * GIB, Machine(16 * GIB, 10 * GIB), Judgement("fits")),
+        (
+            9 * GIB + 1,
+            Machine(16 * GIB, 10 * GIB),
+            "needs about 9.0 GiB, and 9.0 GiB are free now, besides the reserve",
+        ),
+        (9 * GIB, Machine(16 * GIB, 2 * GIB), "needs about 9.0 GiB, and 1.8 GiB are free now, besides the reserve"),
+        (9 * GIB, Machine(8 * GIB, 2 * GIB), "needs about 9.0 GiB, and 1.8 GiB are free now, besides the reserve"),
+        (99 * GIB, Machine(16 * GIB, None), Judgement("fits")),
+    ],
+)
+def test_what_an_estimate_says_must_be_free_with_a_reserve_and_is_never_refused_for_good(
+    needed: int, machine: Machine, judgement: Judgement | str
+) -> None:
+    wanted = Judgement("wait", judgement) if isinstance(judgement, str) else judgement
+    assert judge_free(needed, machine) == wanted

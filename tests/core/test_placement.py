@@ -63,8 +63,8 @@ def test_the_best_that_may(places: list[Place], wanted: str, chosen: str) -> Non
 @pytest.mark.parametrize(
     ("needs", "places", "wanted", "reason"),
     [
-        (int(9.1 * GB), [SMALL, LARGE], "any", "needs 9.1 GB, the largest free is 7.4 on gpu1"),
-        (int(9.1 * GB), [SMALL, LARGE, OTHER], "laptop", "needs 9.1 GB, the largest free is 4.0 on laptop"),
+        (int(9.1 * GB), [SMALL, LARGE], "any", "needs 9.1 GB, the largest node, gpu1, has 7.4"),
+        (int(9.1 * GB), [SMALL, LARGE, OTHER], "laptop", "needs 9.1 GB, the largest node, laptop, has 4.0"),
         (
             int(9.1 * GB),
             [SMALL, replace(OTHER, training=("faq",))],

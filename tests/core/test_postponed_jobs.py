@@ -58,7 +58,7 @@ def test_what_is_too_large_for_all_is_queued_and_says_so() -> None:
     stage.lead()
     job = stage.submit(spec=SPEC)
     assert (job.state, job.estimate) == ("queued", None)
-    assert stage.why() == "waits: needs 9.1 GB, the largest free is 7.4 on node-m"
+    assert stage.why() == "waits: needs 9.1 GB, the largest node, node-m, has 7.4"
     assert len(stage.asked) == 1, "the others are no larger than the one that was asked"
     stage.passes(300.0)
     assert len(stage.asked) == 1

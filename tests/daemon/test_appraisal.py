@@ -28,6 +28,7 @@ class Node:
         self.busy = False
         self.busy_afterwards: bool | None = None
         self.refusal: Exception | None = None
+        self.shortage: Exception | None = None
         self.tried = 0
         me = cast(Any, self)
         self.appraisal = Appraisal(folder=folder, copies=me, groundwork=me, estimator=me, is_busy=lambda: self.busy)
@@ -40,6 +41,10 @@ class Node:
 
     def check_size(self, *_: object) -> None:
         pass
+
+    def check_free(self, *_: object) -> None:
+        if self.shortage is not None:
+            raise self.shortage
 
     async def estimate(self, _: object) -> Estimate:
         self.tried += 1
@@ -98,3 +103,13 @@ async def test_a_refusal_is_not_kept(node: Node) -> None:
         await node.asked()
     node.refusal = None
     assert await node.asked() == 10.0
+
+
+async def test_whether_there_is_memory_now_is_asked_every_time(node: Node) -> None:
+    await node.asked()
+    node.shortage = SlotTaken("it needs about 9.1 GiB, and 7.4 GiB are free now")
+    with pytest.raises(SlotTaken):
+        await node.asked()
+    node.shortage = None
+    assert await node.asked() == 10.0
+    assert node.tried == 1

@@ -125,6 +125,8 @@ class PeerRequests:
         all else. `Unreachable`: no answer came.
         """
         assert self._http is not None, "open() comes first"
+        if self._http.closed:
+            raise Unreachable("this node has left the mesh")
         reasons = []
         for address in self._preferred(node, addresses):
             try:

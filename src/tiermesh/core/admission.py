@@ -1,5 +1,5 @@
-"""May a training job run on a machine at all? A lower bound, reckoned from the model's size alone, so that what can't
-fit is refused in words before it is killed in deed."""
+"""May a training job run on a machine at all? By a lower bound, reckoned from the model's size alone, and by its
+estimate, where there is one: so that what can't fit is refused in words before it is killed in deed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 GIB = 1 << 30
+RESERVE_SHARE = 0.1
+"""Of the free memory, left to the rest of the machine."""
 RUNTIME_BYTES = 600 << 20
 """Python, torch and transformers before anything is loaded."""
 BYTES_A_PARAMETER: Mapping[str, float] = {"lora": 2.0, "qlora": 0.6, "full_finetune": 16.0}
@@ -48,6 +50,16 @@ def judge_memory(needed_bytes: int, machine: Machine, limit_bytes: int | None) -
     if machine.free_bytes is not None and needed_bytes > machine.free_bytes:
         return Judgement("wait", f"{needs}, and {_gib(machine.free_bytes)} are free now")
     return Judgement("fits")
+
+
+def judge_free(needed_bytes: int, machine: Machine) -> Judgement:
+    """Is what an estimate says free now, and the reserve besides? Never `never`: another moment may be better."""
+    if machine.free_bytes is None:
+        return Judgement("fits")
+    free = int(machine.free_bytes * (1 - RESERVE_SHARE))
+    if needed_bytes <= free:
+        return Judgement("fits")
+    return Judgement("wait", f"needs about {_gib(needed_bytes)}, and {_gib(free)} are free now, besides the reserve")
 
 
 def _gib(size_bytes: int) -> str:

@@ -120,9 +120,9 @@ def _begin(reign: Reign, job: Job, places: Mapping[NodeId, Place]) -> NodeId | N
     if _is_postponed(job):
         reign.change(job, "reconsider", f"{reign.name(found.node)} may be large enough")
         return None
-    if not job.attempts and (job.estimate is None or job.estimate.node != found.node):
+    if not _has_begun(job) and (job.estimate is None or job.estimate.node != found.node):
         reign.praise[job.id] = found.reason
-        reign.ask_estimate(job, found.node)  # another node, another price
+        reign.ask_estimate(job, found.node)  # another node, another price; nor has every node the memory now
     else:
         _order(reign, job, found.node)
     return found.node
@@ -233,9 +233,16 @@ def _is_free(each: Place) -> bool:
 
 def _needs(reign: Reign, job: Job) -> int | None:
     """Before it was tried: what it needs at the least, by those who are too small for it."""
-    if job.estimate is not None and job.state != "estimating":  # then it is of the spec before
-        return job.estimate.memory_bytes
+    if job.memory_bytes is not None:
+        return job.memory_bytes
     return min((shortage.needs_bytes for shortage in reign.shortages(job).values()), default=None)
+
+
+def _has_begun(job: Job) -> bool:
+    """Does it only move? While one node after the other refuses it, none is ordered before it was asked: orders are
+    kept for ever."""
+    attempt = job.current or (job.attempts[-1] if job.attempts else None)
+    return attempt is not None and attempt.told is not None and (attempt.is_end or attempt.told.step > 0)
 
 
 def _is_postponed(job: Job) -> bool:

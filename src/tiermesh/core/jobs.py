@@ -188,6 +188,11 @@ class Job:
         return self.course.estimate
 
     @property
+    def memory_bytes(self) -> int | None:
+        """What the next attempt takes, or the one at work; None where nobody knows, or only of another spec."""
+        return None if self.estimate is None or self.state == "estimating" else self.estimate.memory_bytes
+
+    @property
     def submitted_at(self) -> float:
         return self.asked.submitted_at
 

@@ -30,7 +30,7 @@ class Place:
     state: MemberState = "up"
     tier: Tier | None = None
     memory_bytes: int | None = None
-    """Free for training where that is known, else all that there is."""
+    """All that there is. Whether it is free, the node itself says when it is asked."""
     slots: int = 1
     training: tuple[str, ...] = ()
     """Names of the jobs that have its slots."""
@@ -130,7 +130,7 @@ def _sentence(needs_bytes: int | None, wanted: str, known: list[Place], objectio
     up = [each for each in eligible if each.state == "up"]
     sizes = [(each.memory_bytes, each.name) for each in up if each.memory_bytes is not None]
     if needs_bytes is not None and up and len(sizes) == len(up) and max(sizes)[0] < needs_bytes:
-        return f"needs {_gb(needs_bytes)}, the largest free is {max(sizes)[0] / GB:.1f} on {max(sizes)[1]}"
+        return f"needs {_gb(needs_bytes)}, the largest node, {max(sizes)[1]}, has {max(sizes)[0] / GB:.1f}"
     names = {each.name for each in eligible}
     return "; ".join(f"{name} {why}" for name, why in objections if name in names)
 

@@ -54,8 +54,9 @@ class Appraisal:
         self._kept: dict[str, _Answer] = {}
 
     async def estimate(self, asked: WorkAsked) -> Estimate:
-        """Raises `JobRefused` for what this node can't train, `InvalidSpec` and `DataUnusable` for what none can, and
-        `Unavailable`. Equal questions are one."""
+        """Raises `JobRefused` for what this node can't train, `SlotTaken` for what it can't begin now and should,
+        `InvalidSpec` and `DataUnusable` for what none can, and `Unavailable`. Equal questions are one."""
+        await asyncio.to_thread(self._groundwork.check_free, asked)
         key = _key(asked)
         answer = self._kept.get(key)
         if answer is None or not self._holds(answer):

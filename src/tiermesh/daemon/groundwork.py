@@ -10,7 +10,7 @@ from tiermesh.adapters.blobs import Blobs
 from tiermesh.adapters.catalogue import CATALOGUE
 from tiermesh.adapters.model_source import can_pull
 from tiermesh.adapters.run_plan import check_libraries, plan_of, trainable_model
-from tiermesh.core.admission import Judgement, Machine, judge_memory, least_bytes
+from tiermesh.core.admission import Judgement, Machine, judge_free, judge_memory, least_bytes
 from tiermesh.errors import DataUnusable, EnvironmentUnfit, InvalidSpec, JobRefused, SlotTaken, TooLarge
 from tiermesh.protocol.job_orders import WorkAsked
 from tiermesh.protocol.jobs import DataRef
@@ -51,11 +51,19 @@ class Groundwork:
             raise JobRefused(f"this node can't train: {error}") from error
         match (judgement := self.judge(plan)).verdict:
             case "fits":
+                self.check_free(asked)
                 return plan
             case "wait":
                 raise SlotTaken(f"it {judgement.reason}")
             case "never":
                 raise JobRefused(f"it {judgement.reason}")
+
+    def check_free(self, asked: WorkAsked) -> None:
+        """Raises `SlotTaken` where that much is not free just now."""
+        if asked.needs_bytes is None:
+            return
+        if (judgement := judge_free(asked.needs_bytes, self.memory())).verdict != "fits":
+            raise SlotTaken(f"it {judgement.reason}")
 
     def judge(self, plan: RunPlan) -> Judgement:
         """Would it fit in memory, at the very least?"""

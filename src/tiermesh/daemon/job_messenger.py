@@ -200,6 +200,7 @@ def _work(job: Job, spec: Mapping[str, object]) -> dict[str, Any]:
         "data": asked(job.data),
         "eval_data": None if job.eval_data is None else asked(job.eval_data),
         "canary": job.asked.gates.canary,
+        "needs_bytes": job.memory_bytes,
     }
 
 

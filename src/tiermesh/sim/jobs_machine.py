@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from tiermesh.core.admission import GIB, Machine, judge_free
 from tiermesh.core.attempts import PREPARING, Attempt, AttemptId, Checkpoint, Told
 from tiermesh.core.foreman import Foreman
 from tiermesh.core.job_effects import AttemptTold, JobEffect, Refusal, Save
@@ -16,6 +17,8 @@ from tiermesh.types import NO_BALLOT, Ballot, NodeId, SessionId, View
 
 SAVE_EVERY = 3
 """Steps between checkpoints."""
+FREE_BYTES = 16 * GIB
+"""Of a machine on which nothing else runs."""
 
 TrialKey = tuple[JobId, AttemptId]
 
@@ -71,6 +74,8 @@ class Room:
 
     trials: dict[TrialKey, Trial] = field(default_factory=dict)
     running: TrialKey | None = None
+    free_bytes: int = FREE_BYTES
+    """That other programs leave."""
 
     def take(self, now: float, job: Job, attempt: Attempt, start: int, steps: int) -> Refusal | None:
         """An order; the same one twice is one attempt."""
@@ -82,14 +87,21 @@ class Room:
         if any(known == job.id and later > attempt.id for known, later in self.trials):
             return Refusal("was replaced")
         trial = self.trials.get(key)
-        if trial is None:
-            trial = self.trials[key] = Trial(attempt, Told(step=start), steps, saved=start)
-        if trial.told.is_end:
+        if trial is not None and trial.told.is_end:
             trial.kept = False  # whoever orders it does not know
             return None
+        if (short := self.shortage(job)) is not None:
+            return short
+        if trial is None:
+            trial = self.trials[key] = Trial(attempt, Told(step=start), steps, saved=start)
         trial.say(now, state="running", phase=PREPARING, reason="", steps=steps, step=trial.saved)
         self.running = key
         return None
+
+    def shortage(self, job: Job) -> Refusal | None:
+        """Of memory, for what is to begin now."""
+        found = judge_free(job.memory_bytes or 0, Machine(None, self.free_bytes))
+        return None if found.verdict == "fits" else Refusal(f"it {found.reason}")
 
     def stop(self, now: float, key: TrialKey, reason: str) -> None:
         """After a checkpoint."""

@@ -11,7 +11,7 @@ from tiermesh.sim.cables import Cables
 from tiermesh.sim.invariants import Violation
 from tiermesh.sim.jobs_disks import check_disks, records_on
 from tiermesh.sim.jobs_invariants import MAX_USD
-from tiermesh.sim.jobs_machine import DESTINIES, GOOD, JobMachine
+from tiermesh.sim.jobs_machine import DESTINIES, FREE_BYTES, GOOD, JobMachine
 from tiermesh.sim.jobs_world import JobWorld, leader_of
 from tiermesh.sim.network import ROUGH_WIFI, ROUGH_WIRED, WIFI, WIRED
 from tiermesh.types import JobState
@@ -146,6 +146,7 @@ class JobScenario:
             (4, self._cables.split),
             (5, self._cables.heal),
             (2, self._drain),
+            (4, self._crowd),
             (1, self._crash_all),
             (1, self._lose_a_disk),
             (1, self._unplug),
@@ -197,6 +198,18 @@ class JobScenario:
             self._note(f"drain {machine.id}")
             machine.draining = True
 
+    def _crowd(self) -> None:
+        """Other programs take the memory, of one machine or of all; they give it back in the end at the latest."""
+        crowded = self._machines() if self.rng.random() < 0.5 else [self.rng.choice(self._machines())]
+        self._note(f"no memory on {', '.join(machine.id for machine in crowded)}")
+        for machine in crowded:
+            machine.room.free_bytes = 0
+        self.world.clock.at(self.world.now + self.rng.choice((2.0, 8.0, 30.0)), self._uncrowd)
+
+    def _uncrowd(self) -> None:
+        for machine in self._machines():
+            machine.room.free_bytes = FREE_BYTES
+
     def _lose_a_disk(self) -> None:
         if self._may_lose_one and (up := self.world.up()):
             self._may_lose_one = False
@@ -221,6 +234,7 @@ class JobScenario:
         self._note("quiet")
         world = self.world
         world.network.heal()
+        self._uncrowd()
         for machine in self._machines():
             machine.draining = False
             if machine.frozen:

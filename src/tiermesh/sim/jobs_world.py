@@ -294,6 +294,8 @@ class JobWorld:
         answer: Estimate | Refusal = Estimate(node=machine.id, memory_bytes=GIGABYTE, usd=usd, usd_high=usd, steps=10)
         if self.rng.random() < 0.1:
             answer = Refusal("is busy")
+        if (short := machine.room.shortage(job)) is not None:
+            answer = short
         if machine.is_small and job.spec["large"]:
             answer = Refusal("is too large", shortage=SHORTAGE)
         if job.spec["destiny"] == "unreadable":

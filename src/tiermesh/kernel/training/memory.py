@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from tiermesh.core.admission import RESERVE_SHARE
 from tiermesh.core.relief import Level, level_of
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -20,9 +21,6 @@ UNLIMITED = 1 << 60
 MACHINE_SHARE = 0.92
 """Above this a whole machine is so full that the system will look for somebody to kill; below it, what other programs
 use is no business of this run's."""
-
-RESERVE_SHARE = 0.1
-"""Of the free memory, left to the rest of the machine when nobody sets a limit."""
 
 
 @dataclass(frozen=True, slots=True)
