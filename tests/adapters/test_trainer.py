@@ -16,6 +16,7 @@ from tests.training_fake import PROGRAM, starts, write_script
 from tiermesh.adapters import death_report, process_memory, trainer
 from tiermesh.adapters.run_events import EventTail, add_event
 from tiermesh.adapters.trainer import Ending, Launch, Mode, Trainer
+from tiermesh.core.worker_death import cgroup_name
 from tiermesh.errors import RunBusy
 from tiermesh.protocol.run_folder import RunFolder
 from tiermesh.protocol.training_events import TrainingEvent, Warned
@@ -147,6 +148,27 @@ async def test_an_estimate_is_not_started_again(tmp_path: Path, mode: Mode, monk
     assert (await run.run()).how == "out_of_memory"
     asked = [f"--{word}" for word in mode.split("_")]
     assert [[one for one in asked if one in arguments] for arguments in starts(tmp_path)] == [asked]
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_the_cgroup_of_a_worker_goes_with_it(
+    run: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, made: bool
+) -> None:
+    """An empty folder here; the kernel lets one go whose processes have ended."""
+    cgroups = tmp_path / "cgroups"
+    cgroups.mkdir()
+    monkeypatch.setenv("TIERMESH_CGROUP", str(cgroups))
+    write_script(run.run_folder.path, [{"say": STEP}, {"until_told": True}, {"say": STOPPED}, {"exit": 75}])
+    ending = asyncio.create_task(run.run())
+    await run.until("step")
+    process = run.trainer._process
+    assert process is not None
+    if made:
+        (cgroups / cgroup_name(process.pid)).mkdir()
+    (cgroups / "another").mkdir()
+    run.trainer.stop()
+    assert (await ending).how == "stopped"
+    assert [path.name for path in cgroups.iterdir()] == ["another"]
 
 
 async def test_asked_to_stop_it_saves_first(run: Watched) -> None:

@@ -76,6 +76,46 @@ def test_a_limit_below_the_libraries_own_need_is_a_bad_spec() -> None:
     assert remedy(BadSpec.type, [{}]) == Stop("it would fail again in the same way")
 
 
+FREE = """
+import sys, torch
+from tiermesh.errors import OutOfMemory
+from tiermesh.kernel.training import limits
+from tiermesh.kernel.training.failures import translate
+
+limits.available_bytes = lambda: int(sys.argv[1])
+try:
+    limits.hold_at_free(int(sys.argv[2]))
+    held, taken = [], 0
+    try:
+        while taken < 1 << 30:
+            held.append(torch.ones(1 << 20, dtype=torch.float32))
+            taken += 4 << 20
+    finally:
+        print(taken >> 20)
+except (RuntimeError, OutOfMemory) as error:
+    failure = translate(error)
+    print(failure.type, failure)
+"""
+
+
+@pytest.mark.parametrize(("mapped_mib", "least", "most"), [(0, 160, 200), (100, 260, 300)])
+def test_without_a_limit_torch_is_refused_what_is_not_free(mapped_mib: int, least: int, most: int) -> None:
+    ran = free(200 * MIB, mapped_mib * MIB)
+    taken, failure = ran.stdout.splitlines()
+    assert least <= int(taken) <= most
+    assert failure.startswith("out_of_memory ")
+
+
+def test_where_next_to_nothing_is_free_it_is_a_lack_of_memory_and_no_mistake() -> None:
+    assert free(20 * MIB, 0).stdout.startswith("out_of_memory not enough is free on this machine: 20 MiB")
+
+
+def free(free_bytes: int, mapped_bytes: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", FREE, str(free_bytes), str(mapped_bytes)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=one_thread)
+
+
 JOINED = """
 import os, sys, torch
 from tiermesh.kernel.training.limits import apply

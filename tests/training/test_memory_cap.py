@@ -53,9 +53,20 @@ print(os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
 """A small process between: what the system counts for a child begins with what its parent had when it was born."""
 
 
-def run(folder: RunFolder, *arguments: str) -> tuple[int, int]:
+def so_much_is_free(free_bytes: int) -> tuple[str, ...]:
+    """The worker, on a machine with less memory than this one; only what the system holds it at shall know of that."""
+    program = (
+        "from tiermesh.kernel.training import limits, memory\n"
+        f"limits.available_bytes = lambda: {free_bytes} - memory.resident_bytes()\n"
+        "from tiermesh.kernel.training.__main__ import main\n"
+        "main()"
+    )
+    return (sys.executable, "-c", program)
+
+
+def run(folder: RunFolder, *arguments: str, program: tuple[str, ...] = WORKER) -> tuple[int, int]:
     """Exit status and the most that was resident; the system holds it at its limit, nobody else."""
-    worker = [*WORKER, str(folder.path), "--threads", "1", *arguments]
+    worker = [*program, str(folder.path), "--threads", "1", *arguments]
     with folder.log.open("ab") as log:
         command = [sys.executable, "-c", MEASURED, *worker]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as child:
@@ -93,6 +104,16 @@ def test_it_finishes_with_the_same_effective_batch_and_loss(tmp_path: Path, mode
     (planned,) = [event for event in events(capped) if isinstance(event, Planned)]
     assert planned.effective_batch == 48
     assert last_loss(capped) == pytest.approx(last_loss(plain), abs=1e-3)
+
+    small = plan_run(tmp_path / "small", model, data, **FIELDS)
+    code, used = run(small, program=so_much_is_free(limit))
+    assert code == DONE, small.log.read_text()
+    assert used < limit + (64 << 20)
+    relieved = [event for event in events(small) if isinstance(event, Relieved)]
+    assert relieved
+    assert relieved[0].pressure is None
+    assert last_loss(small) == pytest.approx(last_loss(plain), abs=1e-3)
+    assert not [event for event in events(plain) if isinstance(event, Relieved)], "a run that fits is as it was"
 
 
 def test_when_nothing_is_left_to_relieve_it_fails_typed(tmp_path: Path, model: Path, data: Path) -> None:

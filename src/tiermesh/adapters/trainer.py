@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -25,8 +26,8 @@ from tiermesh.adapters.model_cache import cache_folder
 from tiermesh.adapters.process import Process, ProcessRecord
 from tiermesh.adapters.process_memory import MemoryWatch
 from tiermesh.adapters.run_events import EventTail, add_event
+from tiermesh.core.worker_death import CGROUP_VARIABLE, Evidence, cgroup_name, ending_of
 from tiermesh.core.worker_death import Ending as How
-from tiermesh.core.worker_death import Evidence, ending_of
 from tiermesh.errors import EnvironmentUnfit, RunBusy
 from tiermesh.protocol.run_folder import RunFolder, RunPlan
 from tiermesh.protocol.training_advice import ADVICE
@@ -162,6 +163,7 @@ class Trainer:
         life.hear(self._on_event)
         life.pid, life.system_kills, life.last_words = process.pid, watch.system_kills(), process.last_words
         life.peak_bytes, life.memory_share = watch.peak_bytes, watch.share
+        remove_cgroup(process.pid)
         return life
 
     async def _follow(self, process: Process, life: _Life, watch: MemoryWatch) -> None:
@@ -270,6 +272,13 @@ class _Life:
                 self.open_phases[event.phase] = None
             case Phase():
                 self.open_phases.pop(event.phase, None)
+
+
+def remove_cgroup(pid: int) -> None:
+    """The one that a worker that is dead made for itself. One that the system won't let go of yet stays."""
+    if parent := os.environ.get(CGROUP_VARIABLE):
+        with suppress(OSError):
+            (Path(parent) / cgroup_name(pid)).rmdir()
 
 
 def default_threads() -> int:

@@ -215,7 +215,9 @@ class TrainingSpec(Part):
     compile: bool = False
     """Compile the layers: faster steps after up to minutes of waiting at the first start (seconds at later ones)."""
     memory_limit: Annotated[int, BeforeValidator(_memory)] | None = None
-    """Memory that the run may take: bytes, or a text like `8 GB`. None: what is free at the start, less a reserve."""
+    """Memory that the run may take: bytes, or a text like `8 GB`. On Linux the system refuses it more, and the run makes
+    itself smaller. None: it makes itself smaller from what is free at the start less a tenth, and is refused more than
+    is free then; memory that others give back later is not counted. On a GPU nothing is refused in this way."""
 
     eval_path: Text | None = None
     """A file of held-out records; relative to the spec's own folder."""

@@ -100,7 +100,7 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
 
     from tiermesh.kernel.training import limits
     from tiermesh.kernel.training.assembly import assemble, ready
-    from tiermesh.kernel.training.estimate import write_estimate
+    from tiermesh.kernel.training.estimate import file_bytes, write_estimate
     from tiermesh.kernel.training.memory import Memory
     from tiermesh.kernel.training.result import write
     from tiermesh.kernel.training.watchdog import Watchdog
@@ -113,8 +113,14 @@ def _work(folder: RunFolder, orders: Orders, options: argparse.Namespace, events
     if options.estimate:
         write_estimate(folder, plan, events, orders, limit)
         return DONE
-    cgroup = None if limit is None else limits.apply(limit).cgroup
+    cgroup = None
+    if limit is not None:
+        cgroup = limits.apply(limit).cgroup
+    else:
+        limits.hold_at_free(mapped_bytes=file_bytes(Path(plan.model_path)))
     parts = assemble(folder, plan, events.say, best=options.best)
+    if limit is None:
+        limits.hold_at_free()  # the files are no longer mapped
     if options.evaluate:
         return _evaluate(folder, parts, orders)
     memory = Memory(limit, parts.trainee.device, cgroup)

@@ -167,7 +167,7 @@ def estimate_memory(spec: TrainingSpec, folder: Path, limit_bytes: int | None) -
         optimizer = optimizer_bytes(spec, needs.shapes)
         grown = _grown(spec, folder, needs, optimizer)
         for rows in _sizes(spec.micro_batch_size):
-            found = _reckon(spec, needs, rows, runtime, optimizer, _file_bytes(folder), limit, grown)
+            found = _reckon(spec, needs, rows, runtime, optimizer, file_bytes(folder), limit, grown)
             if found.fits:
                 return found
     assert found is not None
@@ -243,6 +243,6 @@ def _sizes(micro_batch: int) -> list[int]:
     return [micro_batch >> halvings for halvings in range(micro_batch.bit_length())]
 
 
-def _file_bytes(folder: Path) -> int:
+def file_bytes(folder: Path) -> int:
     """Pages of the file that stay mapped until the model is whole."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

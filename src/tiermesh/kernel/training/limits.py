@@ -4,6 +4,8 @@ RLIMIT_DATA counts what is mapped to be written and private, used or not, and re
 run takes relief and does the same step again. A cgroup counts what is used and kills; it holds what a rlimit can't see
 (files that are mapped, shared memory). Its tree belongs to whoever runs the machine, so one is made only where
 `TIERMESH_CGROUP` names a folder for it: of version 2 with memory in its `cgroup.subtree_control`, or of version 1.
+
+Where nobody set a limit it is what is free when the run begins, and no cgroup is made.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tiermesh.core.worker_death import CGROUP_VARIABLE, cgroup_name
-from tiermesh.errors import BadSpec
+from tiermesh.errors import BadSpec, OutOfMemory
+from tiermesh.kernel.training.memory import available_bytes
 
 MIN_ROOM_BYTES = 64 << 20
 """With less than this above what the libraries take already, not even a small model can be loaded."""
@@ -49,11 +54,38 @@ def apply(limit_bytes: int, environment: Mapping[str, str] = os.environ) -> Appl
     cgroup = _join_cgroup(environment.get(CGROUP_VARIABLE), limit_bytes)
     if reserved is None:
         return Applied(limit_bytes, None, cgroup)
-    wanted = reserved + limit_bytes - resident
+    return Applied(limit_bytes, _set(reserved + limit_bytes - resident), cgroup)
+
+
+def hold_at_free(mapped_bytes: int = 0) -> int | None:
+    """Where nobody set a limit: hold this process at what is free now, so that it is refused memory before the system
+    must kill for it. Gives the limit; None where nothing can be held, or the memory in question is a GPU's.
+
+    Nothing is kept back: the run takes relief by a limit that is a reserve below this one, and what is reserved without
+    being used counts here. `mapped_bytes` of files may be mapped besides, which takes no memory but counts.
+
+    Raises `OutOfMemory` when next to nothing is free.
+    """
+    reserved = _data_bytes()
+    if reserved is None or torch.cuda.is_available():
+        return None
+    free = available_bytes()
+    if free < MIN_ROOM_BYTES:
+        raise OutOfMemory(
+            f"not enough is free on this machine: {max(0, free) >> 20} MiB, and a model takes "
+            f"{MIN_ROOM_BYTES >> 20} MiB at least",
+            wanted_bytes=MIN_ROOM_BYTES,
+            device="cpu",
+        )
+    return _set(reserved + free + mapped_bytes)
+
+
+def _set(wanted: int) -> int:
+    """The limit that it is then: whoever started this process may have set one."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-    return Applied(limit_bytes, soft, cgroup)
+    return soft
 
 
 def _join_cgroup(parent: str | None, limit_bytes: int) -> Path | None:

@@ -93,14 +93,18 @@ def proportional_bytes() -> int | None:
 
 
 def free_bytes() -> int:
-    """What a run may take that was given no limit: the free memory of the machine, and of the container, less a
-    reserve, with what this process has already."""
+    """What a run may take that was given no limit: what is free, less a reserve, with what this process has already."""
+    return resident_bytes() + int(available_bytes() * (1 - RESERVE_SHARE))
+
+
+def available_bytes() -> int:
+    """What is free, of the machine and of the container."""
     free = psutil.virtual_memory().available
     cgroup = own_cgroup()
     if cgroup is not None:
         used, limit = cgroup_figures(cgroup)
         free = free if limit is None or used is None else min(free, limit - used)
-    return resident_bytes() + int(free * (1 - RESERVE_SHARE))
+    return free
 
 
 def trim() -> None:
