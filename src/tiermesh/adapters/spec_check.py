@@ -17,7 +17,6 @@ from tiermesh.adapters.layer_inspector import inspect_layers
 from tiermesh.adapters.model_source import LocalModel
 from tiermesh.adapters.run_plan import DataLook, check_libraries, look_at_file, machine_problems, trainable_model
 from tiermesh.errors import BadSpec, EnvironmentUnfit, ModelUnusable
-from tiermesh.hardware.profile import read_profile
 from tiermesh.protocol.training import Task, TrainingSpec
 from tiermesh.protocol.training_plugins import READER_FORMATS
 from tiermesh.protocol.training_problems import Problem, concerns, sound_part, spec_problems
@@ -39,28 +38,28 @@ class Findings:
     unseen: tuple[str, ...] = ()
 
 
-def check(data: Mapping[str, Any]) -> Findings:
+def check(data: Mapping[str, Any], *, has_gpu: bool) -> Findings:
     """All about a document as YAML or JSON give it, however wrong. Reads all of the data."""
     found = spec_problems(data)
     if isinstance(found, TrainingSpec):
-        return _checked(found, [])
+        return _checked(found, [], has_gpu)
     sound = sound_part(data, found)
-    return Findings(tuple(found)) if sound is None else _checked(sound, found)
+    return Findings(tuple(found)) if sound is None else _checked(sound, found, has_gpu)
 
 
-def obstacles(spec: TrainingSpec, model: LocalModel) -> tuple[Problem, ...]:
+def obstacles(spec: TrainingSpec, model: LocalModel, *, has_gpu: bool) -> tuple[Problem, ...]:
     """What a new run of a spec, whose model and files are here, would fail for as soon as it has read them. A large
     file of data is not looked at."""
     sizes = [Path(path).stat().st_size for _, path in _files(spec)]
     tokenizer = model.path if (model.path / "tokenizer_config.json").exists() else None
-    found = [*_machine_faults(spec), *_layer_faults(spec, model)]
+    found = [*_machine_faults(spec, has_gpu), *_layer_faults(spec, model)]
     if sum(sizes) > LOOKED_AT_BYTES or spec.data.format not in READER_FORMATS:
         return tuple(found)
     look = _look(spec, _files(spec), tokenizer if sum(sizes) <= TOKENISED_BYTES else None)
     return (*found, *look.problems, *_context_faults(spec, model, look))
 
 
-def _checked(spec: TrainingSpec, wrong: Sequence[Problem]) -> Findings:
+def _checked(spec: TrainingSpec, wrong: Sequence[Problem], has_gpu: bool) -> Findings:
     """Of the sound part of a spec that is `wrong` otherwise."""
 
     def told(path: str) -> bool:
@@ -68,7 +67,7 @@ def _checked(spec: TrainingSpec, wrong: Sequence[Problem]) -> Findings:
 
     problems = list(wrong)
     problems += [problem for problem in machine_problems(spec) if not told(problem.path)]
-    problems += _machine_faults(spec)
+    problems += _machine_faults(spec, has_gpu)
     model = None if told("model_name") else trainable_model(spec.model_name)
     if model is not None:
         problems += _layer_faults(spec, model)
@@ -118,9 +117,9 @@ def _look(
     return sum(looks, DataLook())
 
 
-def _machine_faults(spec: TrainingSpec) -> Iterator[Problem]:
+def _machine_faults(spec: TrainingSpec, has_gpu: bool) -> Iterator[Problem]:
     """What was asked for and this machine can't do, beside what it lacks by name."""
-    if spec.attention == "flash" and not (_is_installed("flash_attn") and read_profile(Path()).gpus):
+    if spec.attention == "flash" and not (has_gpu and _is_installed("flash_attn")):
         yield Problem("attention", "is 'flash', which needs an NVIDIA GPU and the package flash-attn; leave it at auto")
     wanted = (
         ("method", spec.method == "qlora", "bitsandbytes"),

@@ -137,8 +137,9 @@ def _refuse_hopeless(spec: TrainingSpec) -> None:
     from tiermesh.adapters.run_plan import trainable_model
     from tiermesh.adapters.spec_check import obstacles
     from tiermesh.errors import InvalidSpec
+    from tiermesh.hardware.profile import read_profile
 
-    if wrong := obstacles(spec, trainable_model(spec.model_name)):
+    if wrong := obstacles(spec, trainable_model(spec.model_name), has_gpu=bool(read_profile(Path()).gpus)):
         raise InvalidSpec(_one_line(wrong), param=wrong[0].path or None)
 
 

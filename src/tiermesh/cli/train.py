@@ -186,8 +186,9 @@ def validate(
     options and data of their formats.
     """
     from tiermesh.adapters.spec_check import check
+    from tiermesh.hardware.profile import read_profile
 
-    found = check(_spec_data(spec_file, {}, settings))
+    found = check(_spec_data(spec_file, {}, settings), has_gpu=bool(read_profile(Path()).gpus))
     if as_json:
         told = {"problems": _plain(found.problems), "left_out": _plain(found.left_out), "unseen": found.unseen}
         print(json.dumps({"valid": not found.problems, **told}, indent=2))

@@ -215,9 +215,9 @@ class TrainingSpec(Part):
     compile: bool = False
     """Compile the layers: faster steps after up to minutes of waiting at the first start (seconds at later ones)."""
     memory_limit: Annotated[int, BeforeValidator(_memory)] | None = None
-    """Memory that the run may take: bytes, or a text like `8 GB`. On Linux the system refuses it more, and the run makes
-    itself smaller. None: it makes itself smaller from what is free at the start less a tenth, and is refused more than
-    is free then; memory that others give back later is not counted. On a GPU nothing is refused in this way."""
+    """Memory that the run may take: bytes, or a text like `8 GB`. On Linux the system refuses it more, and the run
+    makes itself smaller. None: it makes itself smaller from what is free at the start less a tenth, and is refused more
+    than is free then; memory that others give back later is not counted. On a GPU nothing is refused in this way."""
 
     eval_path: Text | None = None
     """A file of held-out records; relative to the spec's own folder."""
@@ -241,8 +241,8 @@ class TrainingSpec(Part):
     go of."""
     keep_best: int = Field(1, ge=0, le=1000)
     """Checkpoints kept besides, counted from the lowest held-out loss. Each evaluation that finds a lower one saves, as
-    long as these saves take less than a tenth of the time. `mesh train eval RUN --best` looks at the best; the result is
-    the last state all the same, unless `early_stop` is set."""
+    long as these saves take less than a tenth of the time. `mesh train eval RUN --best` looks at the best; the result
+    is the last state all the same, unless `early_stop` is set."""
     merge: bool = False
     """Add the adapter to the model's weights at the end, and write a whole model instead of an adapter."""
 
