@@ -99,7 +99,6 @@ async def test_a_job_is_sent_and_followed_to_its_end(desk: Desk) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.long
 async def test_ctrl_c_lets_go_and_the_job_goes_on(desk: Desk) -> None:
     following = await desk.start("train", "run", "spec.yaml", "--name", "long", "--set", "num_epochs=2000")
     assert following.stdout is not None

@@ -106,7 +106,7 @@ def test_from_a_spec_to_an_adapter_that_is_better(desk: Path) -> None:
     assert found["loss"] == pytest.approx(best["loss"], abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_stopped_by_ctrl_c_it_goes_on_as_if_it_never_was(desk: Path) -> None:
     assert mesh(desk, "run", "spec.json", "--local", "--out", "whole")[0] == 0

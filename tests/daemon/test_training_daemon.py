@@ -47,6 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model.build_folder(folder / "tiny")
 
 
+@pytest.mark.long
 async def test_from_a_submission_to_a_result(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         job = await client.train(SPEC, data(), name="faq")
@@ -169,6 +170,7 @@ async def test_a_daemon_that_comes_back_at_once_waits_for_the_old_worker(tmp_pat
         ]
 
 
+@pytest.mark.long
 async def test_told_to_end_it_saves_and_the_next_daemon_goes_on(tmp_path: Path, model: Path) -> None:
     async with machine(tmp_path, model) as (desk, client), asyncio.timeout(LIMIT_S):
         job = await client.train(ENDLESS | {"num_epochs": 3}, data())
